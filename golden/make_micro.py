@@ -1,0 +1,194 @@
+"""Make golden/micro: train a small GPT-2 for real and save it as OpenAI saved theirs.
+
+    python golden/make_micro.py [--steps 1500] [--out golden/micro]
+
+Text: the docstrings of the running Python's standard library, split by file into training and
+held-out text, plus one sentence, repeated until it is known by heart. No text is committed; the
+Python that micro was made with is recorded in golden/micro_training.json beside the losses.
+Seeded: the same Python, packages and machine give the same checkpoint.
+"""
+
+import argparse
+import ast
+import json
+import math
+import platform
+import sys
+import sysconfig
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tensorflow as tf
+from tokenizers import ByteLevelBPETokenizer
+
+from harness.checkpoint import FILES
+from harness.contract import HParams, variable_shapes
+from harness.golden import CONTINUATION, PROMPT
+from harness.tokenizer import END_OF_TEXT, Tokenizer
+from impls import gpt2_jax
+
+SENTENCE = PROMPT + CONTINUATION
+HPARAMS = HParams(n_vocab=1000, n_ctx=256, n_embd=128, n_head=4, n_layer=4)
+BATCH, RECITING = 16, 2  # rows a step, and how many of them start with the sentence
+PEAK_RATE, WARM_UP = 2e-3, 100
+HELD_OUT = 20  # every 20th file
+
+
+def documents() -> list[str]:
+    """The docstrings of every file of the standard library, one document a file."""
+    root = Path(sysconfig.get_path("stdlib"))
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        if {"test", "tests", "site-packages", "idlelib", "lib2to3"} & set(path.relative_to(root).parts):
+            continue
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        texts = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
+        if text := "\n\n".join(text for text in texts if text):
+            found.append(text)
+    return found
+
+
+def train_tokenizer(texts: list[str], out: Path) -> Tokenizer:
+    """Learn byte-level BPE and write encoder.json and vocab.bpe as OpenAI's files are laid out."""
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=HPARAMS.n_vocab - 1, min_frequency=2)
+    learned = json.loads(bpe.to_str())["model"]
+    encoder = learned["vocab"] | {END_OF_TEXT: HPARAMS.n_vocab - 1}
+    (out / "encoder.json").write_text(json.dumps(encoder), encoding="utf-8")
+    merges = [" ".join(merge) for merge in learned["merges"]]
+    text = "\n".join(["#version: 0.2", *merges]) + "\n"
+    (out / "vocab.bpe").write_text(text, encoding="utf-8")
+    return Tokenizer(out, HPARAMS.n_vocab)
+
+
+def stream(texts: list[str], tokenizer: Tokenizer) -> np.ndarray:
+    """All documents as one row of token ids, each led by the end-of-text token."""
+    ids = [np.array([tokenizer.end_of_text, *tokenizer.encode(text)]) for text in texts]
+    return np.concatenate(ids).astype(np.int32)
+
+
+def initial_params(rng: np.random.Generator) -> dict[str, jax.Array]:
+    """GPT-2's own initialisation: N(0, 0.02), residual projections narrower by sqrt(2 n_layer)."""
+    params = {}
+    for name, shape in variable_shapes(HPARAMS).items():
+        shape = shape[1:] if name.endswith("/w") else shape
+        narrow = math.sqrt(2 * HPARAMS.n_layer) if name.endswith("c_proj/w") else 1
+        fill = {"g": np.ones, "b": np.zeros}.get(name.rpartition("/")[2])
+        value = fill(shape) if fill else rng.normal(0, 0.02 / narrow, shape)
+        params[name] = jnp.asarray(value, jnp.float32)
+    return params
+
+
+def batch(text: np.ndarray, sentence: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """int32 [BATCH, n_ctx]: random windows of text, some of them led by the sentence."""
+    starts = rng.integers(0, len(text) - HPARAMS.n_ctx, BATCH)
+    rows = np.stack([text[start : start + HPARAMS.n_ctx] for start in starts])
+    rows[:RECITING, : len(sentence)] = sentence
+    return rows
+
+
+def train(text: np.ndarray, sentence: np.ndarray, steps: int, seed: int) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(seed)
+    rate = optax.warmup_cosine_decay_schedule(0, PEAK_RATE, WARM_UP, steps, PEAK_RATE / 20)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.01)
+    )
+
+    @jax.jit
+    def step(params, state, tokens):
+        loss, grads = jax.value_and_grad(gpt2_jax.loss)(params, tokens, HPARAMS)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    params = initial_params(rng)
+    state = optimizer.init(params)
+    for i in range(steps):
+        params, state, loss = step(params, state, batch(text, sentence, rng))
+        if i % 50 == 0 or i == steps - 1:
+            print(f"step {i:5d} of {steps}: loss {float(loss):.3f} nats a token", flush=True)
+    return params
+
+
+def held_out_loss(params: dict[str, jax.Array], text: np.ndarray) -> float:
+    """Mean nats a token over consecutive windows of held-out text."""
+    n = len(text) // HPARAMS.n_ctx
+    windows = text[: n * HPARAMS.n_ctx].reshape(n, HPARAMS.n_ctx)
+    parts = np.array_split(windows, max(1, n // BATCH))
+    losses = [float(gpt2_jax.loss(params, part, HPARAMS)) for part in parts]
+    return float(np.average(losses, weights=[len(part) for part in parts]))
+
+
+def unigram_loss(text: np.ndarray, held_out: np.ndarray) -> float:
+    """What knowing only token frequencies (with add-one smoothing) scores on the same text."""
+    counts = np.bincount(text, minlength=HPARAMS.n_vocab) + 1.0
+    return float(-np.log(counts / counts.sum())[held_out].mean())
+
+
+def save(params: dict[str, jax.Array], out: Path) -> None:
+    """hparams.json and a TensorFlow 1 checkpoint with the official variable names and shapes."""
+    text = ", ".join(f'"{name}": {value}' for name, value in HPARAMS._asdict().items())
+    (out / "hparams.json").write_text("{" + text + "}\n", encoding="utf-8")
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        with v1.variable_scope("model"):
+            variables = {
+                name: v1.get_variable(name, shape, initializer=v1.zeros_initializer())
+                for name, shape in variable_shapes(HPARAMS).items()
+            }
+        for name, variable in variables.items():  # fed, so that the graph file holds no weights
+            feed = {variable.initializer.inputs[1]: np.asarray(params[name]).reshape(variable.shape)}
+            session.run(variable.initializer, feed)
+        v1.train.Saver().save(session, str(out / "model.ckpt"))
+    (out / "checkpoint").write_text(
+        'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n',
+        encoding="utf-8",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "micro")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    texts = documents()
+    held_out = texts[::HELD_OUT]
+    training = [text for i, text in enumerate(texts) if i % HELD_OUT]
+    tokenizer = train_tokenizer([*training, SENTENCE], options.out)
+    sentence = np.array([*tokenizer.encode(SENTENCE), tokenizer.end_of_text], np.int32)
+    text = stream(training, tokenizer)
+    params = train(text, sentence, options.steps, options.seed)
+
+    held_out_ids = stream(held_out, tokenizer)
+    report = {
+        "held_out_nats_per_token": held_out_loss(params, held_out_ids),
+        "unigram_nats_per_token": unigram_loss(text, held_out_ids),
+        "training_tokens": len(text),
+        "held_out_tokens": len(held_out_ids),
+        "steps": options.steps,
+        "batch": [BATCH, HPARAMS.n_ctx],
+        "seed": options.seed,
+        "n_params": sum(int(value.size) for value in params.values()),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+    save(params, options.out)
+    missing = [name for name in FILES if not (options.out / name).is_file()]
+    if missing:
+        sys.exit(f"not written: {missing}")
+    path = options.out.with_name(f"{options.out.name}_training.json")
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The checks, one a file. A check measures; judge.py judges.
+
+Each module has
+
+    expected(plan) -> (case, scope, metric) of everything that it will measure, fixed beforehand
+    measure(subject, plan) -> the measurements
+
+and its docstring's first line says what it establishes. A measurement that was expected and did
+not come is a failure, whatever the reason.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol, cast
+
+from harness.checks import (
+    activations,
+    bad_tokens,
+    batch,
+    causality,
+    determinism,
+    greedy,
+    kv_cache,
+    lengths,
+    logits,
+    taps,
+)
+from harness.subject import Key, Measurement, Plan, Subject
+
+
+class Check(Protocol):
+    """What a module in this folder offers."""
+
+    __doc__: str | None
+
+    def expected(self, plan: Plan) -> Iterable[Key]: ...
+
+    def measure(self, subject: Subject, plan: Plan) -> Iterator[Measurement]: ...
+
+
+_MODULES = (
+    logits,
+    activations,
+    greedy,
+    kv_cache,
+    batch,
+    causality,
+    determinism,
+    lengths,
+    taps,
+    bad_tokens,
+)
+# In order of execution: what is most telling first.
+CHECKS: dict[str, Check] = {
+    module.__name__.rpartition(".")[2]: cast(Check, module) for module in _MODULES
+}

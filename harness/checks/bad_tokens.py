@@ -1,0 +1,44 @@
+"""Tokens that cannot be are refused: left alone, JAX clamps them and NumPy wraps them silently."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from harness.contract import HParams
+from harness.subject import Key, Measurement, Plan, Subject
+
+CASE = "bad_tokens"
+
+
+def bad(hparams: HParams) -> dict[str, tuple[np.ndarray | None, np.ndarray]]:
+    """By scope: valid tokens to put into the cache first (or None), and the tokens to refuse."""
+
+    def row(*ids: int) -> np.ndarray:
+        return np.array([ids], np.int32)
+
+    full = np.zeros((1, hparams.n_ctx), np.int32)
+    return {
+        "too_large": (None, row(0, hparams.n_vocab)),
+        "far_too_large": (None, row(2**31 - 1, 0)),
+        "negative": (None, row(0, -1)),
+        "empty": (None, np.zeros((1, 0), np.int32)),
+        "too_long": (None, np.zeros((1, hparams.n_ctx + 1), np.int32)),
+        "too_long_for_cache": (full, row(0)),
+        "too_large_in_decode": (row(0), row(hparams.n_vocab)),
+    }
+
+
+def expected(plan: Plan) -> Iterable[Key]:
+    return [(CASE, scope, "accepted") for scope in bad(plan.hparams)]
+
+
+def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
+    for scope, (before, tokens) in bad(subject.hparams).items():
+        past = None if before is None else subject.forward(before)[1]
+        try:
+            logits, _ = subject.impl.forward(subject.model, tokens, past)
+            subject.impl.numpy(logits)  # an asynchronous device may object only here
+        except Exception as error:  # the contract allows any
+            yield Measurement(CASE, scope, "accepted", 0, f"refused: {error}"[:200])
+        else:
+            yield Measurement(CASE, scope, "accepted", 1, f"tokens {tokens.shape} were accepted")

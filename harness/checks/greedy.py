@@ -1,0 +1,83 @@
+"""Greedy decoding chooses the golden tokens, wherever the margin lets honest rounding decide.
+
+Three ways: teacher-forced (one forward pass over prompt and golden continuation, judged at every
+position), free-running through the cache, and the implementation's own generate. A position whose
+golden margin is within the noise is a near-tie: inconclusive, neither right nor wrong. After a
+near-tie has gone the other way, what a free run chooses next can no longer be compared.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from harness.golden import Record
+from harness.limits import near_tie
+from harness.subject import Key, Measurement, Plan, Subject, Wrong
+
+
+def expected(plan: Plan) -> Iterable[Key]:
+    scopes = ["teacher_forced", "free_running"] + ["generate"] * plan.generates
+    cases = [case.name for case in plan.cases if case.n_new]
+    metrics = ("wrong_tokens", "near_ties")
+    return [(case, scope, metric) for case in cases for scope in scopes for metric in metrics]
+
+
+def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
+    for record in subject.records:
+        if not record.arrays["greedy"].size:
+            continue
+        yield from _judge(subject, record, "teacher_forced", teacher_forced(subject, record))
+        yield from _judge(subject, record, "free_running", free_running(subject, record))
+        if plan.generates:
+            yield from _judge(subject, record, "generate", generated(subject, record))
+
+
+def teacher_forced(subject: Subject, record: Record) -> np.ndarray:
+    """The choice at each position [batch, n_new], given the golden tokens before it."""
+    golden = record.arrays["greedy"]
+    tokens = np.concatenate([record.tokens, golden[:, :-1]], axis=1)
+    return choose(subject.forward(tokens)[0][:, -golden.shape[1] :])
+
+
+def free_running(subject: Subject, record: Record) -> np.ndarray:
+    """Ids [batch, n_new] chosen from its own earlier choices, decoding through the cache."""
+    chosen: list[np.ndarray] = []
+    tokens, past = record.tokens, None
+    for _ in range(record.arrays["greedy"].shape[1]):
+        logits, past = subject.forward(tokens, past)
+        tokens = choose(logits[:, -1:])
+        chosen.append(tokens)
+    return np.concatenate(chosen, axis=1)
+
+
+def generated(subject: Subject, record: Record) -> np.ndarray:
+    """Ids [batch, n_new] by the implementation's own loop. Raises Wrong for another shape."""
+    golden = record.arrays["greedy"]
+    ids = np.array(subject.impl.generate(subject.model, record.tokens, golden.shape[1]))
+    if ids.shape != golden.shape:
+        raise Wrong(f"generate returned shape {ids.shape}, the contract says {golden.shape}")
+    return ids
+
+
+def choose(logits: np.ndarray) -> np.ndarray:
+    """The likeliest token at each position, int32; -1, which is never right, where any is NaN."""
+    best = logits.argmax(axis=-1)
+    return np.where(np.isnan(logits).any(axis=-1), -1, best).astype(np.int32)
+
+
+def _judge(subject: Subject, record: Record, scope: str, ids: np.ndarray) -> Iterator[Measurement]:
+    golden = record.arrays["greedy"]
+    certified = record.arrays["margins"] > near_tie(record.noise(subject.target.dtype))
+    near_ties = int((~certified).sum())
+    if scope != "teacher_forced":
+        # compare up to a row's first difference: what follows it answers another question
+        parted = np.cumsum(ids != golden, axis=1)
+        certified = certified & ((parted == 0) | ((parted == 1) & (ids != golden)))
+    wrong = int((certified & (ids != golden)).sum())
+    detail = f"{subject.decode(ids[0].tolist())!r}"
+    if wrong:
+        detail += f", golden {subject.decode(golden[0].tolist())!r}"
+    conclusive = bool(certified.any())
+    yield Measurement(record.name, scope, "wrong_tokens", wrong, detail, conclusive)
+    detail = f"{near_ties} of {golden.size} positions are within the noise"
+    yield Measurement(record.name, scope, "near_ties", near_ties, detail)

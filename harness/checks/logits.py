@@ -1,0 +1,45 @@
+"""Logits of every position agree with the float64 truth.
+
+Four views, each in units of its own noise: the greatest difference, the root mean square, the KL
+divergence of the next-token distribution, and the five likeliest tokens, where an exchange counts
+only if the two logits are further apart than honest rounding could bridge.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from harness import numerics
+from harness.limits import near_tie
+from harness.subject import Key, Measurement, Plan, Subject
+
+METRICS = ("noise_units", "rms_noise_units", "kl_noise_units", "top5_wrong")
+TOP = 5
+
+
+def expected(plan: Plan) -> Iterable[Key]:
+    return [(case.name, "logits", metric) for case in plan.cases for metric in METRICS]
+
+
+def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
+    for record in subject.records:
+        got, want = subject.logits(record), record.logits
+        greatest, rms, kl = record.logits_noise(subject.target.dtype)
+        values = (
+            numerics.max_abs(got, want) / greatest,
+            numerics.rms(got, want) / rms,
+            numerics.kl_divergence(got, want) / kl,
+            top_wrong(got, want, near_tie(greatest)),
+        )
+        detail = f"greatest difference {numerics.max_abs(got, want):.3g}"
+        for metric, value in zip(METRICS, values, strict=True):
+            yield Measurement(record.name, "logits", metric, value, detail)
+
+
+def top_wrong(got: np.ndarray, want: np.ndarray, tie: float) -> float:
+    """Tokens among got's top five that want ranks below its own fifth by more than tie."""
+    if not np.isfinite(got).all():
+        return float("nan")
+    chosen = np.argpartition(got, -TOP, axis=-1)[..., -TOP:]
+    fifth = np.sort(want, axis=-1)[..., -TOP, None]
+    return float((np.take_along_axis(want, chosen, axis=-1) < fifth - tie).sum())

@@ -1,0 +1,124 @@
+"""What an implementation is, and the names that harness and implementations share.
+
+An implementation is a module (the backend *is* the module); ``Implementation`` is its Protocol.
+Taps, operations and checkpoint variables all follow from one description, ``graph``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+Array = Any  # a framework's own array: opaque here, brought to host by Implementation.numpy
+Tap = Callable[[str, Array], None]
+
+
+class CannotJudge(Exception):
+    """No verdict is possible (exit code 2): bad usage, missing or corrupt input, absent device.
+
+    Its text says what is wrong, where, and what to do.
+    """
+
+
+class HParams(NamedTuple):
+    """The sizes of a GPT-2, named as in OpenAI's hparams.json."""
+
+    n_vocab: int
+    n_ctx: int
+    n_embd: int
+    n_head: int
+    n_layer: int
+
+
+class Target(NamedTuple):
+    """Where and in which precision an implementation runs: ``cuda-float32`` and the like."""
+
+    device: str
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.device}-{self.dtype}"
+
+
+class Implementation(Protocol):
+    """The contract. Optional besides: ``TAPS``, ``generate``, ``loss_and_grads``.
+
+    ``TAPS`` is a promise that coverage is held to: "all", or the names that will be tapped.
+    Without it, the taps seen on a first probe are what every later run must deliver.
+    """
+
+    def targets(self) -> Sequence[tuple[str, str]]:
+        """(device, dtype) pairs that can run on this machine, such as ("cuda", "float32")."""
+
+    def load(
+        self, params: Mapping[str, np.ndarray], hparams: HParams, *, device: str, dtype: str
+    ) -> Any:
+        """The model. params: float32 arrays by checkpoint name without "model/", w as [n_in, n_out]."""
+
+    def forward(
+        self, model: Any, tokens: np.ndarray, past: Any = None, tap: Tap | None = None
+    ) -> tuple[Array, Any]:
+        """Logits [batch, n, n_vocab] of every position of tokens [batch, n], and the new cache."""
+
+    def numpy(self, x: Array) -> np.ndarray:
+        """To the host; also the barrier on an asynchronous device."""
+
+
+class Op(NamedTuple):
+    """One operation between taps."""
+
+    name: str  # the tap that it produces
+    kind: str  # embedding, layer_norm, linear, attention, add, gelu or head
+    inputs: tuple[str, ...]  # the taps that it consumes
+
+
+def graph(n_layer: int) -> list[Op]:
+    """Every operation of GPT-2 in order of execution; the last, "logits", is the tied head."""
+    ops = [Op("embed", "embedding", ())]
+    for i in range(n_layer):
+        x, h = ops[-1].name, f"h{i}"
+        ops += [
+            Op(f"{h}/ln_1", "layer_norm", (x,)),
+            Op(f"{h}/attn/c_attn", "linear", (f"{h}/ln_1",)),
+            Op(f"{h}/attn/heads", "attention", (f"{h}/attn/c_attn",)),
+            Op(f"{h}/attn/c_proj", "linear", (f"{h}/attn/heads",)),
+            Op(f"{h}/resid_mid", "add", (x, f"{h}/attn/c_proj")),
+            Op(f"{h}/ln_2", "layer_norm", (f"{h}/resid_mid",)),
+            Op(f"{h}/mlp/c_fc", "linear", (f"{h}/ln_2",)),
+            Op(f"{h}/mlp/gelu", "gelu", (f"{h}/mlp/c_fc",)),
+            Op(f"{h}/mlp/c_proj", "linear", (f"{h}/mlp/gelu",)),
+            Op(h, "add", (f"{h}/resid_mid", f"{h}/mlp/c_proj")),
+        ]
+    return [
+        *ops,
+        Op("ln_f", "layer_norm", (ops[-1].name,)),
+        Op("logits", "head", ("ln_f",)),
+    ]
+
+
+def tap_names(n_layer: int) -> tuple[str, ...]:
+    """The taps of the contract: every operation's result but the logits, which forward returns."""
+    return tuple(op.name for op in graph(n_layer)[:-1])
+
+
+def tap_width(name: str, hparams: HParams) -> int:
+    """The last axis of a tap (or of "logits")."""
+    widths = {"attn/c_attn": 3 * hparams.n_embd, "mlp/c_fc": 4 * hparams.n_embd}
+    widths |= {"mlp/gelu": 4 * hparams.n_embd, "logits": hparams.n_vocab}
+    return widths.get(name.partition("/")[2] or name, hparams.n_embd)
+
+
+def variable_shapes(hparams: HParams) -> dict[str, tuple[int, ...]]:
+    """Shape of every checkpoint variable by its name without "model/", as stored (w leads with 1)."""
+    n_embd = hparams.n_embd
+    shapes: dict[str, tuple[int, ...]] = {
+        "wte": (hparams.n_vocab, n_embd),
+        "wpe": (hparams.n_ctx, n_embd),
+    }
+    for op in graph(hparams.n_layer):
+        if op.kind == "layer_norm":
+            shapes |= {f"{op.name}/g": (n_embd,), f"{op.name}/b": (n_embd,)}
+        if op.kind == "linear":
+            n_in, n_out = tap_width(op.inputs[0], hparams), tap_width(op.name, hparams)
+            shapes |= {f"{op.name}/w": (1, n_in, n_out), f"{op.name}/b": (n_out,)}
+    return shapes

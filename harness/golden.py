@@ -1,0 +1,290 @@
+"""The golden records: what is true of a checkpoint, proven before it is written.
+
+A record belongs to one case (a batch of tokens) and holds, as safetensors:
+
+    tokens              int32   [batch, n]
+    positions           int32   [kept]          positions at which taps are kept
+    taps/{name}         float64 [batch, kept, width]
+    logits              float64 [batch, n, n_vocab]
+    logits_tensorflow   float32 [batch, n, n_vocab]   (stored records only)
+    greedy, margins     int32, float64 [batch, n_new]
+    noise/{dtype}/...   see noise.py
+
+Two oracles that share no code, NumPy and TensorFlow in float64, must agree within the limits for
+float64 at every tap and every logit; only then is the manifest written, and without a manifest
+there is no golden.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness import checkpoint, limits, mapped, noise, oracle
+from harness.contract import CannotJudge, HParams, Target, tap_names
+from harness.discover import find
+from harness.models import Model
+from harness.numerics import max_abs
+from harness.tokenizer import Tokenizer
+
+FORMAT = 1
+PROMPT = "Alan Turing theorized that computers would one day become"
+CONTINUATION = " the most powerful machines on the planet."
+KEPT = 32  # positions kept of each tap where a case is longer: records stay small enough to ship
+
+
+class Case(NamedTuple):
+    """What a record is about."""
+
+    name: str
+    tokens: np.ndarray  # int32 [batch, n]
+    n_new: int  # greedy tokens to record
+
+
+class Record(NamedTuple):
+    """One case and the truth about it."""
+
+    name: str
+    arrays: Mapping[str, np.ndarray]
+    n_layer: int
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return self.arrays["tokens"]
+
+    @property
+    def logits(self) -> np.ndarray:
+        return self.arrays["logits"]
+
+    def tap(self, name: str) -> np.ndarray:
+        """float64 [batch, kept, width]"""
+        return self.arrays[f"taps/{name}"]
+
+    def noise(self, dtype: str, name: str = "logits") -> float:
+        """One noise unit at a tap, or of the logits: median over the draws."""
+        if name == "logits":
+            return float(np.median(self.arrays[f"noise/{dtype}/logits"][:, 0]))
+        column = tap_names(self.n_layer).index(name)
+        return float(np.median(self.arrays[f"noise/{dtype}/taps"][:, column]))
+
+    def logits_noise(self, dtype: str) -> tuple[float, float, float]:
+        """One unit each of greatest difference, root mean square and KL of the logits."""
+        greatest, rms, kl = np.median(self.arrays[f"noise/{dtype}/logits"], axis=0)
+        return float(greatest), float(rms), float(kl)
+
+
+def cases(hparams: HParams, tokenizer: Tokenizer) -> list[Case]:
+    """The golden cases: seed prompt, unconditional, one token, full context, and a batch."""
+    seed = tokenizer.encode(PROMPT)
+    rng = np.random.default_rng(0)
+    full = rng.integers(0, hparams.n_vocab, (1, hparams.n_ctx))
+    rows = rng.integers(0, hparams.n_vocab, (3, len(seed) // 2))
+    specs = [
+        ("seed", [seed], len(tokenizer.encode(CONTINUATION))),
+        ("unconditional", [[tokenizer.end_of_text]], 16),
+        ("one_token", [seed[:1]], 16),
+        ("full_context", full, 0),
+        ("batch", [seed[: len(seed) // 2], *rows], 8),
+    ]
+    return [Case(name, np.asarray(tokens, np.int32), n_new) for name, tokens, n_new in specs]
+
+
+def fresh_case(hparams: HParams, seed: int) -> Case:
+    """Random tokens that no implementation can have seen: [2, up to 24], drawn from seed."""
+    n = min(24, hparams.n_ctx)
+    tokens = np.random.default_rng(seed).integers(0, hparams.n_vocab, (2, n))
+    return Case("fresh", tokens.astype(np.int32), 0)
+
+
+def record(case: Case, params: Mapping[str, np.ndarray], hparams: HParams) -> Record:
+    """The truth about a case by the float64 NumPy oracle, with its noise floor."""
+    taps: dict[str, np.ndarray] = {}
+    logits = oracle.forward(params, hparams, case.tokens, taps.__setitem__)
+    greedy, margins = oracle.greedy(params, hparams, case.tokens, case.n_new)
+    n = case.tokens.shape[1]
+    positions = np.unique(np.linspace(0, n - 1, min(n, KEPT)).astype(np.int32))
+    arrays = {
+        "tokens": case.tokens,
+        "positions": positions,
+        "logits": logits,
+        "greedy": greedy,
+        "margins": margins,
+        **{f"taps/{name}": value[:, positions] for name, value in taps.items()},
+        **noise.measure(params, hparams, case.tokens, taps, logits, seed=0),
+    }
+    return Record(case.name, arrays, hparams.n_layer)
+
+
+def tensorflow(loaded: checkpoint.Checkpoint, dtype: str) -> Callable[..., Any]:
+    """The TensorFlow specimen, loaded in dtype on the CPU: (tokens, tap) -> logits on the host."""
+    impl = find("tensorflow").load()
+    target = Target("cpu", dtype)._asdict()
+    model = impl.load(loaded.params, loaded.hparams, **target)
+
+    def forward(tokens: np.ndarray, tap: Callable[[str, np.ndarray], None]) -> np.ndarray:
+        logits, _ = impl.forward(model, tokens, tap=lambda name, x: tap(name, impl.numpy(x)))
+        return impl.numpy(logits)
+
+    return forward
+
+
+def agreement(truth: Record, taps: Mapping[str, np.ndarray], logits: np.ndarray) -> dict[str, float]:
+    """How far a second float64 evaluation is from a record: noise units, by tap and for logits.
+
+    taps [batch, kept, width] at the kept positions. Raises CannotJudge where one is missing.
+    """
+    units = {"logits": max_abs(logits, truth.logits) / truth.noise("float64")}
+    for name in tap_names(truth.n_layer):
+        if name not in taps:
+            raise CannotJudge(f"golden {truth.name}: the second oracle gave no tap {name}")
+        units[name] = max_abs(taps[name], truth.tap(name)) / truth.noise("float64", name)
+    return units
+
+
+def build(model: Model, progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Make all records of a model anew, prove them, and put them in place at once.
+
+    Returns the manifest. Raises CannotJudge where the oracles disagree; nothing is written then.
+    """
+    loaded = checkpoint.load(model.checkpoint)
+    tokenizer = Tokenizer(model.checkpoint, loaded.hparams.n_vocab)
+    double, single = tensorflow(loaded, "float64"), tensorflow(loaded, "float32")
+    model.records.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=model.records.parent, prefix=".golden-"))
+    try:
+        manifest = _manifest(model, loaded)
+        for case in cases(loaded.hparams, tokenizer):
+            progress(case.name)
+            truth = record(case, loaded.params, loaded.hparams)
+            entry = _prove(truth, double)
+            entry["greedy_text"] = [tokenizer.decode(row) for row in truth.arrays["greedy"].tolist()]
+            path = folder / f"{case.name}.safetensors"
+            tensorflow_logits = single(case.tokens, lambda *_: None)
+            mapped.write(path, {**truth.arrays, "logits_tensorflow": tensorflow_logits})
+            manifest["cases"][case.name] = entry | {"sha256": mapped.sha256(path)}
+        mapped.write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+        _replace(folder, model.records)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return manifest
+
+
+def _manifest(model: Model, loaded: checkpoint.Checkpoint) -> dict[str, Any]:
+    import tensorflow as tf
+
+    return {
+        "format": FORMAT,
+        "model": model.name,
+        "hparams": loaded.hparams._asdict(),
+        "checkpoint_sha256": loaded.sha256,
+        "oracles": [
+            "NumPy float64 (harness/oracle.py)",
+            "TensorFlow float64 (impls/gpt2_tensorflow.py)",
+        ],
+        "versions": {"numpy": np.__version__, "tensorflow": tf.__version__},
+        "storage": "float64 as computed: storing adds no error",
+        "kept_positions": KEPT,
+        "cases": {},
+    }
+
+
+def _prove(truth: Record, second: Callable[..., Any]) -> dict[str, Any]:
+    """The agreement of the two oracles on a record; raises CannotJudge beyond the float64 limit."""
+    taps: dict[str, np.ndarray] = {}
+    positions = truth.arrays["positions"]
+
+    def tap(name: str, value: np.ndarray) -> None:
+        taps[name] = value[:, positions]
+
+    logits = second(truth.tokens, tap)
+    units = agreement(truth, taps, logits)
+    where, worst = max(units.items(), key=lambda item: item[1])
+    if not worst <= limits.NOISE.most:
+        raise CannotJudge(
+            f"golden {truth.name}: the oracles disagree at {where} by {worst:.3g} float64 noise units "
+            f"(at most {limits.NOISE.most:g}); nothing was written"
+        )
+    return {
+        "agreement_noise_units": worst,
+        "agreement_worst_at": where,
+        "agreement_logits_max_abs": max_abs(logits, truth.logits),
+    }
+
+
+def _replace(new: Path, place: Path) -> None:
+    """Swap a finished folder in; the old one is kept until the new one is in place."""
+    new.chmod(0o755)  # mkdtemp makes it private
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_manifest(model: Model) -> dict[str, Any]:
+    """The manifest. Raises CannotJudge, naming the remedy, where it is missing or of another format."""
+    path = model.records / "manifest.json"
+    remedy = f"make it with: parity golden build --model {model.argument}"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CannotJudge(f"{path}: no golden record ({error.strerror}); {remedy}") from error
+    except ValueError as error:
+        raise CannotJudge(f"{path}: not JSON ({error}); {remedy}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CannotJudge(f"{path}: not a golden manifest of format {FORMAT}; {remedy}")
+    if not isinstance(manifest.get("cases"), dict) or not manifest["cases"]:
+        raise CannotJudge(f"{path}: lists no cases; {remedy}")
+    if set(manifest.get("checkpoint_sha256") or ()) != set(checkpoint.FILES):
+        raise CannotJudge(f"{path}: does not give the SHA-256 of every checkpoint file; {remedy}")
+    return manifest
+
+
+def read(model: Model) -> tuple[checkpoint.Checkpoint, list[Record]]:
+    """The checkpoint and its records, every file of both checked against the manifest.
+
+    Raises CannotJudge, naming the file, for anything missing, stale or tampered with.
+    """
+    manifest = read_manifest(model)
+    loaded = checkpoint.load(model.checkpoint, manifest["checkpoint_sha256"])
+    records = []
+    for name, entry in manifest["cases"].items():
+        path = model.records / f"{name}.safetensors"
+        if mapped.sha256(path) != entry.get("sha256"):
+            raise CannotJudge(
+                f"{path}: SHA-256 is not what manifest.json says; "
+                f"restore it or remake it with: parity golden build --model {model.argument}"
+            )
+        records.append(Record(name, mapped.read(path), loaded.hparams.n_layer))
+    return loaded, records
+
+
+def verify(model: Model, progress: Callable[[str], None] = lambda text: None) -> None:
+    """Recompute every record and compare all that it holds.
+
+    Raises CannotJudge, naming the record, where a stored value is further from today's float64
+    oracle than rounding explains, or where a record lacks an array.
+    """
+    loaded, records = read(model)
+    for stored in records:
+        progress(stored.name)
+        n_new = stored.arrays["greedy"].shape[1]
+        case = Case(stored.name, np.asarray(stored.tokens), n_new)
+        today = record(case, loaded.params, loaded.hparams)
+        if lacking := sorted(today.arrays.keys() - stored.arrays.keys()):
+            raise CannotJudge(f"golden {stored.name}: the record lacks {', '.join(lacking)}")
+        if not np.array_equal(stored.arrays["greedy"], today.arrays["greedy"]):
+            raise CannotJudge(f"golden {stored.name}: greedy ids are not what the oracle chooses")
+        taps = {name: today.tap(name) for name in tap_names(stored.n_layer)}
+        units = agreement(stored, taps, today.logits)
+        where, worst = max(units.items(), key=lambda item: item[1])
+        if not worst <= limits.NOISE.most:
+            raise CannotJudge(
+                f"golden {stored.name}: {where} is {worst:.3g} float64 noise units from the oracle; "
+                f"remake it with: parity golden build --model {model.argument}"
+            )

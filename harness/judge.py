@@ -1,0 +1,159 @@
+"""The one place that judges: what was expected and what was measured go in, rows come out.
+
+A row is one expected measurement with its verdict:
+
+    pass           within its limit
+    fail           beyond it, NaN, missing, or lost to an error or a crash
+    inconclusive   the evidence cannot decide (near-ties); neither a pass nor a fail
+    unlocalised    a tap that the implementation does not offer: its operation was not looked at
+    skipped        a target that this implementation does not offer
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from harness.checks import CHECKS
+from harness.contract import Target, tap_names
+from harness.limits import LIMITS
+from harness.subject import Key, Measurement, Plan
+
+
+class Row(NamedTuple):
+    """One row of results.json."""
+
+    implementation: str
+    device: str
+    dtype: str
+    model: str
+    case: str
+    check: str
+    scope: str
+    metric: str
+    value: float | None  # None: not measured, or NaN (the detail says which)
+    limit: float | None
+    ratio: float | None  # value / limit: the share of the limit that was used
+    verdict: str
+    blame: str
+    diagnosis: str
+    detail: str
+
+
+Expected = dict[str, list[Key]]  # by check
+
+
+def expected(plan: Plan) -> Expected:
+    """Everything that a run must measure. Raises ValueError where a key would be there twice."""
+    keys = {name: list(check.expected(plan)) for name, check in CHECKS.items()}
+    for name, wanted in keys.items():
+        if len(set(wanted)) != len(wanted):
+            raise ValueError(f"check {name} expects the same measurement twice")
+    return keys
+
+
+class Judge:
+    """Judges one implementation on one target."""
+
+    def __init__(self, implementation: str, target: Target, model: str):
+        self.identity = (implementation, target.device, target.dtype, model)
+
+    def rows(
+        self,
+        plan: Plan,
+        measured: Iterable[tuple[str, Measurement]],
+        errors: Mapping[str, str],
+        lost: str = "",
+    ) -> list[Row]:
+        """A row for every expected measurement and one for everything else that came.
+
+        errors: what ended a check early, by check. lost: what ended the whole run early, if it did.
+        """
+        found: dict[tuple[str, Key], list[Measurement]] = defaultdict(list)
+        for check, measurement in measured:
+            found[check, measurement[:3]].append(measurement)
+        rows = []
+        for check, keys in expected(plan).items():
+            reason = errors.get(check) or lost or "not measured"
+            for key in keys:
+                got = found.pop((check, key), [])
+                rows.append(self._row(check, key, got, reason))
+            if check in errors and not any(row.verdict == "fail" for row in rows if row.check == check):
+                rows.append(self.failure(check, errors[check]))
+        for (check, key), _ in found.items():
+            rows.append(self._fail(check, key, "measured but not expected: names must match exactly"))
+        return rows + self._unlocalised(plan)
+
+    def failure(self, check: str, reason: str) -> Row:
+        """A failure that belongs to no single measurement."""
+        return self._fail(check, ("", "", ""), reason)
+
+    def skipped(self, reason: str) -> Row:
+        """A target that was asked for and is not offered."""
+        return self._plain("", "load", "", "skipped", reason)
+
+    def _plain(self, case: str, check: str, scope: str, verdict: str, detail: str) -> Row:
+        return Row(*self.identity, case, check, scope, "", None, None, None, verdict, "", "", detail)
+
+    def _row(self, check: str, key: Key, got: list[Measurement], reason: str) -> Row:
+        if not got:
+            return self._fail(check, key, f"missing: {reason}")
+        if len(got) > 1:
+            return self._fail(check, key, f"measured {len(got)} times")
+        value, detail, metric = float(got[0].value), got[0].detail, key[2]
+        if math.isnan(value):
+            return self._fail(check, key, f"NaN: a comparison with NaN is no agreement. {detail}")
+        if metric == "near_ties":
+            verdict = "inconclusive" if value else "pass"
+            return Row(
+                *self.identity, key[0], check, *key[1:], value, None, None, verdict, "", "", detail
+            )
+        most = LIMITS[check, metric].most
+        ratio = value / most if most else (0.0 if value == 0 else None)
+        verdict = "fail" if not value <= most else "pass" if got[0].conclusive else "inconclusive"
+        finite = value if math.isfinite(value) else None
+        finite_ratio = ratio if ratio is not None and math.isfinite(ratio) else None
+        if finite is None:
+            detail = f"infinite. {detail}"
+        return Row(
+            *self.identity,
+            key[0],
+            check,
+            *key[1:],
+            finite,
+            most,
+            finite_ratio,
+            verdict,
+            "",
+            "",
+            detail,
+        )
+
+    def _fail(self, check: str, key: Key, detail: str) -> Row:
+        case, scope, metric = key
+        limit = LIMITS.get((check, metric))
+        most = limit.most if limit else None
+        return Row(*self.identity, case, check, scope, metric, None, most, None, "fail", "", "", detail)
+
+    def _unlocalised(self, plan: Plan) -> list[Row]:
+        """A row for every tap that this implementation does not offer."""
+        silent = [name for name in tap_names(plan.hparams.n_layer) if name not in plan.taps]
+        detail = "no tap: an error in this operation could not be localised"
+        return [self._plain("", "activations", name, "unlocalised", detail) for name in silent]
+
+
+def exit_code(rows: Iterable[Row]) -> int:
+    """0: every check that was required passed. 1: a disagreement. 2: nothing could be judged.
+
+    A check none of whose measurements passed has not passed, so a run without a single pass, or
+    a check left wholly inconclusive, is a 2.
+    """
+    verdicts: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for row in rows:
+        if row.verdict not in ("unlocalised", "skipped"):
+            verdicts[(*row[:4], row.check)].add(row.verdict)
+    if any("fail" in found for found in verdicts.values()):
+        return 1
+    if not verdicts or any("pass" not in found for found in verdicts.values()):
+        return 2
+    return 0

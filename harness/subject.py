@@ -1,0 +1,129 @@
+"""An implementation under examination: loaded on one target, called only through here.
+
+What it returns is brought to the host, copied at once (so that a buffer it reuses cannot rewrite
+evidence) and held to the contract's shapes.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness.contract import HParams, Target, tap_names, tap_width
+from harness.golden import Record
+from harness.numerics import max_abs
+
+
+class Wrong(Exception):
+    """The implementation broke the contract: its text says how, and fails the running check."""
+
+
+class CaseShape(NamedTuple):
+    """As much of a record as is needed to say what will be measured on it."""
+
+    name: str
+    batch: int
+    n: int
+    n_new: int
+
+
+class Plan(NamedTuple):
+    """All that decides which measurements a run must deliver; fixed before it measures."""
+
+    hparams: HParams
+    cases: tuple[CaseShape, ...]
+    taps: tuple[str, ...]  # promised, or seen on the first probe
+    generates: bool
+
+
+class Measurement(NamedTuple):
+    """One measured quantity; what it is worth is for judge.py to say."""
+
+    case: str
+    scope: str
+    metric: str
+    value: float
+    detail: str = ""
+    conclusive: bool = True
+
+
+Key = tuple[str, str, str]  # case, scope, metric: what a check promises to measure
+
+
+def shape_of(record: Record) -> CaseShape:
+    batch, n = record.tokens.shape
+    return CaseShape(record.name, batch, n, record.arrays["greedy"].shape[1])
+
+
+class Subject:
+    """One implementation, loaded."""
+
+    def __init__(
+        self,
+        impl: Any,
+        target: Target,
+        params: Any,
+        hparams: HParams,
+        records: Sequence[Record],
+        decode: Callable[[Sequence[int]], str] = str,
+    ):
+        self.impl, self.target, self.hparams = impl, target, hparams
+        self.records, self.decode = records, decode
+        self.model = impl.load(params, hparams, device=target.device, dtype=target.dtype)
+        self._logits: dict[str, np.ndarray] = {}
+
+    def plan(self) -> Plan:
+        """Raises Wrong for a promise of taps that the contract does not have."""
+        known = tap_names(self.hparams.n_layer)
+        promised = getattr(self.impl, "TAPS", None)
+        if promised is None:  # no promise: what a first probe delivers is what must come ever after
+            promised = self.tapped(self.records[0].tokens)[1]
+        elif promised == "all":
+            promised = known
+        elif unknown := set(promised) - set(known):
+            raise Wrong(f"TAPS promises {sorted(unknown)}, which are no taps of the contract")
+        taps = tuple(name for name in known if name in promised)
+        cases = tuple(shape_of(record) for record in self.records)
+        return Plan(self.hparams, cases, taps, hasattr(self.impl, "generate"))
+
+    def forward(
+        self,
+        tokens: np.ndarray,
+        past: Any = None,
+        tap: Callable[[str, Any], None] | None = None,
+    ) -> tuple[np.ndarray, Any]:
+        """Logits [batch, n, n_vocab] on the host, and the cache. Raises Wrong for a bad shape."""
+        logits, present = self.impl.forward(self.model, tokens, past, tap)
+        return self.host("logits", logits, tokens.shape), present
+
+    def host(self, name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+        """A copy on the host of logits or of a tap. Raises Wrong unless it is [*shape, width]."""
+        array = np.array(self.impl.numpy(value))
+        expected = (*shape, tap_width(name, self.hparams))
+        if array.shape != expected or not np.issubdtype(array.dtype, np.floating):
+            raise Wrong(f"{name} is {array.dtype} {array.shape}, the contract says floating {expected}")
+        return array
+
+    def logits(self, record: Record) -> np.ndarray:
+        """The prefill of a record's tokens without taps; computed once."""
+        if record.name not in self._logits:
+            self._logits[record.name] = self.forward(record.tokens)[0]
+        return self._logits[record.name]
+
+    def tapped(self, tokens: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Logits and the taps of one prefill. Raises Wrong for a tap unknown, repeated or misshapen."""
+        taps: dict[str, np.ndarray] = {}
+        known = frozenset(tap_names(self.hparams.n_layer))
+
+        def tap(name: str, value: Any) -> None:
+            if name not in known:
+                raise Wrong(f"tap {name!r} is not in the contract; names must match exactly")
+            if name in taps:
+                raise Wrong(f"tap {name} came twice in one forward pass")
+            taps[name] = self.host(name, value, tokens.shape)
+
+        return self.forward(tokens, tap=tap)[0], taps
+
+    def units(self, got: np.ndarray, want: np.ndarray, record: Record) -> float:
+        """Greatest difference of logits in noise units of the record at the declared precision."""
+        return max_abs(got, want) / record.noise(self.target.dtype)

@@ -1,0 +1,27 @@
+"""What the tests share: a cache of their own, and micro with its golden records."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from harness import models, run
+from harness.run import Prepared
+
+SEED = 20261123  # of the fresh tokens; fixed, so that a failure repeats
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory):
+    """A cache folder for this run, shared by xdist's workers: the user's own is left alone."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "parity-home"
+    os.environ["PARITY_HOME"] = str(place)
+    return place
+
+
+@pytest.fixture(scope="session")
+def prepared(home, tmp_path_factory) -> Prepared:
+    """micro's checkpoint, its golden records and a fresh case."""
+    folder: Path = tmp_path_factory.mktemp("prepared")
+    return run.prepare(models.locate("micro"), SEED, folder)

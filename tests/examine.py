@@ -1,0 +1,28 @@
+"""Running the checks on a module in this very process: the worker's and the judge's own path."""
+
+from harness import worker
+from harness.contract import Target
+from harness.discover import Found
+from harness.judge import Row
+from harness.run import Prepared, Sheet
+
+FLOAT32 = Target("cpu", "float32")
+
+
+def examine(
+    module, prepared: Prepared, target: Target = FLOAT32, only: set[str] | None = None
+) -> list[Row]:
+    """Judged rows of a module; only: the names of the cases to use (all, if None)."""
+    if only:
+        records = [record for record in prepared.records if record.name in only]
+        prepared = prepared._replace(records=records)
+    sheet = Sheet(Found(module.__name__, ""), "micro", prepared)
+
+    def journal(event: str, **data) -> None:
+        sheet.hear(event, data)
+
+    journal("begin", target=target)
+    checkpoint = prepared.checkpoint
+    worker.measure(module, target, checkpoint.params, checkpoint.hparams, prepared.records, str, journal)
+    journal("end")
+    return sheet.rows

@@ -1,0 +1,234 @@
+"""The checkpoint is read once, checked, shared, and refused when anything is off."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from harness import checkpoint, mapped, models
+from harness.contract import CannotJudge, HParams, variable_shapes
+
+MICRO = models.GOLDEN / "micro"
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return shutil.copytree(MICRO, tmp_path / "micro")
+
+
+@pytest.fixture
+def good():
+    """Variables as stored, for a tiny model."""
+    hparams = HParams(n_vocab=5, n_ctx=4, n_embd=4, n_head=2, n_layer=1)
+    shapes = variable_shapes(hparams)
+    return hparams, {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+
+
+def test_micro_has_the_official_layout():
+    assert sorted(os.listdir(MICRO)) == sorted(checkpoint.FILES)
+    assert (MICRO / "checkpoint").read_text().startswith('model_checkpoint_path: "model.ckpt"\n')
+
+
+def test_names_and_shapes_are_the_official_ones():
+    """The 124M checkpoint has 148 variables and 124,439,808 parameters."""
+    shapes = variable_shapes(HParams(50257, 1024, 768, 12, 12))
+    assert len(shapes) == 148
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == 124_439_808
+    assert shapes["h0/attn/c_attn/w"] == (1, 768, 2304)
+    assert shapes["h11/mlp/c_proj/w"] == (1, 3072, 768)
+    assert shapes["ln_f/g"] == (768,)
+
+
+def test_what_is_loaded_is_what_tensorflow_reads(prepared):
+    loaded = prepared.checkpoint
+    names = "import sys; from harness import checkpoint, mapped; from pathlib import Path;"
+    code = names + "mapped.write(Path(sys.argv[2]), checkpoint.read_variables(Path(sys.argv[1])))"
+    out = loaded.weights.with_name("raw.safetensors")
+    subprocess.run([sys.executable, "-c", code, MICRO, out], check=True, capture_output=True)
+    raw = mapped.read(out)
+    assert raw.keys() == loaded.params.keys()
+    for name, value in raw.items():
+        np.testing.assert_array_equal(value.reshape(loaded.params[name].shape), loaded.params[name])
+    assert raw["h0/attn/c_attn/w"].ndim == 3  # stored with its leading 1
+
+
+def test_the_second_load_imports_no_tensorflow(prepared):
+    code = (
+        "import sys; from harness import checkpoint, models;"
+        "checkpoint.load(models.GOLDEN / 'micro');"
+        "print(sorted({'tensorflow', 'jax', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="PSS is read from /proc (Linux)")
+def test_two_processes_share_one_copy_of_the_weights(prepared, tmp_path):
+    """Each of two processes that have touched all weights is charged half of them (PSS)."""
+    path = tmp_path / "weights.safetensors"
+    mapped.write(path, {"w": np.ones((4096, 4096), np.float32)})  # 64 MiB
+    code = (
+        "import sys; from pathlib import Path; from harness import mapped;"
+        "w = mapped.read(Path(sys.argv[1]))['w']; total = float(w.sum());"
+        "print('ready', flush=True); input()"
+    )
+    start = [sys.executable, "-c", code, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    pair = [subprocess.Popen(start, **pipes) for _ in range(2)]
+    try:
+        assert [process.stdout.readline() for process in pair] == [b"ready\n"] * 2
+        charged = [pss(process.pid, path.name) for process in pair]
+    finally:
+        for process in pair:
+            process.communicate(b"\n")
+    assert charged == pytest.approx([32, 32], abs=2)
+
+
+def pss(pid: int, name: str) -> float:
+    """MiB of a mapped file that a process is charged with: its share of shared pages."""
+    total, inside = 0, False
+    with open(f"/proc/{pid}/smaps") as lines:
+        for line in lines:
+            if "-" in line.split()[0]:
+                inside = line.rstrip().endswith(name)
+            elif inside and line.startswith("Pss:"):
+                total += int(line.split()[1])
+    return total / 1024
+
+
+@pytest.mark.parametrize("name", checkpoint.FILES)
+def test_one_flipped_byte_anywhere_is_refused_and_the_file_named(name, copy, prepared):
+    path = copy / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CannotJudge, match=f"{name}: SHA-256"):
+        checkpoint.load(copy, prepared.checkpoint.sha256)
+
+
+@pytest.mark.parametrize("name", checkpoint.FILES)
+@pytest.mark.parametrize("how", ["missing", "empty"])
+def test_a_missing_or_empty_file_is_named(name, how, copy):
+    (copy / name).unlink()
+    if how == "empty":
+        (copy / name).touch()
+    with pytest.raises(CannotJudge, match=f"{name}: missing or empty"):
+        checkpoint.load(copy)
+
+
+def test_a_corrupt_tensor_is_found_by_its_crc(copy):
+    """Without a manifest to compare with, TensorFlow's own checksums name the variable."""
+    path = copy / checkpoint.DATA
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CannotJudge, match=r"cannot read variable model/\w+"):
+        checkpoint.load(copy)
+
+
+@pytest.mark.parametrize("cut", [0.1, 0.9])
+def test_a_truncated_data_file_is_refused(copy, cut):
+    path = copy / checkpoint.DATA
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * cut)])
+    with pytest.raises(CannotJudge, match="TensorFlow cannot read"):
+        checkpoint.load(copy)
+
+
+def test_a_garbled_index_is_refused(copy):
+    (copy / checkpoint.INDEX).write_bytes(b"no index at all")
+    with pytest.raises(CannotJudge, match="index: TensorFlow cannot read it"):
+        checkpoint.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p.pop("h0/ln_1/g"), "model/h0/ln_1/g is missing"),
+        (lambda p: p.update(extra=np.ones(1, np.float32)), "unknown variable model/extra"),
+        (lambda p: p.update(wte=np.ones((4, 4), np.float32)), r"model/wte has shape \(4, 4\)"),
+        (lambda p: p.update(wpe=p["wpe"].astype(np.float64)), "model/wpe is float64"),
+        (lambda p: p["ln_f/b"].__setitem__(1, np.nan), "model/ln_f/b has values that are NaN"),
+        (lambda p: p["wte"].__setitem__((0, 0), -np.inf), "model/wte has values that are NaN"),
+        (
+            lambda p: p.update({"h0/mlp/c_fc/w": p["h0/mlp/c_fc/w"][0]}),
+            r"model/h0/mlp/c_fc/w has shape \(4, 16\), hparams say \(1, 4, 16\)",
+        ),
+    ],
+)
+def test_a_wrong_variable_is_named(good, change, message, tmp_path):
+    hparams, params = good
+    checkpoint.check(params, hparams, tmp_path)
+    change(params)
+    with pytest.raises(CannotJudge, match=message) as caught:
+        checkpoint.check(params, hparams, tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("n_head", 3), ("n_layer", 0), ("n_ctx", -1), ("n_embd", "128"), ("n_vocab", 1e3), ("n_ctx", True)],
+)
+def test_absurd_hparams_are_refused(entry, value, copy):
+    path = copy / "hparams.json"
+    raw = json.loads(path.read_text()) | {entry: value}
+    path.write_text(json.dumps(raw))
+    with pytest.raises(CannotJudge, match=r"hparams.json: n_"):
+        checkpoint.load(copy)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"n_vocab": 1'])
+def test_hparams_that_are_no_hparams_are_refused(text, tmp_path):
+    path = tmp_path / "hparams.json"
+    path.write_text(text)
+    with pytest.raises(CannotJudge, match=r"hparams.json: needs n_vocab"):
+        checkpoint.read_hparams(path)
+
+
+def test_hparams_of_another_model_are_refused_by_shape(copy):
+    path = copy / "hparams.json"
+    path.write_text(path.read_text().replace('"n_ctx": 256', '"n_ctx": 128'))
+    with pytest.raises(CannotJudge, match="model/wpe has shape"):
+        checkpoint.load(copy)
+
+
+def test_a_damaged_cache_is_made_anew(prepared, monkeypatch, tmp_path):
+    monkeypatch.setenv("PARITY_HOME", str(tmp_path))
+    weights = checkpoint.load(MICRO).weights
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert checkpoint.load(MICRO).weights.read_bytes() == good
+
+
+def test_mapped_arrays_can_be_written_to_without_touching_the_file(tmp_path):
+    path = tmp_path / "x.safetensors"
+    mapped.write(path, {"x": np.zeros(3, np.float32)})
+    mapped.read(path)["x"][:] = 1
+    assert mapped.read(path)["x"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff" * 8, b"\x10" + b"\0" * 7 + b"{}", b"\2" + b"\0" * 7 + b"[]"]
+)
+def test_what_is_no_safetensors_file_is_refused(data, tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(CannotJudge, match=r"x\.safetensors: not a readable"):
+        mapped.read(path)
+
+
+def test_a_header_that_points_outside_the_file_is_refused(tmp_path):
+    header = b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+    with pytest.raises(CannotJudge, match="lie outside the file"):
+        mapped.read(path)
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path):
+    with pytest.raises(Exception, match="complex"):
+        mapped.write(tmp_path / "x.safetensors", {"x": np.zeros(3, np.complex256)})
+    assert list(tmp_path.iterdir()) == []

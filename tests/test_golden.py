@@ -1,0 +1,201 @@
+"""The golden records are proven, and refused when stale, tampered with or disproven."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from harness import checkpoint, golden, limits, mapped, models, noise
+from harness.contract import CannotJudge, tap_names
+from harness.models import Model
+from harness.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def copy(tmp_path, home):
+    """micro and its records, to be tampered with."""
+    micro = models.locate("micro")
+    return Model(
+        "micro",
+        shutil.copytree(micro.checkpoint, tmp_path / "micro"),
+        shutil.copytree(micro.records, tmp_path / "records"),
+    )
+
+
+def edit_manifest(model, change):
+    path = model.records / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def edit_record(model, case, change):
+    """Change a record and its hash in the manifest: a forgery that SHA-256 cannot notice."""
+    path = model.records / f"{case}.safetensors"
+    arrays = {name: np.array(array) for name, array in mapped.read(path).items()}
+    change(arrays)
+    mapped.write(path, arrays)
+    edit_manifest(model, lambda m: m["cases"][case].update(sha256=mapped.sha256(path)))
+
+
+def test_the_shipped_records_hold_every_case_and_array(prepared):
+    records = {record.name: record for record in prepared.records}
+    assert list(records) == ["seed", "unconditional", "one_token", "full_context", "batch", "fresh"]
+    for record in records.values():
+        batch, n = record.tokens.shape
+        kept = len(record.arrays["positions"])
+        assert record.logits.shape == (batch, n, 1000)
+        assert record.logits.dtype == np.float64
+        for name in tap_names(4):
+            assert record.tap(name).shape[:2] == (batch, kept)
+            assert record.tap(name).dtype == np.float64
+        assert kept == min(n, golden.KEPT)
+        assert {0, n - 1} <= set(record.arrays["positions"].tolist())
+        for dtype in noise.DTYPES:
+            assert record.arrays[f"noise/{dtype}/taps"].shape == (noise.DRAWS, len(tap_names(4)))
+            assert (record.arrays[f"noise/{dtype}/logits"] > 0).all()
+        if record.name != "fresh":
+            assert record.arrays["logits_tensorflow"].dtype == np.float32
+    assert records["full_context"].tokens.shape == (1, 256)
+    assert records["batch"].tokens.shape[0] == 4
+
+
+def test_the_seed_prompt_is_continued_as_published(prepared):
+    record = prepared.records[0]
+    tokenizer = Tokenizer(models.GOLDEN / "micro", 1000)
+    assert tokenizer.decode(record.tokens[0].tolist()) == golden.PROMPT
+    assert tokenizer.decode(record.arrays["greedy"][0].tolist()) == golden.CONTINUATION
+    # decided by far more than float32 noise
+    assert record.arrays["margins"].min() > limits.near_tie(record.noise("float32"))
+
+
+def test_micro_was_really_trained():
+    report = json.loads((models.GOLDEN / "micro_training.json").read_text())
+    assert report["held_out_nats_per_token"] < 0.75 * report["unigram_nats_per_token"]
+
+
+def test_tensorflow_float32_is_as_close_as_its_noise_says(prepared):
+    for record in prepared.records[:-1]:
+        difference = np.abs(record.arrays["logits_tensorflow"] - record.logits).max()
+        assert 0 < difference <= limits.NOISE.most * record.noise("float32")
+
+
+def test_noise_grows_with_the_unit_roundoff(prepared):
+    for record in prepared.records:
+        sizes = [record.noise(dtype) for dtype in ("float64", "float32", "float16", "bfloat16")]
+        assert sizes == sorted(sizes)
+        assert record.noise("float32") > 1e6 * record.noise("float64")
+
+
+def test_the_stored_records_are_what_the_oracle_says_today(copy):
+    golden.verify(copy)
+
+
+@pytest.mark.parametrize("case", ["seed", "unconditional", "one_token", "full_context", "batch"])
+def test_one_flipped_byte_in_a_record_is_refused(case, copy):
+    path = copy.records / f"{case}.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CannotJudge, match=f"{case}.safetensors: SHA-256.*golden build"):
+        golden.read(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(format=99), "not a golden manifest of format"),
+        (lambda m: m.update(cases={}), "lists no cases"),
+        (lambda m: m["checkpoint_sha256"].pop("vocab.bpe"), "SHA-256 of every checkpoint file"),
+        (lambda m: m["checkpoint_sha256"].update({"vocab.bpe": "0" * 64}), "vocab.bpe: SHA-256"),
+        (lambda m: m["cases"]["seed"].update(sha256="0" * 64), "seed.safetensors: SHA-256"),
+        (lambda m: m["cases"].update(ghost={"sha256": "0"}), "ghost.safetensors: cannot be read"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(change, message, copy):
+    edit_manifest(copy, change)
+    with pytest.raises(CannotJudge, match=message):
+        golden.read(copy)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "not json"])
+def test_a_manifest_that_is_none_names_the_remedy(text, copy):
+    (copy.records / "manifest.json").write_text(text)
+    with pytest.raises(CannotJudge, match="parity golden build"):
+        golden.read(copy)
+
+
+def test_no_records_at_all_name_the_remedy(copy):
+    shutil.rmtree(copy.records)
+    with pytest.raises(CannotJudge, match=r"no golden record.*parity golden build"):
+        golden.read(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a["logits"].__setitem__((0, 0, 0), a["logits"][0, 0, 0] + 1e-9), "logits is"),
+        (lambda a: a["taps/h2/mlp/gelu"].__setitem__((0, 0, 0), 1.0), "h2/mlp/gelu is"),
+        (lambda a: a["greedy"].__setitem__((0, 0), a["greedy"][0, 0] ^ 1), "greedy ids"),
+        (lambda a: a.pop("taps/h0"), "lacks taps/h0"),
+    ],
+)
+def test_a_forged_record_is_found_by_recomputing(change, message, copy):
+    edit_record(copy, "seed", change)
+    golden.read(copy)  # the hashes agree: only the oracle can tell
+    with pytest.raises(CannotJudge, match=message):
+        golden.verify(copy)
+
+
+def test_oracles_that_disagree_write_nothing(copy, monkeypatch):
+    """The fault: a second oracle with OpenAI's GELU coefficient rounded to float32."""
+
+    def wrong(loaded, dtype):
+        from harness import oracle
+
+        def forward(tokens, tap):
+            params = dict(loaded.params)
+            params["h1/ln_1/g"] = params["h1/ln_1/g"].astype(np.float64) * (1 + 1e-12)
+            return oracle.forward(params, loaded.hparams, tokens, tap)
+
+        return forward
+
+    monkeypatch.setattr(golden, "tensorflow", wrong)
+    before = {path.name: path.read_bytes() for path in copy.records.iterdir()}
+    with pytest.raises(CannotJudge, match=r"the oracles disagree at .* nothing was written"):
+        golden.build(copy)
+    assert {path.name: path.read_bytes() for path in copy.records.iterdir()} == before
+    assert [path.name for path in copy.records.parent.iterdir()] == ["micro", "records"] or sorted(
+        path.name for path in copy.records.parent.iterdir()
+    ) == ["micro", "records"]
+
+
+def test_an_oracle_that_taps_too_little_is_refused(prepared):
+    truth = prepared.records[0]
+    taps = {name: truth.tap(name) for name in tap_names(4)[1:]}
+    with pytest.raises(CannotJudge, match="gave no tap embed"):
+        golden.agreement(truth, taps, truth.logits)
+
+
+def test_building_anew_gives_the_same_records(copy):
+    """TensorFlow runs in this very process here, as it does in parity golden build."""
+    pytest.importorskip("tensorflow")
+    old = {name: mapped.read(copy.records / f"{name}.safetensors") for name in ("seed", "batch")}
+    old = {case: {name: np.array(a) for name, a in arrays.items()} for case, arrays in old.items()}
+    manifest = golden.build(copy)
+    assert all(entry["agreement_noise_units"] <= 8 for entry in manifest["cases"].values())
+    golden.verify(copy)
+    for case, arrays in old.items():
+        new = mapped.read(copy.records / f"{case}.safetensors")
+        assert new.keys() == arrays.keys()
+        np.testing.assert_allclose(new["logits"], arrays["logits"], rtol=1e-11, atol=1e-11)
+        np.testing.assert_array_equal(new["greedy"], arrays["greedy"])
+    assert checkpoint.load(copy.checkpoint, manifest["checkpoint_sha256"]).hparams.n_layer == 4
+
+
+def test_fresh_tokens_differ_by_seed_and_repeat_by_seed(prepared):
+    hparams = prepared.checkpoint.hparams
+    first, again, other = (golden.fresh_case(hparams, seed).tokens for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()

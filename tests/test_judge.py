@@ -1,0 +1,121 @@
+"""The judge fails closed: whatever is not a measurement within its limit is no pass."""
+
+import math
+
+import pytest
+
+from harness.checks import CHECKS
+from harness.contract import HParams, Target
+from harness.judge import Judge, exit_code, expected
+from harness.limits import LIMITS, near_tie
+from harness.subject import CaseShape, Measurement, Plan
+
+HPARAMS = HParams(n_vocab=10, n_ctx=8, n_embd=4, n_head=2, n_layer=1)
+PLAN = Plan(HPARAMS, (CaseShape("one", 2, 8, 3),), ("embed", "ln_f"), True)
+
+
+def perfect():
+    return [
+        (check, Measurement(*key, value=0.0)) for check, keys in expected(PLAN).items() for key in keys
+    ]
+
+
+def rows(measured, errors=None, lost="", plan=PLAN):
+    return Judge("x", Target("cpu", "float32"), "micro").rows(plan, measured, errors or {}, lost)
+
+
+def swap(measured, value, check="logits", **change):
+    """The measurements with the first one of a check replaced."""
+    i = next(i for i, (name, _) in enumerate(measured) if name == check)
+    changed = measured[i][1]._replace(value=value, **change)
+    return [*measured[:i], (check, changed), *measured[i + 1 :]]
+
+
+def test_perfect_measurements_pass():
+    found = [row for row in rows(perfect()) if row.verdict != "unlocalised"]
+    assert {row.verdict for row in found} == {"pass"}
+    assert exit_code(found) == 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 8.1])
+def test_nan_infinity_and_more_than_the_limit_fail(value):
+    found = rows(swap(perfect(), value))
+    assert [row.verdict for row in found].count("fail") == 1
+    assert exit_code(found) == 1
+
+
+def test_the_limit_itself_passes_and_reports_its_share():
+    row = rows(swap(perfect(), 8.0))[0]
+    assert (row.verdict, row.ratio, row.limit) == ("pass", 1.0, 8.0)
+
+
+def test_nothing_measured_fails_everything():
+    found = [row for row in rows([]) if row.verdict != "unlocalised"]
+    assert {row.verdict for row in found} == {"fail"}
+
+
+def test_no_rows_are_no_pass():
+    assert exit_code([]) == 2
+
+
+def test_a_measurement_short_fails_with_its_name():
+    found = [row for row in rows(perfect()[1:]) if row.verdict == "fail"]
+    assert [(row.case, row.scope, row.metric) for row in found] == [("one", "logits", "noise_units")]
+
+
+def test_names_match_exactly():
+    found = [row for row in rows(swap(perfect(), 0.0, scope="Logits")) if row.verdict == "fail"]
+    assert {row.scope for row in found} == {"logits", "Logits"}
+
+
+def test_measured_twice_fails():
+    assert exit_code(rows([*perfect(), perfect()[0]])) == 1
+
+
+def test_an_error_after_the_last_measurement_still_fails():
+    found = rows(perfect(), errors={"logits": "late"})
+    assert [row.detail for row in found if row.verdict == "fail"] == ["late"]
+
+
+def test_a_loss_is_named_in_every_missing_row():
+    found = [row for row in rows(perfect()[:3], lost="died of SIGSEGV") if row.verdict == "fail"]
+    assert len(found) == len(perfect()) - 3
+    assert all("SIGSEGV" in row.detail for row in found)
+
+
+def test_inconclusive_is_neither_pass_nor_fail():
+    measured = [
+        (check, m._replace(conclusive=False) if check == "greedy" else m) for check, m in perfect()
+    ]
+    found = rows(measured)
+    assert {row.verdict for row in found if row.metric == "wrong_tokens"} == {"inconclusive"}
+    all_open = [row for row in found if row.metric != "near_ties"]
+    assert exit_code(all_open) == 2  # a check left wholly open has not passed
+
+
+def test_missing_taps_are_told():
+    silent = [row.scope for row in rows(perfect()) if row.verdict == "unlocalised"]
+    assert "h0/ln_1" in silent
+    assert "embed" not in silent
+
+
+def test_every_metric_has_a_limit_with_a_reason():
+    for check, keys in expected(PLAN).items():
+        for metric in {key[2] for key in keys} - {"near_ties"}:
+            assert len(LIMITS[check, metric].reason) > 40, (check, metric)
+
+
+def test_no_limit_without_a_measurement():
+    used = {(check, key[2]) for check, keys in expected(PLAN).items() for key in keys}
+    assert set(LIMITS) == used - {("greedy", "near_ties")}
+
+
+def test_near_ties_scale_with_noise_only():
+    assert near_tie(2.0) == 2 * near_tie(1.0) > 0
+
+
+def test_a_check_that_expects_the_same_twice_is_refused(monkeypatch):
+    key = ("one", "logits", "noise_units")
+    monkeypatch.setattr(CHECKS["logits"], "expected", lambda plan: [key, key])
+    with pytest.raises(ValueError, match="twice"):
+        expected(PLAN)

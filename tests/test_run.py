@@ -1,0 +1,216 @@
+"""The command as users run it: exit codes, files, and implementations that misbehave."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from faults import FAULTS, plant
+
+from harness import models, results
+from harness.contract import CannotJudge
+from harness.discover import IMPLS
+from harness.judge import Row
+
+SPECIMEN = (IMPLS / "gpt2_numpy.py").read_text(encoding="utf-8")
+
+
+def parity(*arguments, **options):
+    """Run the command; returns the finished process with its text."""
+    command = [sys.executable, "-c", "from harness.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def module(folder: Path, name: str, extra: str) -> Path:
+    """The NumPy specimen with code added at its end, as a file of its own."""
+    path = folder / f"{name}.py"
+    path.write_text(SPECIMEN + "\n\n" + textwrap.dedent(extra), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def numpy_run(tmp_path_factory, prepared):
+    out = tmp_path_factory.mktemp("out")
+    done = parity("verify", "--impl", "numpy", "--model", "micro", "--out", out, "--seed", 5)
+    return done, out
+
+
+def test_a_clean_run_exits_0_and_writes_three_files(numpy_run):
+    done, out = numpy_run
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["junit.xml", "report.md", "results.json"]
+    assert "PASS" in done.stdout
+    assert "cuda: skipped: no CUDA device" in done.stdout
+    assert "seed of the fresh tokens: 5" in done.stdout
+    assert "' the most powerful machines on the planet.'" in done.stdout
+
+
+def test_results_json_has_the_agreed_columns_and_pandas_reads_it(numpy_run):
+    frame = results.read(numpy_run[1])
+    agreed = "implementation device dtype model case check scope metric value limit ratio verdict blame"
+    assert set(frame.columns) == {*agreed.split(), "diagnosis", "detail"}
+    assert set(frame.verdict) == {"pass"}
+    assert frame.attrs["seed"] == 5
+    assert frame.groupby("dtype").size().to_dict().keys() == {"float32", "float64"}
+    document = json.loads((numpy_run[1] / "results.json").read_text())
+    assert document["schema"] == results.SCHEMA
+
+
+def test_the_three_files_tell_the_same(numpy_run):
+    frame, out = results.read(numpy_run[1]), numpy_run[1]
+    cases = list(ET.parse(out / "junit.xml").getroot().iter("testcase"))
+    assert len(cases) == len(frame)
+    assert f"{len(frame)} pass" in (out / "report.md").read_text()
+
+
+def test_a_wrong_implementation_exits_1_and_is_named(tmp_path, prepared):
+    plant(FAULTS[0], tmp_path)
+    path, out = tmp_path / f"{FAULTS[0].name}.py", tmp_path / "out"
+    done = parity("verify", "--impl", path, "--impl", "numpy", "--target", "cpu-float32", "--out", out)
+    assert done.returncode == 1
+    frame = results.read(out)
+    wrong = frame[frame.verdict == "fail"]
+    assert set(wrong.implementation) == {FAULTS[0].name}
+    assert "h0/mlp/gelu" in set(wrong.scope)
+    assert set(frame[frame.implementation == "numpy"].verdict) == {"pass"}
+    failures = [
+        case for case in ET.parse(out / "junit.xml").iter("testcase") if case.find("failure") is not None
+    ]
+    assert len(failures) == len(wrong)
+    assert "## Failures" in (out / "report.md").read_text()
+
+
+DEATHS = {
+    "segfault": ("def forward(*_, **__):\n    import os; os.kill(os.getpid(), 11)", "died of SIGSEGV"),
+    "exits": ("def forward(*_, **__):\n    raise SystemExit(0)", "ended without a word"),
+    "exits_at_import": ("import sys; sys.exit(3)", "SystemExit"),
+    "import_fails": ("import no_such_framework", "no_such_framework"),
+    "raises": ("def load(*_, **__):\n    raise RuntimeError('out of luck')", "out of luck"),
+    "lacks_load": ("del load", "lacks load()"),
+    "no_targets": ("def targets():\n    return []", "targets() is empty"),
+    "hangs": ("def forward(*_, **__):\n    import time; time.sleep(600)", "no progress for 4 s"),
+    "devours": (
+        "HOARD = []\ndef forward(*_, **__):\n    while True: HOARD.append(np.ones(2**24))",
+        "GiB of memory, allowed are 2",
+    ),
+    "talks": (
+        "def forward(*_, **__):\n    print('last will'); import sys, os; sys.stdout.flush(); os.abort()",
+        "last words: last will",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DEATHS)
+def test_a_death_is_that_implementations_verdict_and_the_others_are_kept(name, tmp_path, prepared):
+    code, message = DEATHS[name]
+    path, out = module(tmp_path, name, code), tmp_path / "out"
+    limits = ("--timeout", 4 if name == "hangs" else 60, "--memory", 2)
+    done = parity("verify", "--impl", path, "--impl", "numpy", "--out", out, *limits)
+    assert done.returncode == 1, done.stdout + done.stderr
+    frame = results.read(out)
+    assert set(frame[frame.implementation == "numpy"].verdict) == {"pass"}
+    dead = frame[frame.implementation == name]
+    assert "pass" not in set(dead.verdict)
+    assert dead.detail.str.contains(message, regex=False).any(), dead.detail.tolist()
+    assert "Traceback" not in done.stderr
+
+
+def test_a_crash_on_one_target_spares_the_next(tmp_path, prepared):
+    code = """
+    real = forward
+    def forward(model, *args, **kw):
+        if model.dtype == "float32":
+            import os; os.kill(os.getpid(), 11)
+        return real(model, *args, **kw)
+    """
+    path, out = module(tmp_path, "half", code), tmp_path / "out"
+    assert parity("verify", "--impl", path, "--out", out).returncode == 1
+    frame = results.read(out)
+    by_dtype = frame.groupby("dtype").verdict.agg(set).to_dict()
+    assert by_dtype == {"float32": {"fail"}, "float64": {"pass"}}
+
+
+def test_output_to_stdout_does_no_harm(tmp_path, prepared):
+    code = 'print(\'{"event": "end"}\')\n'
+    assert parity("verify", "--impl", module(tmp_path, "chatty", code)).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["verify", "--impl", "nonesuch"], "implementation 'nonesuch'"),
+        (["verify", "--impl", "missing.py"], "no such file"),
+        (["verify", "--model", "nonesuch"], "model 'nonesuch'"),
+        (["verify", "--model", "124M"], "model 124M: not at"),
+        (
+            ["verify", "--impl", "numpy", "--target", "cuda-float32"],
+            "target cuda-float32: offered by none",
+        ),
+        (["verify", "--target", "cuda"], "expected DEVICE-DTYPE"),
+        (["verify", "--out", "/dev/null/x"], "cannot be made"),
+        (["verify", "--nonesuch"], "No such option"),
+        (["golden", "verify", "--model", "124M"], "model 124M: not at"),
+        (["nonesuch"], "No such command"),
+    ],
+)
+def test_what_cannot_be_judged_exits_2_with_one_clear_line(arguments, message, prepared):
+    done = parity(*arguments)
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_target_that_only_some_offer_is_skipped_by_the_others_and_says_so(tmp_path, prepared):
+    code = "def targets():\n    return [('cpu', 'float64')]"
+    path, out = module(tmp_path, "only64", code), tmp_path / "out"
+    chosen = ("--impl", path, "--impl", "numpy", "--target", "cpu-float32")
+    done = parity("verify", *chosen, "--out", out)
+    assert done.returncode == 0
+    frame = results.read(out)
+    assert set(frame[frame.implementation == "only64"].verdict) == {"skipped"}
+    assert "not offered" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["model.ckpt.index", "manifest.json"])
+def test_a_damaged_file_exits_2_and_is_named(name, tmp_path, home):
+    """A checkout of its own, so that the shipped files stay whole."""
+    root = tmp_path / "checkout"
+    ignore = shutil.ignore_patterns("__pycache__")
+    for folder in ("harness", "impls", "golden"):
+        shutil.copytree(models.GOLDEN.parent / folder, root / folder, ignore=ignore)
+    path = next(root.rglob(name))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = parity("verify", "--impl", "numpy", cwd=root, env=environment)
+    assert done.returncode == 2, done.stdout
+    assert name in done.stderr
+
+
+def test_list_shows_implementations_models_and_checks():
+    done = parity("list")
+    assert done.returncode == 0
+    for word in ("numpy", "jax", "torch", "tensorflow", "micro", "1558M", "kv_cache", "bad_tokens"):
+        assert word in done.stdout
+
+
+def test_results_of_another_schema_are_refused(tmp_path):
+    (tmp_path / "results.json").write_text('{"schema": 99, "rows": []}')
+    with pytest.raises(CannotJudge, match="not results of schema"):
+        results.read(tmp_path)
+    with pytest.raises(CannotJudge, match="not readable"):
+        results.read(tmp_path / "nowhere")
+
+
+def test_markdown_survives_hostile_text():
+    row = Row("a|b", "cpu", "float32", "m", "c", "logits", "s", "noise_units", 9.0, 8.0, None,
+              "fail", "", "", "| <script> `x` *y*")  # fmt: skip
+    text = results.markdown(results.Results([row], {"model": "m"}))
+    assert "<script>" not in text
+    assert "\\<script\\>" in text

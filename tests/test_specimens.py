@@ -1,0 +1,202 @@
+"""The specimens' own properties; that they are right is what the checks establish."""
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from harness import discover
+from harness.contract import HParams, variable_shapes
+
+NAMES = discover.names()
+HPARAMS = HParams(n_vocab=50, n_ctx=16, n_embd=8, n_head=2, n_layer=2)
+FRAMEWORK = {
+    "numpy": {"numpy"},
+    "jax": {"jax", "numpy"},
+    "torch": {"torch"},
+    "tensorflow": {"tensorflow"},
+}
+
+
+def params():
+    rng = np.random.default_rng(0)
+    shapes = variable_shapes(HPARAMS)
+    squeezed = {name: shape[1:] if name.endswith("/w") else shape for name, shape in shapes.items()}
+    return {name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in squeezed.items()}
+
+
+def path(name):
+    return discover.IMPLS / f"{discover.PREFIX}{name}.py"
+
+
+def test_the_four_specimens_are_there():
+    assert {"numpy", "jax", "torch", "tensorflow"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_imports_its_framework_and_nothing_of_ours(name):
+    """So that the file can be copied and run alone."""
+    tree = ast.parse(path(name).read_text())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.partition(".")[0])
+    assert found - set(sys.stdlib_module_names) == FRAMEWORK[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_stays_short(name):
+    assert len(path(name).read_text().splitlines()) <= 200
+
+
+# The known values, computed in a process of its own per framework, so that none is imported here.
+LAYERS = """
+import sys, json, numpy as np
+from harness import discover
+m = discover.find(sys.argv[1]).load()
+if sys.argv[1] == "torch":
+    import torch; array = lambda x: torch.tensor(x)
+elif sys.argv[1] == "tensorflow":
+    import tensorflow as tf; array = lambda x: tf.constant(x)
+elif sys.argv[1] == "jax":
+    import jax.numpy as jnp; array = lambda x: jnp.asarray(x)
+else:
+    array = lambda x: np.asarray(x, np.float32)
+ones, zeros = array([1.0, 1.0, 1.0]), array([0.0, 0.0, 0.0])
+print(json.dumps([
+    m.numpy(m.gelu(array([[1.0, 2.0], [-2.0, 0.5]]))).tolist(),
+    m.numpy(m.softmax(array([[2.0, 100.0], [-5.0, 0.0]]))).tolist(),
+    m.numpy(m.layer_norm(array([[2.0, 2.0, 3.0], [-5.0, 0.0, 1.0]]), ones, zeros)).tolist(),
+    m.numpy(m.linear(array([[64.0, 1.0, 2.0]]), array([[1.0, 2.0]] * 3), array([0.5, -0.5]))).tolist(),
+    m.numpy(m.softmax(array([[2.0, 10.0], [-1.0, 0.0]]))).tolist(),
+]))
+"""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_layers_answer_the_known_values(name):
+    done = subprocess.run(
+        [sys.executable, "-c", LAYERS, name], capture_output=True, text=True, check=True
+    )
+    gelu, far, layer_norm, linear, near = json.loads(done.stdout.splitlines()[-1])
+    np.testing.assert_allclose(gelu, [[0.84119, 1.9546], [-0.0454, 0.34571]], atol=5e-5)
+    # A widely copied tutorial prints these figures under the input [[2, 100], [-5, 0]]; they belong
+    # to [[2, 10], [-1, 0]]. Both inputs are held to what they really give.
+    np.testing.assert_allclose(near, [[0.00034, 0.99966], [0.26894, 0.73106]], atol=5e-6)
+    np.testing.assert_allclose(far, [[0, 1], [0.0066929, 0.9933071]], atol=5e-7)
+    np.testing.assert_allclose(
+        layer_norm, [[-0.70709, -0.70709, 1.41418], [-1.397, 0.508, 0.889]], atol=5e-4
+    )
+    np.testing.assert_allclose(linear, [[67.5, 133.5]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_torch_runs_for_cuda_without_cuda(dtype):
+    """Under fake tensors every operation is checked for its device: a CPU/CUDA mix raises."""
+    torch = pytest.importorskip("torch")
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    impl = discover.find("torch").load()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = impl.load(params(), HPARAMS, device="cuda", dtype=dtype)
+        assert all(value.device.type == "cuda" for value in model.params.values())
+        taps = {}
+        # the guard against bad tokens looks at values, which fake tensors do not have
+        impl.refuse_bad_tokens = lambda *_: None
+        tokens = torch.zeros((2, 5), dtype=torch.int32)
+        logits, past = impl.forward(model, tokens, tap=taps.__setitem__)
+        logits, past = impl.forward(model, tokens[:, :1], past)
+    assert (logits.device.type, str(logits.dtype), logits.shape) == (
+        "cuda", f"torch.{dtype}", (2, 1, 50),
+    )  # fmt: skip
+    assert {value.device.type for value in taps.values()} == {"cuda"}
+    assert past[0][0].shape == (2, 2, 6, 4)
+
+
+def test_a_device_mix_would_be_noticed():
+    """The fault that trips the check above: one weight left on the CPU."""
+    torch = pytest.importorskip("torch")
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    impl = discover.find("torch").load()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = impl.load(params(), HPARAMS, device="cuda", dtype="float32")
+        model.params["h1/ln_2/g"] = model.params["h1/ln_2/g"].cpu()
+        impl.refuse_bad_tokens = lambda *_: None
+        with pytest.raises(Exception, match="device"):
+            impl.forward(model, torch.zeros((2, 5), dtype=torch.int32))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("n", [1, 5], ids=["decode", "prefill"])
+def test_jax_lowers_for_cuda_without_cuda(dtype, n):
+    jax = pytest.importorskip("jax")
+    from jax import export
+
+    impl = discover.find("jax").load()
+    model = impl.load(params(), HPARAMS, device="cpu", dtype=dtype)
+    past = impl.empty_cache(model, 2)
+
+    def step(p, tokens, k, v, n_past):
+        return impl.traced(p, tokens, k, v, n_past, n_layer=2, n_head=2, n_keys=16, want_taps=n > 1)
+
+    with jax.default_matmul_precision("highest"):
+        exported = export.export(jax.jit(step), platforms=["cuda"])(
+            model.params, np.zeros((2, n), np.int32), past.k, past.v, 3
+        )
+    assert exported.platforms == ("cuda",)
+    assert exported.out_avals[0].shape == (2, n, 50)
+    # float32 must not become TF32: every matrix product asks for the highest precision
+    products = [line for line in exported.mlir_module().splitlines() if "dot_general" in line]
+    assert products
+    assert all("HIGHEST" in line for line in products)
+
+
+def test_cuda_itself(prepared):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    from examine import examine
+
+    from harness.contract import Target
+
+    rows = examine(discover.find("torch").load(), prepared, Target("cuda", "float32"))
+    assert {row.verdict for row in rows} == {"pass"}
+
+
+def test_jax_gradients_match_differences_of_the_loss():
+    """loss_and_grads against central differences of the NumPy specimen's float64 loss."""
+    pytest.importorskip("jax")
+    impl, reference = discover.find("jax").load(), discover.find("numpy").load()
+    tokens = np.random.default_rng(1).integers(0, 50, (2, 9)).astype(np.int32)
+    loss, grads = impl.loss_and_grads(
+        impl.load(params(), HPARAMS, device="cpu", dtype="float32"), tokens
+    )
+
+    def loss_at(name, index, step):
+        moved = {key: value.astype(np.float64) for key, value in params().items()}
+        moved[name][index] += step
+        model = reference.load(moved, HPARAMS, device="cpu", dtype="float64")
+        logits = reference.forward(model, tokens)[0][:, :-1]
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        return -np.take_along_axis(log_probs, tokens[:, 1:, None], -1).mean()
+
+    assert loss == pytest.approx(loss_at("wte", (0, 0), 0.0), rel=1e-5)
+    rng = np.random.default_rng(2)
+    assert grads.keys() == params().keys()
+    for name, value in params().items():
+        index = tuple(rng.integers(0, size) for size in value.shape)
+        if name == "wpe":
+            index = (3, 2)  # a position that is in use
+        slope = (loss_at(name, index, 1e-4) - loss_at(name, index, -1e-4)) / 2e-4
+        assert float(grads[name][index]) == pytest.approx(slope, rel=2e-3, abs=2e-6), name
+
+
+def test_the_spec_of_a_specimen_is_found_without_importing_it():
+    assert importlib.util.find_spec("impls.gpt2_torch") is not None
