@@ -34,6 +34,7 @@ from harness.tokenizer import Tokenizer
 FORMAT = 1
 PROMPT = "Alan Turing theorized that computers would one day become"
 CONTINUATION = " the most powerful machines on the planet."
+SEAL = "manifest.json.sha256"
 KEPT = 32  # positions kept of each tap where a case is longer: records stay small enough to ship
 
 
@@ -167,6 +168,7 @@ def build(model: Model, progress: Callable[[str], None] = lambda text: None) -> 
             mapped.write(path, {**truth.arrays, "logits_tensorflow": tensorflow_logits})
             manifest["cases"][case.name] = entry | {"sha256": mapped.sha256(path)}
         mapped.write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+        mapped.write_text(folder / SEAL, seal(folder / "manifest.json"))
         _replace(folder, model.records)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -226,6 +228,11 @@ def _replace(new: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def seal(manifest: Path) -> str:
+    """The manifest's own SHA-256, in the format of sha256sum."""
+    return f"{mapped.sha256(manifest)}  {manifest.name}\n"
+
+
 def read_manifest(model: Model) -> dict[str, Any]:
     """The manifest. Raises CannotJudge, naming the remedy, where it is missing or of another format."""
     path = model.records / "manifest.json"
@@ -236,6 +243,11 @@ def read_manifest(model: Model) -> dict[str, Any]:
         raise CannotJudge(f"{path}: no golden record ({error.strerror}); {remedy}") from error
     except ValueError as error:
         raise CannotJudge(f"{path}: not JSON ({error}); {remedy}") from error
+    sealed = path.with_name(SEAL)
+    if not sealed.is_file() or sealed.read_bytes() != seal(path).encode():
+        raise CannotJudge(
+            f"{path}: SHA-256 is not what {sealed.name} beside it says; restore or {remedy}"
+        )
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CannotJudge(f"{path}: not a golden manifest of format {FORMAT}; {remedy}")
     if not isinstance(manifest.get("cases"), dict) or not manifest["cases"]:
@@ -281,6 +293,12 @@ def verify(model: Model, progress: Callable[[str], None] = lambda text: None) ->
         if not np.array_equal(stored.arrays["greedy"], today.arrays["greedy"]):
             raise CannotJudge(f"golden {stored.name}: greedy ids are not what the oracle chooses")
         taps = {name: today.tap(name) for name in tap_names(stored.n_layer)}
+        for dtype in noise.DTYPES:  # a forged unit would widen every limit
+            share = stored.noise(dtype) / today.noise(dtype)
+            if not 0.5 <= share <= 2:
+                raise CannotJudge(
+                    f"golden {stored.name}: its {dtype} noise is {share:.3g} x the measured"
+                )
         units = agreement(stored, taps, today.logits)
         where, worst = max(units.items(), key=lambda item: item[1])
         if not worst <= limits.NOISE.most:

@@ -28,6 +28,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
     try:
         data = np.memmap(path, dtype=np.uint8, mode="c")
         start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+        if start > data.size:
+            raise ValueError("its header is longer than the file")
         header = json.loads(data[8:start].tobytes())
         header.pop("__metadata__", None)
         return {name: _view(data, start, entry) for name, entry in header.items()}

@@ -29,10 +29,12 @@ def load(params, hparams, *, device, dtype):
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
-    def place(w):
-        return torch.from_numpy(w).to(device=device, dtype=getattr(torch, dtype))
+    place = torch.device(device, 0)
 
-    return Model({name: place(w) for name, w in params.items()}, hparams, torch.device(device))
+    def put(w):
+        return torch.from_numpy(w).to(device=place, dtype=getattr(torch, dtype))
+
+    return Model({name: put(w) for name, w in params.items()}, hparams, place)
 
 
 def numpy(x):
@@ -63,8 +65,8 @@ def attention(qkv, past, n_head):
     mask = None
     if past is not None:  # [batch, n_head, n_past, head] + new -> [batch, n_head, n_past + n, head]
         k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        position = torch.arange(k.shape[2], device=qkv.device)
-        mask = position <= position[-n:, None]  # key j <= query position, [n, n_past + n]
+        n_keys = k.shape[2]
+        mask = torch.ones(n, n_keys, dtype=torch.bool, device=k.device).tril(n_keys - n)  # key <= query
     heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past is None)
     return heads.transpose(1, 2).reshape(batch, n, width // 3), (k, v)  # heads merged again
 
@@ -101,7 +103,7 @@ def forward(model, tokens, past=None, tap=None):
     refuse_bad_tokens(tokens, n_past, hparams)  # on the host: a bad id on CUDA kills the process
     tokens = tokens.to(device)
     n = tokens.shape[1]
-    x = F.embedding(tokens, p["wte"]) + p["wpe"][n_past : n_past + n]  # [batch, n, n_embd]
+    x = F.embedding(tokens, p["wte"]) + p["wpe"].narrow(0, n_past, n)  # [batch, n, n_embd]
     tap("embed", x)
     present = []
     for i in range(hparams.n_layer):

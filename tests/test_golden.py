@@ -28,6 +28,7 @@ def edit_manifest(model, change):
     manifest = json.loads(path.read_text())
     change(manifest)
     path.write_text(json.dumps(manifest))
+    (model.records / golden.SEAL).write_text(golden.seal(path))
 
 
 def edit_record(model, case, change):
@@ -121,9 +122,21 @@ def test_a_manifest_that_does_not_fit_is_refused(change, message, copy):
 
 @pytest.mark.parametrize("text", ["", "[]", "not json"])
 def test_a_manifest_that_is_none_names_the_remedy(text, copy):
-    (copy.records / "manifest.json").write_text(text)
+    path = copy.records / "manifest.json"
+    path.write_text(text)
+    (copy.records / golden.SEAL).write_text(golden.seal(path))
     with pytest.raises(CannotJudge, match="parity golden build"):
         golden.read(copy)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", golden.SEAL])
+def test_one_flipped_byte_in_the_manifest_or_its_seal_is_refused(name, copy):
+    path = copy.records / name
+    good = path.read_bytes()
+    for i in range(0, len(good), max(1, len(good) // 40)):
+        path.write_bytes(good[:i] + bytes([good[i] ^ 1]) + good[i + 1 :])
+        with pytest.raises(CannotJudge, match=r"manifest\.json"):
+            golden.read_manifest(copy)
 
 
 def test_no_records_at_all_name_the_remedy(copy):
@@ -139,6 +152,7 @@ def test_no_records_at_all_name_the_remedy(copy):
         (lambda a: a["taps/h2/mlp/gelu"].__setitem__((0, 0, 0), 1.0), "h2/mlp/gelu is"),
         (lambda a: a["greedy"].__setitem__((0, 0), a["greedy"][0, 0] ^ 1), "greedy ids"),
         (lambda a: a.pop("taps/h0"), "lacks taps/h0"),
+        (lambda a: a["noise/float32/logits"].__imul__(10), "float32 noise is 10 x"),
     ],
 )
 def test_a_forged_record_is_found_by_recomputing(change, message, copy):
