@@ -35,7 +35,9 @@ def tests(session: nox.Session) -> None:
     """Run the tests, in parallel."""
     install(session, "test")
     workers = ["-n", str(os.cpu_count() or 1)]
-    session.run("pytest", *workers, *session.posargs, env=QUIET)
+    # one thread each: OpenBLAS threads that spin collapse where processes outnumber cores
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    session.run("pytest", *workers, *session.posargs, env=QUIET | threads)
 
 
 @nox.session

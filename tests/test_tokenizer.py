@@ -49,7 +49,7 @@ def test_published_vectors(official):
     if not root:
         pytest.skip("PARITY_REFERENCE_DATA is not set: third-party vectors are not shipped")
     sources = json.loads((Path(root) / "tokenizer_vectors.json").read_text())
-    pairs = [pair for listed in sources.values() for pair in listed]
+    pairs = [pair[-2:] for listed in sources.values() for pair in listed]  # some lead with a label
     assert len(pairs) > 600
     wrong = [(text, ids) for text, ids in pairs if official.encode(text) != ids]
     assert not wrong, wrong[:3]
