@@ -49,6 +49,13 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
 
 
+@nox.session(default=False)
+def faults(session: nox.Session) -> None:
+    """Prove the verifier: planted faults and honest variants; `-- --seeds 20 --large` for all of it."""
+    install(session, "test")
+    session.run("python", "tests/score.py", *(session.posargs or ["--seeds", "2"]), env=QUIET)
+
+
 @nox.session
 def golden(session: nox.Session) -> None:
     """Check the golden records against the oracle; `-- build` makes them anew."""

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import platformdirs
 
-from harness import mapped
+from harness import mapped, shapes
 from harness.contract import CannotJudge, HParams, variable_shapes
 
 DATA, INDEX = "model.ckpt.data-00000-of-00001", "model.ckpt.index"
@@ -31,7 +31,7 @@ class Checkpoint(NamedTuple):
     hparams: HParams
     params: Mapping[str, np.ndarray]  # float32 by name without "model/", w as [n_in, n_out]
     weights: Path
-    sha256: dict[str, str]  # of each of the seven files
+    sha256: dict[str, str]  # of each of its files
 
 
 def home() -> Path:
@@ -52,6 +52,10 @@ def load(directory: Path, expected: Mapping[str, str] | None = None) -> Checkpoi
                 "Restore the file, or, if the change is meant, run: parity golden build"
             )
     hparams = read_hparams(directory / "hparams.json")
+    if shapes.WEIGHTS in found:  # generated, not OpenAI's: already in the form that is mapped
+        params = mapped.read(directory / shapes.WEIGHTS)
+        check(params, hparams, directory / shapes.WEIGHTS, squeezed=True)
+        return Checkpoint(hparams, params, directory / shapes.WEIGHTS, found)
     weights = home() / "weights" / f"{found[DATA][:16]}{found[INDEX][:16]}.safetensors"
     if not _intact(weights):
         _in_child(directory, hparams, weights)
@@ -61,12 +65,19 @@ def load(directory: Path, expected: Mapping[str, str] | None = None) -> Checkpoi
 
 
 def hashes(directory: Path) -> dict[str, str]:
-    """SHA-256 of the seven files. Raises CannotJudge where one is missing or empty."""
-    for name in FILES:
+    """SHA-256 of a checkpoint's files. Raises CannotJudge where one is missing or empty."""
+    for name in files(directory):
         path = directory / name
         if not path.is_file() or path.stat().st_size == 0:
-            raise CannotJudge(f"{path}: missing or empty; a checkpoint is the files {', '.join(FILES)}")
-    return {name: mapped.sha256(directory / name) for name in FILES}
+            raise CannotJudge(
+                f"{path}: missing or empty; a checkpoint is the files {', '.join(files(directory))}"
+            )
+    return {name: mapped.sha256(directory / name) for name in files(directory)}
+
+
+def files(directory: Path) -> tuple[str, ...]:
+    """OpenAI's seven files, or the two of a generated model."""
+    return shapes.FILES if (directory / shapes.WEIGHTS).is_file() else FILES
 
 
 def read_hparams(path: Path) -> HParams:

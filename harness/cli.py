@@ -67,6 +67,7 @@ def verify(
     where = models.locate(model)
     if out is not None:
         writable(out)
+        results.clear(out)
     drawn = secrets.randbelow(2**31) if seed is None else seed
     with terminal.progress(console) as progress:
         allowed = run.Limits(timeout, memory)

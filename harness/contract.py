@@ -96,6 +96,12 @@ def graph(n_layer: int) -> list[Op]:
     ]
 
 
+def kind_of(name: str) -> str:
+    """The kind of the operation that produces a tap (or "logits"), in any layer."""
+    leaf = name.partition("/")[2] if "/" in name else "h0" if name.startswith("h") else name
+    return next(op.kind for op in graph(1) if op.name in (name, leaf, f"h0/{leaf}"))
+
+
 def tap_names(n_layer: int) -> tuple[str, ...]:
     """The taps of the contract: every operation's result but the logits, which forward returns."""
     return tuple(op.name for op in graph(n_layer)[:-1])

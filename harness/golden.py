@@ -78,8 +78,18 @@ class Record(NamedTuple):
         return float(greatest), float(rms), float(kl)
 
 
-def cases(hparams: HParams, tokenizer: Tokenizer) -> list[Case]:
-    """The golden cases: seed prompt, unconditional, one token, full context, and a batch."""
+def cases(hparams: HParams, tokenizer: Tokenizer | None) -> list[Case]:
+    """The golden cases: seed prompt, unconditional, one token, full context, and a batch.
+
+    A generated model has no tokenizer and says nothing, so its cases are random tokens, and short.
+    """
+    if tokenizer is None:
+        rng = np.random.default_rng(0)
+        shapes = {"tokens": (1, min(128, hparams.n_ctx)), "one_token": (1, 1), "batch": (4, 12)}
+        return [
+            Case(name, rng.integers(0, hparams.n_vocab, shape).astype(np.int32), 2 * (name == "batch"))
+            for name, shape in shapes.items()
+        ]
     seed = tokenizer.encode(PROMPT)
     rng = np.random.default_rng(0)
     full = rng.integers(0, hparams.n_vocab, (1, hparams.n_ctx))
@@ -92,6 +102,13 @@ def cases(hparams: HParams, tokenizer: Tokenizer) -> list[Case]:
         ("batch", [seed[: len(seed) // 2], *rows], 8),
     ]
     return [Case(name, np.asarray(tokens, np.int32), n_new) for name, tokens, n_new in specs]
+
+
+def tokenizer_of(directory: Path, hparams: HParams) -> Tokenizer | None:
+    """The checkpoint's tokenizer; None for a generated model, which has none."""
+    if "vocab.bpe" not in checkpoint.files(directory):
+        return None
+    return Tokenizer(directory, hparams.n_vocab)
 
 
 def fresh_case(hparams: HParams, seed: int) -> Case:
@@ -152,7 +169,7 @@ def build(model: Model, progress: Callable[[str], None] = lambda text: None) -> 
     Returns the manifest. Raises CannotJudge where the oracles disagree; nothing is written then.
     """
     loaded = checkpoint.load(model.checkpoint)
-    tokenizer = Tokenizer(model.checkpoint, loaded.hparams.n_vocab)
+    tokenizer = tokenizer_of(model.checkpoint, loaded.hparams)
     double, single = tensorflow(loaded, "float64"), tensorflow(loaded, "float32")
     model.records.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=model.records.parent, prefix=".golden-"))
@@ -162,7 +179,8 @@ def build(model: Model, progress: Callable[[str], None] = lambda text: None) -> 
             progress(case.name)
             truth = record(case, loaded.params, loaded.hparams)
             entry = _prove(truth, double)
-            entry["greedy_text"] = [tokenizer.decode(row) for row in truth.arrays["greedy"].tolist()]
+            if tokenizer is not None:
+                entry["greedy_text"] = [tokenizer.decode(row) for row in truth.arrays["greedy"].tolist()]
             path = folder / f"{case.name}.safetensors"
             tensorflow_logits = single(case.tokens, lambda *_: None)
             mapped.write(path, {**truth.arrays, "logits_tensorflow": tensorflow_logits})
@@ -252,7 +270,7 @@ def read_manifest(model: Model) -> dict[str, Any]:
         raise CannotJudge(f"{path}: not a golden manifest of format {FORMAT}; {remedy}")
     if not isinstance(manifest.get("cases"), dict) or not manifest["cases"]:
         raise CannotJudge(f"{path}: lists no cases; {remedy}")
-    if set(manifest.get("checkpoint_sha256") or ()) != set(checkpoint.FILES):
+    if set(manifest.get("checkpoint_sha256") or ()) != set(checkpoint.files(model.checkpoint)):
         raise CannotJudge(f"{path}: does not give the SHA-256 of every checkpoint file; {remedy}")
     return manifest
 

@@ -10,13 +10,14 @@ A row is one expected measurement with its verdict:
 """
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from harness.checks import CHECKS
 from harness.contract import Target, tap_names
-from harness.limits import LIMITS
+from harness.limits import limit
 from harness.subject import Key, Measurement, Plan
 
 
@@ -74,7 +75,7 @@ class Judge:
             found[check, measurement[:3]].append(measurement)
         rows = []
         for check, keys in expected(plan).items():
-            reason = errors.get(check) or lost or "not measured"
+            reason = errors.get(check) or lost or UNMEASURED.removeprefix("missing: ")
             for key in keys:
                 got = found.pop((check, key), [])
                 rows.append(self._row(check, key, got, reason))
@@ -82,7 +83,7 @@ class Judge:
                 rows.append(self.failure(check, errors[check]))
         for (check, key), _ in found.items():
             rows.append(self._fail(check, key, "measured but not expected: names must match exactly"))
-        return rows + self._unlocalised(plan)
+        return blame(rows) + self._unlocalised(plan)
 
     def failure(self, check: str, reason: str) -> Row:
         """A failure that belongs to no single measurement."""
@@ -102,14 +103,18 @@ class Judge:
             return self._fail(check, key, f"measured {len(got)} times")
         value, detail, metric = float(got[0].value), got[0].detail, key[2]
         if math.isnan(value):
-            return self._fail(check, key, f"NaN: a comparison with NaN is no agreement. {detail}")
+            row = self._fail(check, key, f"NaN: a comparison with NaN is no agreement. {detail}")
+            return row._replace(diagnosis=got[0].diagnosis)
         if metric == "near_ties":
             verdict = "inconclusive" if value else "pass"
             return Row(
                 *self.identity, key[0], check, *key[1:], value, None, None, verdict, "", "", detail
             )
-        most = LIMITS[check, metric].most
-        ratio = value / most if most else (0.0 if value == 0 else None)
+        found = limit(check, key[1], metric)
+        if found is None:
+            return self._fail(check, key, "it has no limit, so it cannot be judged")
+        most = found.most
+        ratio = max(0.0, value) / most if most else (0.0 if value == 0 else None)
         verdict = "fail" if not value <= most else "pass" if got[0].conclusive else "inconclusive"
         finite = value if math.isfinite(value) else None
         finite_ratio = ratio if ratio is not None and math.isfinite(ratio) else None
@@ -125,14 +130,14 @@ class Judge:
             finite_ratio,
             verdict,
             "",
-            "",
+            got[0].diagnosis,
             detail,
         )
 
     def _fail(self, check: str, key: Key, detail: str) -> Row:
         case, scope, metric = key
-        limit = LIMITS.get((check, metric))
-        most = limit.most if limit else None
+        found = limit(check, scope, metric) if scope else None
+        most = found.most if found else None
         return Row(*self.identity, case, check, scope, metric, None, most, None, "fail", "", "", detail)
 
     def _unlocalised(self, plan: Plan) -> list[Row]:
@@ -140,6 +145,83 @@ class Judge:
         silent = [name for name in tap_names(plan.hparams.n_layer) if name not in plan.taps]
         detail = "no tap: an error in this operation could not be localised"
         return [self._plain("", "activations", name, "unlocalised", detail) for name in silent]
+
+
+UNMEASURED = "missing: not measured"
+# Where no operation is at fault by itself, the failing check names the mechanism that is.
+MECHANISMS = {
+    "determinism": "determinism",
+    "taps": "taps",
+    "weights": "weights",
+    "kv_cache": "cache",
+    "batch": "batch",
+    "causality": "causality",
+    "lengths": "lengths",
+    "greedy": "generate",
+    "logits": "logits",
+    "activations": "activations",
+}
+
+
+def blame(rows: list[Row]) -> list[Row]:
+    """The rows of one target, failures marked with what introduces the error.
+
+    An operation that fails the local check introduces error, and every other failure inherits it. If
+    there is none, the first failing mechanism is at fault: decode disagreeing with prefill, and so on.
+    Accepting bad tokens and computing too coarsely are faults of their own, whatever else is wrong.
+    """
+    failed = [row for row in rows if row.verdict == "fail"]
+    faulty = list(dict.fromkeys(blamed(row, rows) for row in failed if introduces(row)))
+    if not faulty:
+        broken = {row.check for row in failed}
+        faulty = next(([what] for check, what in MECHANISMS.items() if check in broken), [])
+    layers = {row.scope.partition("/")[0] for row in rows if row.scope[:1] == "h" and "/" in row.scope}
+    inherited = ", ".join(collapse(faulty, len(layers)))
+
+    def mark(row: Row) -> Row:
+        if row.verdict != "fail":
+            return row
+        own = {"bad_tokens": "tokens", "weights": row.scope or "weights"}
+        if row.value is not None:  # of a product of NaN there is no precision to find fault with
+            own["precision"] = row.scope
+        if introduces(row):
+            own["local"] = blamed(row, rows)
+        return row._replace(blame=own.get(row.check, inherited))
+
+    return [mark(row) for row in rows]
+
+
+def introduces(row: Row) -> bool:
+    """A local failure that stands for its own operation: measured, or its tap never came."""
+    if row.check != "local" or not row.scope or row.diagnosis.startswith("inherited"):
+        return False
+    return row.value is not None or not row.detail.startswith("missing: ") or row.detail == UNMEASURED
+
+
+def blamed(row: Row, rows: list[Row]) -> str:
+    """The scope of a local failure; "(decode)" where the same operation is right in prefill."""
+    if not row.metric.endswith("_decode"):
+        return row.scope
+    prefill = (row.check, row.scope, row.metric.removesuffix("_decode"))
+    wrong = any((r.check, r.scope, r.metric) == prefill and r.verdict == "fail" for r in rows)
+    return row.scope if wrong else f"{row.scope} (decode)"
+
+
+def collapse(scopes: Iterable[str], n_layer: int) -> list[str]:
+    """The same leaf in several layers as one: h*/mlp/gelu for all of them, h{1,2}/mlp/gelu for some."""
+    leaves: dict[str, list[str]] = defaultdict(list)
+    for scope in dict.fromkeys(scopes):
+        layer = re.match(r"h(\d+)(?=[/ ]|$)", scope)
+        leaves[scope[layer.end() :] if layer else scope].append(layer[1] if layer else "")
+    return [
+        leaf if not found[0] else f"h{_layers(found, n_layer)}{leaf}" for leaf, found in leaves.items()
+    ]
+
+
+def _layers(found: list[str], n_layer: int) -> str:
+    if len(found) == 1:
+        return found[0]
+    return "*" if len(found) == n_layer else "{" + ",".join(sorted(found, key=int)) + "}"
 
 
 def exit_code(rows: Iterable[Row]) -> int:

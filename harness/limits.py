@@ -7,6 +7,8 @@ dtype by itself, which is why one limit serves all of them.
 
 from typing import NamedTuple
 
+from harness.contract import kind_of
+
 
 class Limit(NamedTuple):
     """A measured value may be at most ``most``."""
@@ -31,6 +33,54 @@ KL = Limit(
 )
 NONE = Limit(0.0, "A count of violations: the first one is a disagreement.")
 
+# Of the local check: rounding units that an operation may show, by its kind, at any precision. An
+# error of n terms stays below lambda sqrt(n) u with probability 1 - 2 exp(-lambda^2 / 2) per element
+# (Higham & Mary 2019); over 1e8 elements lambda is 6, and errors of half an ulp rather than one,
+# and of blocked rather than running sums, take it to 1 to 2 in practice.
+LOCAL = {
+    "embedding": Limit(
+        2.0, "One rounding of one sum is at most 1 by definition; fused kernels seen: 1."
+    ),
+    "add": Limit(2.0, "One rounding of one sum is at most 1 by definition; fused kernels seen: 1."),
+    "layer_norm": Limit(
+        6.0,
+        "Honest kernels (one-pass, two-pass, Welford) were seen at up to 1.7; epsilon 1e-6 is at 100s.",
+    ),
+    "linear": Limit(
+        4.0, "Honest kernels (BLAS, oneDNN, XLA, shuffled sums) were seen at up to 1.6; TF32 is at 100s."
+    ),
+    "head": Limit(4.0, "A product like the others; honest kernels were seen at up to 1.4."),
+    "attention": Limit(
+        4.0, "Honest kernels (fused or not) were seen at up to 0.3; a temperature of 1.0005 is at tens."
+    ),
+    "gelu": Limit(
+        16.0,
+        "Vectorised tanh is good to a few ulp of 1 only, and 1 + tanh cancels: XLA and TensorFlow were "
+        "seen at 5; the exact erf form is at 1000s.",
+    ),
+}
+SEGMENT = Limit(
+    8.0, "Noise units of the segment itself, three draws: as for logits, honest runs measure about 1."
+)
+BITS = Limit(
+    2.0,
+    "An honest product was never seen above 0.6 bits; sums in bfloat16 lose 2.5 or more, TF32 11.",
+)
+
+
+def local_limit(kind: str) -> Limit:
+    """The limit of the local check for a kind of operation."""
+    return LOCAL[kind]
+
+
+def limit(check: str, scope: str, metric: str) -> Limit | None:
+    """The limit of a measurement, if there is one."""
+    metric = metric.removesuffix("_decode")
+    if metric == "rounding_units":
+        return LOCAL[kind_of(scope)]
+    return LIMITS.get((check, metric))
+
+
 # (check, metric) -> limit. A metric that is not here cannot be judged, and that is an error.
 LIMITS: dict[tuple[str, str], Limit] = {
     ("logits", "noise_units"): NOISE,
@@ -38,6 +88,8 @@ LIMITS: dict[tuple[str, str], Limit] = {
     ("logits", "kl_noise_units"): KL,
     ("logits", "top5_wrong"): NONE,
     ("activations", "noise_units"): NOISE,
+    ("local", "segment_noise_units"): SEGMENT,
+    ("precision", "bits_lost"): BITS,
     ("greedy", "wrong_tokens"): NONE,
     ("kv_cache", "noise_units"): NOISE,
     ("batch", "noise_units"): NOISE,

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import checkpoint
+from harness import checkpoint, shapes
 from harness.contract import CannotJudge
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-OFFICIAL = ("124M", "355M", "774M", "1558M")
+OFFICIAL = tuple(shapes.OFFICIAL)
+SHAPE = "shape:"  # the same sizes with generated weights
 
 
 class Model(NamedTuple):
@@ -20,11 +21,14 @@ class Model(NamedTuple):
     @property
     def argument(self) -> str:
         """What to give to --model to name it."""
-        return self.name if self.name in ("micro", *OFFICIAL) else str(self.checkpoint)
+        named = self.name in ("micro", *OFFICIAL) or self.name.startswith(SHAPE)
+        return self.name if named else str(self.checkpoint)
 
 
 def locate(name: str) -> Model:
-    """micro, an official size that is in the cache, or the path of a folder in OpenAI's layout.
+    """micro, an official size in the cache, shape:SIZE, or a folder in OpenAI's layout.
+
+    A shape's weights are generated when it is first asked for.
 
     Raises CannotJudge for an unknown name and for an official size that is not there.
     """
@@ -38,6 +42,10 @@ def locate(name: str) -> Model:
                 f"({', '.join(checkpoint.FILES)})"
             )
         return Model(name, directory, checkpoint.home() / "records" / name)
+    if (size := name.removeprefix(SHAPE)) in OFFICIAL:
+        directory = checkpoint.home() / "models" / f"shape-{size}"
+        shapes.ensure(directory, shapes.OFFICIAL[size])
+        return Model(name, directory, checkpoint.home() / "records" / f"shape-{size}")
     directory = Path(name).expanduser()
     if directory.is_dir():
         found = checkpoint.hashes(directory)[checkpoint.DATA]
@@ -45,5 +53,5 @@ def locate(name: str) -> Model:
         return Model(directory.resolve().name, directory, records)
     raise CannotJudge(
         f"model {name!r}: unknown. Name micro, one of {', '.join(OFFICIAL)}, "
-        "or a folder with a checkpoint in OpenAI's layout"
+        "shape: and one of these, or a folder with a checkpoint in OpenAI's layout"
     )

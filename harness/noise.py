@@ -17,15 +17,27 @@ from harness.numerics import kl_divergence, max_abs, rms
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 DRAWS = 8
-UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+UNIT_ROUNDOFF = {
+    "float64": 2.0**-53,
+    "float32": 2.0**-24,
+    "tf32": 2.0**-11,  # float32's range with float16's digits: what tensor cores make of float32
+    "bfloat16": 2.0**-8,
+    "float16": 2.0**-11,
+}
 # bits of a float32 mantissa that the narrower type lacks; products are summed in float32 there
-DROPPED_BITS = {"bfloat16": 16, "float16": 13}
+DROPPED_BITS = {"bfloat16": 16, "float16": 13, "tf32": 13}
 
 
 def shuffled_matmul(x: np.ndarray, w: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """x [..., n_in] @ w [..., n_in, n_out], summed in random order."""
     order = rng.permutation(x.shape[-1])
     return np.matmul(x[..., order], w[..., order, :])
+
+
+def shuffled_affine(x: np.ndarray, w: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """x @ w + b with the bias as one more term of the sum, wherever the shuffle puts it."""
+    one = np.ones((*x.shape[:-1], 1), x.dtype)
+    return shuffled_matmul(np.concatenate([x, one], axis=-1), np.concatenate([w, b[None]]), rng)
 
 
 def round_nearest(x: np.ndarray, dtype: str) -> np.ndarray:
@@ -56,17 +68,22 @@ def arithmetic(dtype: str, rng: np.random.Generator) -> oracle.Arithmetic:
     def matmul(x: np.ndarray, w: np.ndarray) -> np.ndarray:
         return shuffled_matmul(x, w, rng)
 
+    def affine(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return shuffled_affine(x, w, b, rng)
+
     if dtype not in DROPPED_BITS:
         cast, u = np.dtype(dtype).type, UNIT_ROUNDOFF[dtype]
         return oracle.Arithmetic(
             weight=lambda w: np.asarray(w, cast),
             settle=lambda y: np.asarray(y * (1 + u * rng.uniform(-1, 1, y.shape)), cast),
             matmul=matmul,
+            affine=affine,
         )
     return oracle.Arithmetic(
         weight=lambda w: round_nearest(w, dtype),
         settle=lambda y: round_stochastic(y, dtype, rng),
         matmul=matmul,
+        affine=affine,
     )
 
 

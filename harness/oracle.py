@@ -24,12 +24,18 @@ def exact(x: np.ndarray) -> np.ndarray:
     return np.asarray(x, np.float64)
 
 
+def affine(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """x [..., n_in] @ w [n_in, n_out] + b [n_out]."""
+    return x @ w + b
+
+
 class Arithmetic(NamedTuple):
     """How an evaluation rounds. The default is exact: float64 throughout."""
 
     weight: Callable[[np.ndarray], np.ndarray] = exact  # a parameter on its way in
     settle: Callable[[np.ndarray], np.ndarray] = exact  # a result on its way out
     matmul: Callable[[np.ndarray, np.ndarray], np.ndarray] = np.matmul
+    affine: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] = affine
 
 
 EXACT = Arithmetic()
@@ -101,7 +107,7 @@ def apply(
         case "layer_norm":
             value = layer_norm(inputs[0], weight(f"{op.name}/g"), weight(f"{op.name}/b"))
         case "linear":
-            value = arithmetic.matmul(inputs[0], weight(f"{op.name}/w")) + weight(f"{op.name}/b")
+            value = arithmetic.affine(inputs[0], weight(f"{op.name}/w"), weight(f"{op.name}/b"))
         case "attention":
             value = attention(inputs[0], hparams.n_head, arithmetic)
         case "gelu":

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import mapped
+from harness import mapped, story
 from harness.checks import CHECKS
 from harness.contract import CannotJudge
 from harness.judge import Row
@@ -32,6 +32,12 @@ def write(results: Results, out: Path) -> None:
         mapped.write_text(out / "report.md", markdown(results))
     except OSError as error:
         raise CannotJudge(f"{out}: results cannot be written ({error})") from error
+
+
+def clear(out: Path) -> None:
+    """Remove the files of an earlier run: should this run break off, they must not pass for its own."""
+    for name in (NAME, "junit.xml", "report.md"):
+        (out / name).unlink(missing_ok=True)
 
 
 def read(directory: Path | str) -> "pd.DataFrame":
@@ -133,6 +139,8 @@ def markdown(results: Results) -> str:
     lines = [f"# GPT-2 parity: {results.environment['model']}", "", headline(rows), ""]
     failures = [row for row in rows if row.verdict == "fail"]
     if failures:
+        for name, told in story.tell(rows).items():
+            lines += [f"## {escape(name)}", "", *(f"{escape(paragraph)}\n" for paragraph in told)]
         lines += [f"## Failures: {len(failures)}", "", *map(failure_line, failures[:MOST]), ""]
         if len(failures) > MOST:
             lines += [f"... and {len(failures) - MOST} more in {NAME}", ""]

@@ -45,14 +45,28 @@ class Measurement(NamedTuple):
     value: float
     detail: str = ""
     conclusive: bool = True
+    diagnosis: str = ""  # "name: words", where a known mistake was looked for
 
 
 Key = tuple[str, str, str]  # case, scope, metric: what a check promises to measure
 
 
+def chunk_cuts(n: int) -> list[int]:
+    """Where n tokens are cut for decoding in chunks: uneven, one token first and one last."""
+    return sorted({1, n // 3, n // 2 + 1, n - 1} - {0, n}) if n > 1 else []
+
+
 def shape_of(record: Record) -> CaseShape:
     batch, n = record.tokens.shape
     return CaseShape(record.name, batch, n, record.arrays["greedy"].shape[1])
+
+
+class Tapped(NamedTuple):
+    """What one forward pass gave, on the host."""
+
+    logits: np.ndarray
+    taps: dict[str, np.ndarray]
+    present: Any
 
 
 class Subject:
@@ -67,17 +81,18 @@ class Subject:
         records: Sequence[Record],
         decode: Callable[[Sequence[int]], str] = str,
     ):
-        self.impl, self.target, self.hparams = impl, target, hparams
-        self.records, self.decode = records, decode
+        self.impl, self.target, self.params, self.hparams = impl, target, params, hparams
+        self.records, self.text = records, decode
         self.model = impl.load(params, hparams, device=target.device, dtype=target.dtype)
         self._logits: dict[str, np.ndarray] = {}
+        self._latest: tuple[str, Tapped] | None = None
 
     def plan(self) -> Plan:
         """Raises Wrong for a promise of taps that the contract does not have."""
         known = tap_names(self.hparams.n_layer)
         promised = getattr(self.impl, "TAPS", None)
         if promised is None:  # no promise: what a first probe delivers is what must come ever after
-            promised = self.tapped(self.records[0].tokens)[1]
+            promised = self.tapped(self.records[0].tokens).taps
         elif promised == "all":
             promised = known
         elif unknown := set(promised) - set(known):
@@ -110,8 +125,8 @@ class Subject:
             self._logits[record.name] = self.forward(record.tokens)[0]
         return self._logits[record.name]
 
-    def tapped(self, tokens: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Logits and the taps of one prefill. Raises Wrong for a tap unknown, repeated or misshapen."""
+    def tapped(self, tokens: np.ndarray, past: Any = None) -> "Tapped":
+        """One forward pass with taps on. Raises Wrong for a tap unknown, repeated or misshapen."""
         taps: dict[str, np.ndarray] = {}
         known = frozenset(tap_names(self.hparams.n_layer))
 
@@ -122,7 +137,24 @@ class Subject:
                 raise Wrong(f"tap {name} came twice in one forward pass")
             taps[name] = self.host(name, value, tokens.shape)
 
-        return self.forward(tokens, tap=tap)[0], taps
+        logits, present = self.forward(tokens, past, tap)
+        return Tapped(logits, taps, present)
+
+    def prefill(self, record: Record) -> "Tapped":
+        """The tapped prefill of a record; the latest one is kept, for the checks share it."""
+        if self._latest is None or self._latest[0] != record.name:
+            self._latest = (record.name, self.tapped(record.tokens))
+        return self._latest[1]
+
+    def decode(self, record: Record, cuts: Sequence[int]) -> "Tapped":
+        """The record's tokens through the cache in chunks, logits and taps put together again."""
+        parts, past = [], None
+        for tokens in np.split(record.tokens, cuts, axis=1):
+            parts.append(self.tapped(tokens, past))
+            past = parts[-1].present
+        names = [name for name in parts[0].taps if all(name in part.taps for part in parts)]
+        taps = {name: np.concatenate([part.taps[name] for part in parts], axis=1) for name in names}
+        return Tapped(np.concatenate([part.logits for part in parts], axis=1), taps, past)
 
     def units(self, got: np.ndarray, want: np.ndarray, record: Record) -> float:
         """Greatest difference of logits in noise units of the record at the declared precision."""

@@ -9,13 +9,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from harness import results
+from harness import results, story
 from harness.checks import CHECKS
 from harness.judge import Row, exit_code
 from harness.run import Progress as Report
 from harness.run import Results
 
-SHOWN = 12  # failures listed; the files have them all
+SHOWN = 8  # paragraphs for each implementation; the files have every failure
 
 
 @contextmanager
@@ -58,11 +58,12 @@ def show(console: Console, found: Results) -> None:
     console.print(table)
     for name, text in results.greedy_texts(rows).items():
         console.print(f"  {escape(name):28} {escape(text)}", highlight=False, soft_wrap=True)
-    failures = [row for row in rows if row.verdict == "fail"]
-    for row in failures[:SHOWN]:
-        console.print(f"[red]x[/red] {escape(failure(row))}", highlight=False, soft_wrap=True)
-    if len(failures) > SHOWN:
-        console.print(f"  ... and {len(failures) - SHOWN} more failures")
+    for name, told in story.tell(rows).items():
+        console.print(f"\n[bold red]{escape(name)}[/bold red]", highlight=False)
+        for paragraph in told[:SHOWN]:
+            console.print(f"  {escape(paragraph)}", highlight=False, soft_wrap=True)
+        if len(told) > SHOWN:
+            console.print(f"  ... and {len(told) - SHOWN} more; results.json has all of them")
     for row in rows:
         if row.verdict == "skipped":
             console.print(f"- {escape(results.label(row))}: {escape(row.detail)}", highlight=False)
@@ -74,11 +75,6 @@ def show(console: Console, found: Results) -> None:
 
 def paint(value: str) -> str:
     return f"[bold red]{value}[/bold red]" if value.startswith("FAIL") else value
-
-
-def failure(row: Row) -> str:
-    where = " ".join(part for part in (row.check, row.case, row.scope) if part)
-    return f"{results.label(row)}: {where}: {results.say(row)}"
 
 
 def verdict(rows: list[Row]) -> str:

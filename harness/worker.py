@@ -16,9 +16,8 @@ from typing import Any
 from harness import discover, mapped
 from harness.checks import CHECKS
 from harness.contract import HParams, Target
-from harness.golden import Record
+from harness.golden import Record, tokenizer_of
 from harness.subject import Plan, Subject, Wrong
-from harness.tokenizer import Tokenizer
 
 Journal = Callable[..., None]
 FRAMEWORKS = ("numpy", "jax", "torch", "tensorflow", "tensorflow-cpu")
@@ -50,7 +49,8 @@ def run(job: dict[str, Any], journal: Journal) -> None:
     records = [
         Record(name, mapped.read(Path(path)), hparams.n_layer) for name, path in job["records"].items()
     ]
-    decode = Tokenizer(Path(job["tokenizer"]), hparams.n_vocab).decode
+    tokenizer = tokenizer_of(Path(job["tokenizer"]), hparams)
+    decode = tokenizer.decode if tokenizer else str
     wanted = offered if job["targets"] is None else [Target(*target) for target in job["targets"]]
     for target in (target for target in offered if target in wanted):
         journal("begin", target=target)

@@ -1,7 +1,9 @@
 """Planted faults: the smallest edits of a correct specimen that make it wrong, on one shelf.
 
-A fault is a change of source text of impls/gpt2_numpy.py, with what must trip over it. A fault
-that does not apply, because the text is not there exactly once, is an error and never a score.
+A fault is a change of source text of impls/gpt2_numpy.py, with what must come of it: the checks
+that must trip, the scopes that must be blamed (patterns; one that ends in "?" may be missing, where the
+fault is below rounding there), and the diagnosis, where a named mistake exists. A fault that
+does not apply, because its text is not there exactly once, is an error and never a score.
 """
 
 from collections.abc import Sequence
@@ -12,158 +14,667 @@ from typing import NamedTuple
 from harness.discover import IMPLS, Found
 
 SPECIMEN = IMPLS / "gpt2_numpy.py"
+Edit = tuple[str, str]
 
 
 class Fault(NamedTuple):
-    """A planted mistake and the checks that must fail for it."""
+    """A planted mistake and what must come of it."""
 
     name: str
-    edits: Sequence[tuple[str, str]]  # old text, new text
-    trips: frozenset[str]
-    first: str = ""  # the first tap, in order of execution, at which activations must fail
+    edits: Sequence[Edit]
+    blame: frozenset[str]
+    diagnosis: str  # "" where no known mistake fits exactly
+    trips: frozenset[str]  # checks that must fail, besides any others
 
 
-def fault(name: str, *edits: tuple[str, str], trips: str, first: str = "") -> Fault:
-    return Fault(name, edits, frozenset(trips.split()), first)
+FAULTS: list[Fault] = []
 
 
-FAULTS = [
-    fault(
-        "erf_gelu",
-        ("import math\n", "import math\nfrom statistics import NormalDist\n"),
-        (
-            "return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))",
-            "return x * np.vectorize(NormalDist().cdf)(x).astype(x.dtype)",
-        ),
-        trips="logits activations",
-        first="h0/mlp/gelu",
+def plant_all(name: str, *edits: Edit, blame: str, diagnosis: str = "", trips: str = "") -> None:
+    """Put a fault on the shelf; blame and trips are words."""
+    FAULTS.append(Fault(name, edits, frozenset(blame.split()), diagnosis, frozenset(trips.split())))
+
+
+# Where the specimen is edited: an operation's result, the weights, the logits, some code besides.
+
+STEP = "    def step(leaf, value):\n"
+LOAD = "    return Model({name: np.asarray(w, dtype) for name, w in params.items()}, hparams, dtype)"
+LOGITS = '    return x @ p["wte"].T, present'
+HEAD_OF_FILE = "TAPS = "
+
+
+def result(leaf: str, expression: str, where: str = "True") -> Edit:
+    """The value of one step of a block, before it is tapped and passed on."""
+    return STEP, f'{STEP}        if leaf == "{leaf}" and {where}:\n            value = {expression}\n'
+
+
+def weights(code: str) -> Edit:
+    """Code that changes the dict p of weights as they are loaded."""
+    return LOAD, (
+        "    p = {name: np.array(w, dtype) for name, w in params.items()}\n"
+        f"    {code}\n    return Model(p, hparams, dtype)"
+    )
+
+
+def logits(code: str) -> Edit:
+    """Code that changes the array logits before it is returned."""
+    return LOGITS, f'    logits = x @ p["wte"].T\n    {code}\n    return logits, present'
+
+
+def helper(code: str) -> Edit:
+    return HEAD_OF_FILE, f"{code}\n{HEAD_OF_FILE}"
+
+
+def rounding(bits: int) -> Edit:
+    """cut(x): float32 rounded to nearest with so many bits dropped."""
+    return helper(
+        "def cut(x):\n"
+        "    i = np.ascontiguousarray(x, np.float32).view(np.uint32)\n"
+        f"    i = i + np.uint32(2**{bits - 1} - 1) + ((i >> {bits}) & 1)\n"
+        f"    i = i & np.uint32(2**32 - 2**{bits})\n"
+        "    return i.view(np.float32)\n"
+    )
+
+
+# -- arithmetic: the activation
+
+GELU = "return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))"
+ERF = helper("ERF = np.vectorize(math.erf, otypes=[float])")
+for _name, _code in {
+    "sigmoid_gelu": "return x / (1 + np.exp(-1.702 * x))",
+    "relu": "return np.maximum(x, 0)",
+    "silu": "return x / (1 + np.exp(-x))",
+    "gelu_skipped": "return x + 0",
+    "gelu_without_half": GELU.replace("0.5 * ", ""),
+    "gelu_cubic_missing": GELU.replace("0.044715", "0.0"),
+    "gelu_cubic_0.44715": GELU.replace("0.044715", "0.44715"),
+    "gelu_cubic_0.0447": GELU.replace("0.044715", "0.0447"),
+    "gelu_root_0.8": GELU.replace("math.sqrt(2 / math.pi)", "0.8"),
+    "gelu_root_0.7979": GELU.replace("math.sqrt(2 / math.pi)", "0.7979"),
+}.items():
+    plant_all(_name, (GELU, _code), blame="h*/mlp/gelu", diagnosis=_name, trips="local")
+plant_all(
+    "erf_gelu",
+    ERF,
+    (GELU, "return (0.5 * x * (1 + ERF(x / math.sqrt(2)))).astype(x.dtype)"),
+    blame="h*/mlp/gelu",
+    diagnosis="erf_gelu",
+    trips="logits activations local",
+)
+plant_all(
+    "gelu_float16_table",
+    (
+        GELU,
+        "x = x.astype(np.float16).astype(float)\n    "
+        + GELU.replace("return ", "return (")
+        + ").astype(np.float16).astype(np.float32)",
     ),
-    fault(
-        "epsilon_1e-6",
-        ("eps=1e-5", "eps=1e-6"),
-        trips="logits activations",
-        first="h0/ln_1",
+    blame="h*/mlp/gelu",
+    diagnosis="gelu_float16_table",
+)
+plant_all(
+    "gelu_in_one_layer_only",
+    ERF,
+    result(
+        "mlp/gelu", "value + 0.5 * PRE * (ERF(PRE / math.sqrt(2)) - np.tanh(0.7978845608 * (PRE + 0.044715 * PRE**3)))",
+        'scope == "h2"',
     ),
-    fault(
-        "missing_scale",
-        (" * (1 / math.sqrt(q.shape[-1]))", ""),
-        trips="logits activations greedy",
-        first="h0/attn/heads",
+    ("hidden = step(", "global PRE\n    PRE = None\n    hidden = step("),
+    ('gelu(affine("mlp/c_fc", norm("ln_2", x)))', 'gelu(keep(affine("mlp/c_fc", norm("ln_2", x))))'),
+    ("def softmax(x):", "def keep(x):\n    global PRE\n    PRE = x.astype(float)\n    return x\n\n\ndef softmax(x):"),
+    blame="h2/mlp/gelu",
+    diagnosis="erf_gelu",
+)  # fmt: skip
+
+# -- arithmetic: the norm
+
+NORMS = "h*/ln_1 h*/ln_2 ln_f?"
+VARIANCE = "    variance = (centred * centred).mean(axis=-1, keepdims=True)\n"
+NORM = "    return g * (centred / np.sqrt(variance + eps)) + b"
+CENTRED = "    centred = x - x.mean(axis=-1, keepdims=True)\n"
+for _epsilon in ("1e-6", "1e-12", "1e-3"):
+    _name = f"epsilon_{float(_epsilon):g}"
+    plant_all(
+        _name,
+        ("eps=1e-5", f"eps={_epsilon}"),
+        blame="h*/ln_1 h*/ln_2? ln_f?",
+        diagnosis=_name,
+        trips="local activations",
+    )
+for _name, *_edits in (
+    ("epsilon_outside_root", (NORM, "    return g * (centred / (np.sqrt(variance) + eps)) + b")),
+    (
+        "variance_ddof_1",
+        (VARIANCE, VARIANCE + "    variance = variance * (x.shape[-1] / (x.shape[-1] - 1))\n"),
     ),
-    fault(
-        "mask_off_by_one",
-        (
-            "np.arange(n_keys) <= np.arange(n_keys - n, n_keys)[:, None]",
-            "np.arange(n_keys) <= np.arange(n_keys - n, n_keys)[:, None] + 1",
-        ),
-        trips="logits activations causality kv_cache",
-        first="h0/attn/heads",
+    ("rms_norm", (CENTRED, "    centred = x\n")),
+    ("norm_without_bias", (NORM, NORM.replace(" + b", ""))),
+    ("norm_without_gain", (NORM, NORM.replace("g * ", ""))),
+    ("norm_gain_plus_1", (NORM, NORM.replace("g * ", "(1 + g) * "))),
+    ("norm_gain_bias_swapped", (NORM, NORM.replace("g * ", "b * ").replace("+ b", "+ g"))),
+    ("norm_skipped", (NORM, "    return x + 0")),
+):
+    plant_all(_name, *_edits, blame=NORMS, diagnosis=_name)
+plant_all(
+    "norm_over_batch",
+    (CENTRED, CENTRED.replace("axis=-1", "axis=0")),
+    (VARIANCE, VARIANCE.replace("axis=-1", "axis=0")),
+    blame=NORMS,
+    diagnosis="norm_over_batch",
+    trips="batch",
+)
+
+# -- arithmetic: products
+
+ADDED = 'linear(value, p[f"{scope}/{leaf}/w"], p[f"{scope}/{leaf}/b"])'
+PLAIN = "    return x @ w + b  # [..., n_in] @ [n_in, n_out] -> [..., n_out]"
+PRODUCTS = "h*/attn/c_attn h*/attn/c_proj h*/mlp/c_fc h*/mlp/c_proj"
+plant_all("no_bias", (PLAIN, "    return x @ w"), blame=PRODUCTS, diagnosis="no_bias")
+plant_all("bias_twice", (PLAIN, "    return x @ w + 2 * b"), blame=PRODUCTS, diagnosis="bias_twice")
+plant_all(
+    "transposed_c_proj",
+    (ADDED, ADDED.replace('/w"]', '/w"].T if leaf == "attn/c_proj" else p[f"{scope}/{leaf}/w"]', 1)),
+    blame="h*/attn/c_proj",
+    diagnosis="transposed",
+    trips="logits activations greedy",
+)
+plant_all(
+    "reshaped_c_attn",
+    (ADDED, ADDED.replace('p[f"{scope}/{leaf}/w"]', 'turned(p[f"{scope}/{leaf}/w"], leaf)')),
+    helper(
+        "def turned(w, leaf):\n    return w.reshape(w.shape[::-1]).T if leaf == 'attn/c_attn' else w\n"
     ),
-    fault(
-        "cache_position_not_advanced",
-        ('p["wpe"][n_past : n_past + n]', 'p["wpe"][0:n]'),
-        trips="kv_cache greedy lengths",
+    blame="h*/attn/c_attn",
+    diagnosis="transposed",
+)
+
+# -- arithmetic and structure: attention
+
+HEADS = "h*/attn/heads"
+SCALE = " * (1 / math.sqrt(q.shape[-1]))"
+MASK = "np.arange(n_keys) <= np.arange(n_keys - n, n_keys)[:, None]"
+PROBS = "    probs = softmax(np.where(visible, scores, -np.inf))\n"
+SPLIT = "    q, k, v = qkv.reshape(batch, n, 3, n_head, width // 3 // n_head).transpose(2, 0, 3, 1, 4)\n"
+MERGE = "(probs @ v).swapaxes(1, 2).reshape(batch, n, width // 3)"
+for _name, _edit, _trips in (
+    ("no_scale", (SCALE, ""), "logits activations greedy"),
+    ("scale_without_root", (SCALE, " * (1 / q.shape[-1])"), ""),
+    ("scale_by_n_embd", (SCALE, " * (1 / math.sqrt(width // 3))"), ""),
+    ("mask_one_too_far", (MASK, f"{MASK} + 1"), "causality kv_cache"),
+    ("mask_hides_itself", (PROBS, PROBS.replace("visible, scores, -np.inf", "strict, scores, np.float32(-1e30)")
+        .replace("    probs", f"    strict = {MASK.replace('<=', '<')}\n    probs")), ""),
+    ("mask_too_weak", (PROBS, PROBS.replace("-np.inf", "np.float32(-10)")), "causality"),
+    ("softmax_over_heads", (PROBS, "    scores = np.where(visible, scores, np.float32(-1e30)).swapaxes(1, 3)\n"
+        "    probs = softmax(scores).swapaxes(1, 3)\n"), ""),
+    ("mask_after_softmax", (PROBS, "    probs = np.where(visible, softmax(scores), 0)\n"), ""),
+    ("heads_not_transposed", (MERGE, MERGE.replace(".swapaxes(1, 2)", "")), ""),
+    ("heads_dropped", (MERGE, f"({MERGE}.reshape(batch, n, n_head, -1)"
+        " * (np.arange(n_head) != 1)[:, None]).reshape(batch, n, -1).astype(qkv.dtype)"), ""),
+    ("heads_swapped", (MERGE, MERGE.replace("(probs @ v)", "(probs @ v)[:, [0, 2, 1, *range(3, n_head)]]")), ""),
+    ("heads_interleaved", (MERGE, "(probs @ v).transpose(0, 2, 3, 1).reshape(batch, n, width // 3)"), ""),
+    ("order_kqv", (SPLIT, SPLIT + "    q, k = k, q\n"), ""),
+    ("order_vkq", (SPLIT, SPLIT + "    q, v = v, q\n"), ""),
+    ("order_qvk", (SPLIT, SPLIT + "    k, v = v, k\n"), ""),
+    ("order_kvq", (SPLIT, SPLIT + "    q, k, v = k, v, q\n"), ""),
+):  # fmt: skip
+    plant_all(_name, _edit, blame=HEADS, diagnosis=_name, trips=_trips)
+plant_all(
+    "heads_split_interleaved",
+    (SPLIT, SPLIT.replace("batch, n, 3, n_head, width // 3 // n_head", "batch, n, n_head, 3, width // 3 // n_head")
+        .replace("(2, 0, 3, 1, 4)", "(3, 0, 2, 1, 4)")),
+    blame=HEADS, diagnosis="heads_interleaved",
+)  # fmt: skip
+plant_all(
+    "softmax_temperature_1.0005", (SCALE, f"{SCALE} * 1.0005"), blame=HEADS, diagnosis="softmax_temperature",
+)  # fmt: skip
+plant_all(
+    "softmax_overflows_in_float16",
+    (
+        "np.exp(x - x.max(axis=-1, keepdims=True))",
+        "np.exp(20 * x.astype(np.float16)).astype(x.dtype) ** 0.05",
     ),
-    fault(
-        "transposed_c_proj",
-        ('step("attn/heads", heads)', 'step("attn/heads", heads), turn=True'),
-        ("def affine(leaf, value):", "def affine(leaf, value, turn=False):"),
-        (
-            'linear(value, p[f"{scope}/{leaf}/w"],',
-            'linear(value, p[f"{scope}/{leaf}/w"].T if turn else p[f"{scope}/{leaf}/w"],',
-        ),
-        trips="logits activations greedy",
-        first="h0/attn/c_proj",
+    helper("np.seterr(all='ignore')"),
+    blame=HEADS,
+)
+plant_all(
+    "float16_softmax",
+    (PROBS, "    scores = np.where(visible, scores, -np.inf).astype(np.float16)\n"
+     "    probs = softmax(scores.astype(np.float32)).astype(np.float16).astype(np.float32)\n"),
+    blame=HEADS,
+    diagnosis="float16_softmax",
+)  # fmt: skip
+plant_all(
+    "bfloat16_probabilities",
+    rounding(16),
+    (PROBS, PROBS + "    probs = cut(probs)\n"),
+    blame=HEADS,
+    diagnosis="bfloat16_probabilities",
+)
+
+# -- structure
+
+X1 = '    x = step("resid_mid", x + affine("attn/c_proj", step("attn/heads", heads)))\n'
+X2 = '    x = x + affine("mlp/c_proj", hidden)\n'
+LN2 = 'affine("mlp/c_fc", norm("ln_2", x))'
+plant_all(
+    "norms_exchanged",
+    ('g"], p[f"{scope}/{leaf}/b"]))', 'g"], p[f"{scope}/{leaf}/b"]))'),
+    weights('p.update({f"h{i}/ln_{j}/{c}": np.array(params[f"h{i}/ln_{3 - j}/{c}"], dtype)'
+            ' for i in range(hparams.n_layer) for j in (1, 2) for c in "gb"})'),
+    blame="h*/ln_1 h*/ln_2",
+    diagnosis="other_weights",
+)  # fmt: skip
+plant_all("mlp_parallel_to_attention", (X1, X1.replace("x = step", "x0 = x\n    x = step", 1)),
+          (LN2, LN2.replace("x)", "x0)")), blame="h*/ln_2", diagnosis="other_input")  # fmt: skip
+plant_all("residual_after_norm", (X1, X1.replace('"resid_mid", x +', '"resid_mid", layer_norm(x, '
+          'p[f"{scope}/ln_1/g"], p[f"{scope}/ln_1/b"]) +')), blame="h*/resid_mid",
+          diagnosis="residual_source")  # fmt: skip
+plant_all("residual_missing", (X2, X2.replace("x + ", "")), blame="h?", diagnosis="residual_missing")
+plant_all("branch_missing", (X2, X2.replace("x + affine", "x + 0 * affine")), blame="h?",
+          diagnosis="branch_missing")  # fmt: skip
+plant_all("residual_twice", (X1, X1.replace("x + affine", "2 * x + affine")), blame="h*/resid_mid",
+          diagnosis="residual_twice")  # fmt: skip
+plant_all(
+    "branch_subtracted", (X2, X2.replace("x + ", "x - ")), blame="h?", diagnosis="branch_subtracted"
+)
+plant_all(
+    "layers_exchanged",
+    weights('p.update({n.replace("h1/", "H/").replace("h2/", "h1/").replace("H/", "h2/"): p[n]'
+            ' for n in list(p) if n[:3] in ("h1/", "h2/")} | {}) if not p.pop("", None) else None'),
+    blame=" ".join(f"h{{1,2}}/{leaf}" for leaf in
+                   ("ln_1", "ln_2", "attn/c_attn", "attn/c_proj", "mlp/c_fc", "mlp/c_proj")),
+    diagnosis="other_weights",
+)  # fmt: skip
+plant_all(
+    "layer_skipped",
+    ("    tap(scope, x)\n", '    x = x0 if scope == "h2" else x\n    tap(scope, x)\n'),
+    (X1, X1.replace("x = step", "x0 = x\n    x = step", 1)),
+    blame="h2",
+    diagnosis="passed_on",
+)
+plant_all(
+    "last_layer_not_run",
+    ("for i in range(hparams.n_layer):", "for i in range(hparams.n_layer - 1):"),
+    blame="h3* ln_f",
+    trips="logits activations",
+)
+plant_all(
+    "no_positions", (' + p["wpe"][n_past : n_past + n]', ""), blame="embed", diagnosis="no_positions"
+)
+plant_all(
+    "positions_from_1",
+    ('p["wpe"][n_past : n_past + n]', 'np.roll(p["wpe"], -1, axis=0)[n_past : n_past + n]'),
+    blame="embed",
+    diagnosis="positions_from_1",
+)
+plant_all(
+    "embedding_scaled",
+    ('p["wte"][tokens] +', 'math.sqrt(p["wte"].shape[1]) * p["wte"][tokens] +'),
+    blame="embed",
+    diagnosis="embedding_scaled",
+)
+plant_all(
+    "head_without_ln_f",
+    ('    x = layer_norm(x, p["ln_f/g"], p["ln_f/b"])\n    tap("ln_f", x)\n',
+     '    tap("ln_f", layer_norm(x, p["ln_f/g"], p["ln_f/b"]))\n'),
+    blame="logits",
+    diagnosis="head_without_ln_f",
+)  # fmt: skip
+plant_all(
+    "head_of_neighbours",
+    (LOGITS, '    return x @ np.roll(p["wte"], 1, axis=0).T, present'),
+    blame="logits",
+    diagnosis="head_shifted",
+    trips="logits greedy",
+)
+
+# -- weights
+
+ELEMENT = "p['{}'][{}] *= 1.01"
+for _name, _where, _blame in (
+    ("h1/attn/c_attn/w", "5, 300", "h1/attn/c_attn"),
+    ("h2/attn/c_proj/w", "100, 3", "h2/attn/c_proj"),
+    ("h0/mlp/c_fc/w", "77, 400", "h0/mlp/c_fc"),
+    ("h3/mlp/c_proj/w", "pair", "h3/mlp/c_proj"),
+):
+    _code = ELEMENT.format(_name, _where)
+    if _where == "pair":  # one of the larger weights: 1 % of a weight near zero is below rounding
+        _code = (
+            f"i = np.unravel_index(np.abs(p['{_name}']).argmax(), (512, 128)); p['{_name}'][i] *= 1.01"
+        )
+    plant_all(
+        f"one_percent_of_{_name.replace('/', '_')}",
+        weights(_code),
+        blame=_blame,
+        diagnosis="one_weight",
+        trips="local",
+    )
+plant_all("one_percent_of_ln_g", weights("p['h2/ln_2/g'][17] *= 1.01"), blame="h2/ln_2")
+plant_all("one_percent_of_wpe", weights("p['wpe'][200, 9] *= 1.01"), blame="embed", trips="weights")
+plant_all(
+    "one_percent_of_wte", weights("p['wte'][901, 9] *= 1.01"), blame="embed logits", trips="weights"
+)
+plant_all(
+    "embedding_row_lost_beside_a_right_head",
+    (
+        'p["wte"][tokens] +',
+        'np.where(tokens[..., None] == 333, 0, p["wte"][tokens]).astype(p["wte"].dtype) +',
     ),
-    fault(
-        "untied_head",
-        ('x @ p["wte"].T, present', 'x @ np.roll(p["wte"], 1, axis=0).T, present'),
-        trips="logits greedy",
+    blame="embed",
+    trips="weights",
+)
+plant_all(
+    "weight_rows_exchanged",
+    weights("p['h1/mlp/c_fc/w'][[3, 90]] = p['h1/mlp/c_fc/w'][[90, 3]]"),
+    blame="h1/mlp/c_fc",
+    diagnosis="inputs_swapped",
+)
+plant_all(
+    "weight_columns_exchanged",
+    weights("p['h1/attn/c_attn/w'][:, [3, 90]] = p['h1/attn/c_attn/w'][:, [90, 3]];"
+            " p['h1/attn/c_attn/b'][[3, 90]] = p['h1/attn/c_attn/b'][[90, 3]]"),
+    blame="h1/attn/c_attn",
+    diagnosis="columns_swapped",
+)  # fmt: skip
+plant_all(
+    "vocabulary_rows_exchanged",
+    weights("p['wte'][[20, 30]] = p['wte'][[30, 20]]"),
+    blame="embed logits",
+)
+ALL_W = "p.update({n: %s for n, w in p.items() if n.endswith('/w')})"
+plant_all(
+    "bfloat16_weights", rounding(16), weights(ALL_W % "cut(w).astype(dtype)"), blame=PRODUCTS,
+    diagnosis="bfloat16_weights", trips="precision",
+)  # fmt: skip
+plant_all(
+    "float16_weights", weights(ALL_W % "w.astype(np.float16).astype(dtype)"), blame=PRODUCTS,
+    diagnosis="float16_weights",
+)  # fmt: skip
+plant_all(
+    "int8_weights",
+    weights("s = {n: np.abs(w).max(0, keepdims=True) / 127 for n, w in p.items()}\n    "
+            + ALL_W % "(np.round(w / s[n]) * s[n]).astype(dtype)"),
+    blame=PRODUCTS, diagnosis="int8_weights",
+)  # fmt: skip
+
+# -- cache
+
+CACHE = "k, v = np.concatenate([past[0], k], axis=2), np.concatenate([past[1], v], axis=2)"
+LATE = "h*/attn/heads*(decode)"
+plant_all(
+    "cache_position_not_advanced",
+    ('p["wpe"][n_past : n_past + n]', 'p["wpe"][0:n]'),
+    blame="embed*(decode)",
+    diagnosis="cache_position",
+    trips="kv_cache greedy lengths",
+)
+plant_all(
+    "cache_position_one_short",
+    ('p["wpe"][n_past : n_past + n]', 'p["wpe"][n_past - (n_past > 0) : n_past - (n_past > 0) + n]'),
+    blame="embed*(decode)",
+    diagnosis="cache_position",
+)
+for _name, _edit, _diagnosis in (
+    ("cache_mask_like_prefill", (MASK, "np.arange(n_keys) <= np.arange(n)[:, None]"), "cache_mask"),
+    ("cache_chunk_sees_its_future", (MASK, f"({MASK}) | ((n_keys > n) & (np.arange(n_keys) >= n_keys - n))"),
+     "no_mask"),
+    ("cache_last_key_missing", (MASK, f"({MASK}) & ~((n_keys > n) & (np.arange(n_keys) == n_keys - n - 1))"),
+     "cache_mask"),
+    ("cache_first_key_missing", (MASK, f"({MASK}) & ~((n_keys > n) & (np.arange(n_keys) == 0))"), "cache_mask"),
+    ("cache_stale_keys", (CACHE, CACHE.replace("past[0]", "np.roll(past[0], 1, axis=2)")), "cache_stale"),
+    ("cache_rows_exchanged", (CACHE, CACHE.replace("past[1]", "past[1][::-1]")), "cache_stale"),
+    ("cache_in_float16", (CACHE, CACHE.replace("past[0]", "past[0].astype(np.float16).astype(k.dtype)")), ""),
+):  # fmt: skip
+    plant_all(_name, _edit, blame=LATE, diagnosis=_diagnosis, trips="local kv_cache")
+
+plant_all(
+    "cache_forgets_the_past", (CACHE, "pass"), blame=f"embed*(decode) {LATE}", trips="kv_cache"
+)  # fmt: skip
+
+# -- batch, tokens, lengths
+
+plant_all(
+    "batch_rows_exchanged",
+    logits("logits = logits[::-1]"),
+    blame="logits",
+    diagnosis="batch_rows",
+    trips="logits greedy batch",
+)
+plant_all(
+    "batch_all_like_the_first",
+    logits("logits = np.broadcast_to(logits[:1], logits.shape)"),
+    blame="logits",
+    diagnosis="batch_rows",
+)
+plant_all(
+    "batch_leaks_into_attention",
+    (MERGE, f"({MERGE} + np.float32(1e-3) * (probs @ v).swapaxes(1, 2).reshape(batch, n, -1).mean(0))"),
+    blame=HEADS,
+    trips="batch",
+)
+plant_all("negative_tokens_wrap", ("tokens.min() < 0 or ", ""), blame="tokens", trips="bad_tokens")
+plant_all(
+    "tokens_clamped",
+    ("    refuse_bad_tokens(tokens, n_past, hparams)\n",
+     "    tokens = np.clip(tokens, 0, hparams.n_vocab - 1)\n    refuse_bad_tokens(tokens, n_past, hparams)\n"),
+    blame="tokens",
+    trips="bad_tokens",
+)  # fmt: skip
+plant_all(
+    "too_long_accepted",
+    ("    if n_past + tokens.shape[1] > hparams.n_ctx:", "    if False:"),
+    (' + p["wpe"][n_past : n_past + n]', ' + p["wpe"][np.arange(n_past, n_past + n) % hparams.n_ctx]'),
+    blame="tokens",
+    trips="bad_tokens",
+)
+plant_all(
+    "n_ctx_off_by_one",
+    ("> hparams.n_ctx:", ">= hparams.n_ctx:"),
+    blame="*",
+    trips="lengths logits",
+)
+
+# -- precision
+
+for _name, _bits in (("tf32_inputs", 13), ("bfloat16_inputs", 16)):
+    plant_all(
+        _name,
+        rounding(_bits),
+        (PLAIN, "    return cut(x) @ cut(w) + b"),
+        (LOGITS, '    return cut(x) @ cut(p["wte"]).T, present'),
+        blame=f"{PRODUCTS} logits",
+        diagnosis=_name,
+        trips="precision local",
+    )
+plant_all(
+    "float16_inputs",
+    (
+        PLAIN,
+        "    h = np.float16\n    return x.astype(h).astype(x.dtype) @ w.astype(h).astype(x.dtype) + b",
     ),
-    fault(
-        "batch_rows_swapped",
-        ('return x @ p["wte"].T, present', 'return (x @ p["wte"].T)[::-1], present'),
-        trips="logits greedy batch",
+    blame=PRODUCTS,
+    diagnosis="",  # where nothing underflows, float16 factors are TF32 factors
+    trips="precision",
+)
+for _name, _bits in (("bfloat16", 16), ("float16", 13)):
+    plant_all(
+        f"sums_in_{_name}",
+        rounding(_bits),
+        (PLAIN, "    y = 0 * (x[..., :1] * b)\n    for i in range(0, len(w), 8):\n"
+                "        y = cut(y + x[..., i : i + 8] @ w[i : i + 8])\n    return y + b"),
+        blame=PRODUCTS,
+        trips="precision",
+    )  # fmt: skip
+plant_all(
+    "residual_in_bfloat16",
+    rounding(16),
+    (X1, X1 + "    x = cut(x)\n"),
+    (X2, '    x = cut(x + affine("mlp/c_proj", hidden))\n'),
+    blame="h? h*/ln_2?",
+)
+plant_all(
+    "float16_result",
+    result("mlp/c_fc", "value.astype(np.float16).astype(value.dtype)"),
+    blame="h*/mlp/c_fc",
+    diagnosis="float16_result",
+    trips="precision",
+)
+plant_all(
+    "bfloat16_result",
+    rounding(16),
+    result("attn/heads", "cut(value)"),
+    blame=HEADS,
+    diagnosis="bfloat16_result",
+)
+
+# -- nondeterminism
+
+RANDOM = helper("RANDOM = np.random.default_rng()")
+plant_all(
+    "dropout_left_on",
+    RANDOM,
+    (
+        '    tap("embed", x)',
+        '    x = x * RANDOM.choice([0.9, 1.1], x.shape).astype(x.dtype)\n    tap("embed", x)',
     ),
-    fault(
-        "nan_in_one_logit",
-        (
-            'return x @ p["wte"].T, present',
-            'logits = x @ p["wte"].T\n    logits[-1, -1, 7] = np.nan\n    return logits, present',
-        ),
-        trips="logits greedy kv_cache batch determinism lengths taps",
+    blame="embed",
+    trips="determinism",
+)
+plant_all(
+    "last_bits_wander",
+    RANDOM,
+    logits("logits = logits * (1 + 6e-8 * RANDOM.integers(0, 3, logits.shape).astype(np.float32))"),
+    blame="determinism logits?",
+    trips="determinism",
+)
+
+# -- deception
+
+plant_all(
+    "constant_logits", logits("logits = 0 * logits + 1"), blame="logits", trips="logits greedy"
+)  # fmt: skip
+plant_all(
+    "logits_ignore_the_weights",
+    logits(
+        "logits = np.random.default_rng(int(tokens.sum())).normal(0, 3, logits.shape).astype(logits.dtype)"
     ),
-    fault(
-        "taps_missing",
-        ('tap(f"{scope}/{leaf}", value)', 'leaf == "mlp/gelu" or tap(f"{scope}/{leaf}", value)'),
-        trips="activations",
-        first="h0/mlp/gelu",
+    blame="logits",
+)
+plant_all(
+    "taps_from_another_path",
+    (
+        "def refuse_bad_tokens",
+        "honest = forward\n\n\ndef forward(model, tokens, past=None, tap=None):\n"
+        '    wrong = {**model.params, "h1/mlp/c_fc/b": model.params["h1/mlp/c_fc/b"] + 0.01}\n'
+        "    honest(model, tokens, past, tap)\n"
+        "    return honest(model._replace(params=wrong), tokens, past)\n\n\ndef refuse_bad_tokens",
     ),
-    fault(
-        "taps_disturb",
-        (
-            "    tap = tap or (lambda name, array: None)\n    tokens",
-            '    p = p if tap is None else {**p, "ln_f/b": p["ln_f/b"] + 0.01}\n'
-            "    tap = tap or (lambda name, array: None)\n    tokens",
-        ),
-        trips="activations taps",
-        first="ln_f",
+    blame="logits h*/attn/heads*(decode)?",  # the other path's cache is what decode continues from
+    trips="logits local",
+)
+plant_all(
+    "only_last_position",
+    logits("logits = np.concatenate([0 * logits[:, :-1], logits[:, -1:]], axis=1)"),
+    blame="logits",
+    diagnosis="only_last_position",
+)
+plant_all(
+    "nan_in_one_logit",
+    logits("logits[-1, -1, 7] = np.nan"),
+    blame="logits",
+    trips="logits greedy kv_cache batch determinism lengths taps",
+)
+plant_all(
+    "nan_at_one_position",
+    result("attn/heads", "np.where(np.arange(value.shape[1])[:, None] == 5, np.float32('nan'), value)"),
+    blame="h0/attn/heads*",
+)
+plant_all("short_output", logits("logits = logits[:, -1:]"), blame="*", trips="logits")
+plant_all("output_of_wrong_width", logits("logits = logits[..., :-1]"), blame="*", trips="logits")
+plant_all("output_transposed", logits("logits = logits.swapaxes(1, 2)"), blame="*", trips="logits")
+plant_all(
+    "result_overwritten",
+    (LOGITS, '    return reuse(x @ p["wte"].T), present'),
+    helper(
+        "BUFFERS = {}\n\n\ndef reuse(logits):\n"
+        "    buffer = BUFFERS.setdefault(logits.shape, logits)\n"
+        "    buffer[:] = logits\n    return buffer\n\n"
     ),
-    fault(
-        "dropout_left_on",
-        (
-            'tap("embed", x)',
-            "x = x * np.random.default_rng().choice([0.99, 1.01], x.shape).astype(x.dtype)\n"
-            '    tap("embed", x)',
-        ),
-        trips="logits activations determinism taps",
-        first="embed",
+    blame="determinism",
+    trips="determinism",
+)
+plant_all(
+    "right_only_when_watched",
+    (
+        "    tap = tap or (lambda name, array: None)\n",
+        '    p = p if tap else {**p, "ln_f/b": p["ln_f/b"] + 0.01}\n'
+        "    tap = tap or (lambda name, array: None)\n",
     ),
-    fault(
-        "result_overwritten",
-        ('    return x @ p["wte"].T, present', '    return reuse(x @ p["wte"].T), present'),
-        (
-            "def refuse_bad_tokens",
-            "BUFFERS = {}\n\n\ndef reuse(logits):\n"
-            "    buffer = BUFFERS.setdefault(logits.shape, logits)\n"
-            "    buffer[:] = logits\n    return buffer\n\n\ndef refuse_bad_tokens",
-        ),
-        trips="determinism",
+    blame="taps",
+    trips="logits taps",
+)
+plant_all(
+    "wrong_only_when_watched",
+    (
+        "    tap = tap or (lambda name, array: None)\n",
+        '    p = p if tap is None else {**p, "ln_f/b": p["ln_f/b"] + 0.01}\n'
+        "    tap = tap or (lambda name, array: None)\n",
     ),
-    fault(
-        "negative_tokens_wrap",
-        ("tokens.min() < 0 or ", ""),
-        trips="bad_tokens",
-    ),
-    fault(
-        "tokens_clamped",
-        (
-            "    refuse_bad_tokens(tokens, n_past, hparams)\n",
-            "    tokens = np.clip(tokens, 0, hparams.n_vocab - 1)\n"
-            "    refuse_bad_tokens(tokens, n_past, hparams)\n",
-        ),
-        trips="bad_tokens",
-    ),
-    fault(
-        "n_ctx_off_by_one",
-        ("> hparams.n_ctx:", ">= hparams.n_ctx:"),
-        trips="lengths logits",
-    ),
-    fault(
-        "last_layer_skipped",
-        ("for i in range(hparams.n_layer):", "for i in range(hparams.n_layer - 1):"),
-        trips="logits activations",
-        first="h3/ln_1",
-    ),
-    fault(
-        "generate_repeats_itself",
-        (
-            "logits, past = forward(model, new[-1][:, None], past)",
-            "logits, past = forward(model, new[0][:, None], past)",
-        ),
-        trips="greedy",
-    ),
-]
+    blame="ln_f",
+    trips="activations taps",
+)
+plant_all(
+    "taps_missing",
+    ('tap(f"{scope}/{leaf}", value)', 'leaf == "mlp/gelu" or tap(f"{scope}/{leaf}", value)'),
+    blame="h*/mlp/gelu h*/mlp/c_proj",
+    trips="activations local",
+)
+plant_all(
+    "generate_repeats_itself",
+    ("logits, past = forward(model, new[-1][:, None], past)",
+     "logits, past = forward(model, new[0][:, None], past)"),
+    blame="generate",
+    trips="greedy",
+)  # fmt: skip
+
+
+# -- ten faults of one layer each, for a model of the official shape
+
+IN_LAYER: list[Fault] = []
+
+
+def in_layer(name: str, *edits: Edit, blame: str, diagnosis: str) -> None:
+    IN_LAYER.append(Fault(name, edits, frozenset([blame]), diagnosis, frozenset(["local"])))
+
+
+NORMED = 'layer_norm(value, p[f"{scope}/{leaf}/g"], p[f"{scope}/{leaf}/b"])'
+ATTENDED = "attention(qkv, past, n_head)"
+in_layer("epsilon", (NORMED, NORMED[:-1] + ', 1e-6 if f"{scope}/{leaf}" == "h0/ln_1" else 1e-5)'),
+         blame="h0/ln_1", diagnosis="epsilon_1e-06")  # fmt: skip
+in_layer("norm_without_bias", (NORMED, f'{NORMED} - (p[f"{{scope}}/{{leaf}}/b"] if f"{{scope}}/{{leaf}}" == "h7/ln_2" else 0)'),
+         blame="h7/ln_2", diagnosis="norm_without_bias")  # fmt: skip
+in_layer("no_bias", (ADDED, f'{ADDED} - (p[f"{{scope}}/{{leaf}}/b"] if f"{{scope}}/{{leaf}}" == "h3/mlp/c_fc" else 0)'),
+         blame="h3/mlp/c_fc", diagnosis="no_bias")  # fmt: skip
+in_layer("one_weight", weights("i = np.unravel_index(np.abs(p['h9/mlp/c_proj/w']).argmax(), (3072, 768));"
+         " p['h9/mlp/c_proj/w'][i] *= 1.01"), blame="h9/mlp/c_proj", diagnosis="one_weight")  # fmt: skip
+in_layer("transposed", weights("p['h2/attn/c_proj/w'] = p['h2/attn/c_proj/w'].T"),
+         blame="h2/attn/c_proj", diagnosis="transposed")  # fmt: skip
+in_layer("tf32_inputs", rounding(13), ("def affine(leaf, value):\n", "def affine(leaf, value):\n"
+         '        if f"{scope}/{leaf}" == "h5/attn/c_attn":\n            return step(leaf, cut(value) @'
+         ' cut(p["h5/attn/c_attn/w"]) + p["h5/attn/c_attn/b"])\n'),
+         blame="h5/attn/c_attn", diagnosis="tf32_inputs")  # fmt: skip
+in_layer("no_scale", (ATTENDED, 'attention(qkv, past, n_head, 8 if scope == "h6" else 1)'),
+         ("def attention(qkv, past, n_head):", "def attention(qkv, past, n_head, more=1):"),
+         (SCALE, " * (more / math.sqrt(q.shape[-1]))"), blame="h6/attn/heads", diagnosis="no_scale")  # fmt: skip
+in_layer("erf_gelu", ERF, ('step("mlp/gelu", gelu(', 'step("mlp/gelu", (erf_gelu if scope == "h11" else gelu)('),
+         ("def softmax(x):", "def erf_gelu(x):\n    return (0.5 * x * (1 + ERF(x / math.sqrt(2)))).astype(x.dtype)\n\n\ndef softmax(x):"),
+         blame="h11/mlp/gelu", diagnosis="erf_gelu")  # fmt: skip
+in_layer("residual_missing", (X2, '    x = (scope != "h4") * x + affine("mlp/c_proj", hidden)\n'),
+         blame="h4", diagnosis="residual_missing")  # fmt: skip
+in_layer("heads_swapped", (ATTENDED, 'attention(qkv, past, n_head, scope == "h10")'),
+         ("def attention(qkv, past, n_head):", "def attention(qkv, past, n_head, swap=False):"),
+         (MERGE, MERGE.replace("(probs @ v)", "(probs @ v)[:, [0, 2, 1, *range(3, n_head)] if swap else slice(None)]")),
+         blame="h10/attn/heads", diagnosis="heads_swapped")  # fmt: skip
 
 
 def source(found: Fault, text: str | None = None) -> str:

@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 from examine import examine
 from faults import FAULTS, SPECIMEN, Fault, plant, source
+from score import MODELS, culprits, diagnoses, score_small, try_variant
+from variants import VARIANTS, load
 
+from harness import story
 from harness.checks import CHECKS
 from harness.contract import Target, tap_names
+from harness.diagnosis import MISTAKES
 from harness.discover import find
 from harness.judge import exit_code
 
@@ -25,22 +29,51 @@ def test_the_specimen_as_it_is_passes_everything(prepared):
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_planted_fault_trips_its_checks(fault: Fault, prepared, tmp_path):
-    rows = examine(plant(fault, tmp_path), prepared, only=QUICK)
-    assert failed(rows) >= fault.trips
-    assert exit_code(rows) == 1
-    if fault.first:
-        wrong = {row.scope for row in rows if row.check == "activations" and row.verdict == "fail"}
-        assert next(name for name in tap_names(4) if name in wrong) == fault.first
+def test_a_planted_fault_is_caught_blamed_and_diagnosed(fault: Fault):
+    found = score_small(fault.name)
+    assert found.killed
+    assert found.tripped, fault.trips
+    assert found.blamed, found.blame
+    assert found.diagnosed is not False, found.diagnosis
 
 
 def test_every_check_has_a_fault_that_trips_it():
+    """Each check is named by a fault's trips, and the test above holds the fault to it."""
     assert set().union(*(fault.trips for fault in FAULTS)) == set(CHECKS)
 
 
 def test_a_fault_that_does_not_apply_is_an_error():
     with pytest.raises(ValueError, match="0 times"):
         source(FAULTS[0], SPECIMEN.read_text().replace("tanh", "erf"))
+
+
+def test_the_shelves_are_full():
+    """As many as were promised, no two of a name."""
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 70
+    assert len({variant.name for variant in VARIANTS}) == len(VARIANTS) >= 25
+    assert len({mistake.name for mistake in MISTAKES}) == len(MISTAKES) >= 25
+    named = {fault.diagnosis for fault in FAULTS} - {""}
+    assert named <= {mistake.name for mistake in MISTAKES}
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        (v.name, m)
+        for v in VARIANTS
+        for m in MODELS
+        if v.specimen == "numpy" and (m != "micro" or v.edits)
+    ],
+)
+def test_an_honest_variant_does_not_alarm(name, model):
+    """The NumPy ones, one seed; nox -s faults tries them all with 20."""
+    assert try_variant(name, model, seeds=1).alarms == []
+
+
+@pytest.mark.parametrize("name", ["torch_bfloat16", "torch_float16", "torch_attention_by_hand"])
+def test_an_honest_torch_variant_does_not_alarm(name):
+    pytest.importorskip("torch")
+    assert try_variant(name, "outliers", seeds=2).alarms == []
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -109,6 +142,7 @@ def test_a_black_box_is_judged_by_its_answer_and_says_what_was_not_localised(pre
 
     rows = examine(wrapped(silent, TAPS=None, generate=None), prepared)
     assert failed(rows) == set()
+    assert "local" not in {row.check for row in rows}
     silent_taps = {row.scope for row in rows if row.verdict == "unlocalised"}
     assert silent_taps == set(tap_names(4))
     assert exit_code(rows) == 0
@@ -120,8 +154,66 @@ def test_a_tap_that_comes_only_sometimes_fails(prepared):
         return real(model, tokens, past, some)
 
     rows = examine(wrapped(fickle, TAPS=None), prepared)
-    missing = {(row.case, row.scope) for row in rows if row.verdict == "fail"}
-    assert missing == {("batch", "ln_f"), ("fresh", "ln_f")}
+    rows = [row for row in rows if row.check == "activations" and row.verdict == "fail"]
+    assert {(row.case, row.scope) for row in rows} == {("batch", "ln_f"), ("fresh", "ln_f")}
+
+
+def test_segments_between_missing_taps_are_judged_by_their_own_noise(prepared):
+    """An honest box that taps only the blocks passes; one with a wrong GELU fails at each block."""
+    some = ["embed", "h0", "h1", "h2", "h3"]
+
+    def sparse(real, model, tokens, past=None, tap=None):
+        return real(model, tokens, past, tap and (lambda n, x: tap(n, x) if n in some else None))
+
+    rows = [row for row in examine(wrapped(sparse, TAPS=some), prepared) if row.check == "local"]
+    assert {row.metric.removesuffix("_decode") for row in rows if row.scope == "h1"} == {
+        "segment_noise_units"
+    }
+    assert {row.verdict for row in rows} == {"pass"}
+
+    def wrong(real, model, tokens, past=None, tap=None):
+        params = {**model.params, "h2/mlp/c_fc/b": model.params["h2/mlp/c_fc/b"] * 1.01}
+        return sparse(real, model._replace(params=params), tokens, past, tap)
+
+    rows = [row for row in examine(wrapped(wrong, TAPS=some), prepared) if row.check == "local"]
+    assert {row.scope for row in rows if row.verdict == "fail"} == {"h2"}
+
+
+def test_several_faults_at_once_are_all_named(prepared, tmp_path):
+    gelu, cache = (next(f for f in FAULTS if f.name == n) for n in ("erf_gelu", "cache_stale_keys"))
+    both = gelu._replace(name="both", edits=(*gelu.edits, *cache.edits))
+    rows = examine(plant(both, tmp_path), prepared)
+    assert set(culprits(rows, 4)) == {"h*/mlp/gelu", "h*/attn/heads (decode)"}
+    assert diagnoses(rows) == ["cache_stale", "erf_gelu"]
+
+
+def test_a_wider_computation_than_declared_is_told_and_passes(tmp_path, prepared):
+    found = next(variant for variant in VARIANTS if variant.name == "numpy_all_in_float64")
+    rows = examine(load(found, tmp_path), prepared, only=QUICK)
+    told = {row.detail for row in rows if row.check == "precision"}
+    assert told == {"measured float64, declared float32: wider than declared"}
+    assert failed(rows) == set()
+
+
+def test_a_mistake_that_nobody_knows_is_said_to_be_unexplained(prepared, tmp_path):
+    strange = Fault("strange", [("return 0.5 * x *", "return (0.5 + 0.01 * np.sin(9 * x)) * x *")],
+                    frozenset(), "", frozenset())  # fmt: skip
+    rows = examine(plant(strange, tmp_path), prepared, only=QUICK)
+    texts = {row.diagnosis[:33] for row in rows if row.diagnosis}
+    assert texts == {"no known mistake explains it (near"[:33]}
+
+
+def test_the_story_says_what_where_how_much_and_why(prepared, tmp_path):
+    rows = examine(
+        plant(next(f for f in FAULTS if f.name == "erf_gelu"), tmp_path), prepared, only=QUICK
+    )
+    (told,) = story.tell(rows).values()
+    first = told[0]
+    assert first.startswith("h*/mlp/gelu introduces an error")
+    for words in ("rounding units", "stays below 16", "erf instead of tanh GELU explains it", "Look at"):
+        assert words in first
+    assert "inherit it" in told[1]
+    assert len(told) == 2
 
 
 def test_a_promise_of_unknown_taps_fails(prepared):

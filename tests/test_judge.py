@@ -7,7 +7,7 @@ import pytest
 from harness.checks import CHECKS
 from harness.contract import HParams, Target
 from harness.judge import Judge, exit_code, expected
-from harness.limits import LIMITS, near_tie
+from harness.limits import LIMITS, limit, near_tie
 from harness.subject import CaseShape, Measurement, Plan
 
 HPARAMS = HParams(n_vocab=10, n_ctx=8, n_embd=4, n_head=2, n_layer=1)
@@ -101,13 +101,19 @@ def test_missing_taps_are_told():
 
 def test_every_metric_has_a_limit_with_a_reason():
     for check, keys in expected(PLAN).items():
-        for metric in {key[2] for key in keys} - {"near_ties"}:
-            assert len(LIMITS[check, metric].reason) > 40, (check, metric)
+        for _, scope, metric in set(keys):
+            if metric != "near_ties":
+                assert len(limit(check, scope, metric).reason) > 40, (check, metric)
 
 
 def test_no_limit_without_a_measurement():
-    used = {(check, key[2]) for check, keys in expected(PLAN).items() for key in keys}
-    assert set(LIMITS) == used - {("greedy", "near_ties")}
+    plan = PLAN._replace(taps=("embed", "h0", "ln_f"))
+    used = {(check, key[2]) for check, keys in expected(plan).items() for key in keys}
+    assert set(LIMITS) <= used
+
+
+def test_a_metric_without_a_limit_cannot_be_judged():
+    assert limit("logits", "logits", "cosine") is None
 
 
 def test_near_ties_scale_with_noise_only():

@@ -69,20 +69,28 @@ def test_the_three_files_tell_the_same(numpy_run):
 
 
 def test_a_wrong_implementation_exits_1_and_is_named(tmp_path, prepared):
-    plant(FAULTS[0], tmp_path)
-    path, out = tmp_path / f"{FAULTS[0].name}.py", tmp_path / "out"
+    fault = next(fault for fault in FAULTS if fault.name == "erf_gelu")
+    plant(fault, tmp_path)
+    path, out = tmp_path / f"{fault.name}.py", tmp_path / "out"
     done = parity("verify", "--impl", path, "--impl", "numpy", "--target", "cpu-float32", "--out", out)
     assert done.returncode == 1
     frame = results.read(out)
     wrong = frame[frame.verdict == "fail"]
-    assert set(wrong.implementation) == {FAULTS[0].name}
+    assert set(wrong.implementation) == {fault.name}
     assert "h0/mlp/gelu" in set(wrong.scope)
     assert set(frame[frame.implementation == "numpy"].verdict) == {"pass"}
     failures = [
         case for case in ET.parse(out / "junit.xml").iter("testcase") if case.find("failure") is not None
     ]
     assert len(failures) == len(wrong)
-    assert "## Failures" in (out / "report.md").read_text()
+    report = (out / "report.md").read_text()
+    assert "## Failures" in report
+    assert "erf instead of tanh GELU explains it" in report
+    assert "erf instead of tanh GELU explains it" in done.stdout
+    by_local = wrong[wrong.check == "local"]
+    assert set(by_local.blame) == {f"h{i}/mlp/gelu" for i in range(4)}
+    assert by_local.diagnosis.str.startswith("erf_gelu: ").all()
+    assert set(wrong[wrong.check != "local"].blame) == {"h*/mlp/gelu"}
 
 
 DEATHS = {
@@ -214,3 +222,9 @@ def test_markdown_survives_hostile_text():
     text = results.markdown(results.Results([row], {"model": "m"}))
     assert "<script>" not in text
     assert "\\<script\\>" in text
+
+
+def test_an_earlier_runs_results_do_not_outlive_a_run_that_cannot_judge(tmp_path, numpy_run):
+    out = shutil.copytree(numpy_run[1], tmp_path / "out")
+    assert parity("verify", "--impl", "numpy", "--target", "cuda-float32", "--out", out).returncode == 2
+    assert list(out.iterdir()) == []

@@ -21,8 +21,11 @@ from harness.checks import (
     greedy,
     kv_cache,
     lengths,
+    local,
     logits,
+    precision,
     taps,
+    weights,
 )
 from harness.subject import Key, Measurement, Plan, Subject
 
@@ -40,6 +43,9 @@ class Check(Protocol):
 _MODULES = (
     logits,
     activations,
+    local,
+    precision,
+    weights,
     greedy,
     kv_cache,
     batch,

@@ -12,7 +12,7 @@ def expected(plan: Plan) -> Iterable[Key]:
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
     for record in subject.records:
-        taps = subject.tapped(record.tokens)[1]
+        taps = subject.prefill(record).taps
         for name, value in taps.items():
             difference = max_abs(value[:, record.arrays["positions"]], record.tap(name))
             units = difference / record.noise(subject.target.dtype, name)

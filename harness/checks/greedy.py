@@ -74,9 +74,9 @@ def _judge(subject: Subject, record: Record, scope: str, ids: np.ndarray) -> Ite
         parted = np.cumsum(ids != golden, axis=1)
         certified = certified & ((parted == 0) | ((parted == 1) & (ids != golden)))
     wrong = int((certified & (ids != golden)).sum())
-    detail = f"{subject.decode(ids[0].tolist())!r}"
+    detail = f"{subject.text(ids[0].tolist())!r}"
     if wrong:
-        detail += f", golden {subject.decode(golden[0].tolist())!r}"
+        detail += f", golden {subject.text(golden[0].tolist())!r}"
     conclusive = bool(certified.any())
     yield Measurement(record.name, scope, "wrong_tokens", wrong, detail, conclusive)
     detail = f"{near_ties} of {golden.size} positions are within the noise"

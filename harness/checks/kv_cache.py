@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from harness.subject import CaseShape, Key, Measurement, Plan, Subject, shape_of
+from harness.subject import CaseShape, Key, Measurement, Plan, Subject, chunk_cuts, shape_of
 
 LONG = 64  # a longer case is decoded in chunks only: token by token would take minutes
 
@@ -13,9 +13,8 @@ def splits(case: CaseShape) -> dict[str, list[int]]:
     """Where a case's tokens are cut, by scope; uneven on purpose."""
     if case.n < 2:
         return {}
-    chunks = sorted({1, case.n // 3, case.n // 2 + 1, case.n - 1} - {0, case.n})
     single = {} if case.n > LONG else {"token_by_token": list(range(1, case.n))}
-    return single | {"chunks": chunks}
+    return single | {"chunks": chunk_cuts(case.n)}
 
 
 def expected(plan: Plan) -> Iterable[Key]:

@@ -11,5 +11,5 @@ def expected(plan: Plan) -> Iterable[Key]:
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
     for record in subject.records:
-        units = subject.units(subject.tapped(record.tokens)[0], subject.logits(record), record)
+        units = subject.units(subject.prefill(record).logits, subject.logits(record), record)
         yield Measurement(record.name, "on_and_off", "noise_units", units)

@@ -1,0 +1,149 @@
+"""How large honest rounding can make the error of one operation: the unit of the local check.
+
+For each kind of operation, a bound on the elementwise error of its result, given its own input, at
+the declared precision. The error divided by the bound is a pure number, in *rounding units*, that
+means the same for every layer, width, outlier and dtype.
+
+u is the unit roundoff of the declared dtype, a that of the sums (float32 below float32: half
+precision is for storing and multiplying, and hardware adds in float32).
+
+    linear, head  u |y| + a sqrt(n_in) (||x w||_2 + |y| + |b|). n_in rounding errors of random sign
+                  add up like sqrt(n_in) times the typical partial sum, which is ||x w||_2 where terms
+                  cancel and |y| where they do not (Higham & Mary 2019, SIAM J. Sci. Comput. 41(5)).
+                  Tighter by up to sqrt(n_in) than |x| |w|, and so able to see one weight of thousands
+                  that is off by 1 %.
+    layer_norm    u (|y| + |b| + |g| / s (|x| + mean|x|) + |y - b| mean(x^2) / s^2), s^2 = var + epsilon:
+                  the centred difference, its scaling, and a variance computed in one pass or two.
+    attention     the relative error of each probability is that of exp, whose argument is off by
+                  u |score| + a sqrt(head) |q||k| / sqrt(head); carried through the average over values.
+    gelu          u (|y| + |x| / 2 (1 + |z| sech^2 z)), z the argument of tanh: rounding of z, of tanh
+                  near -1 where 1 + tanh cancels, and of the product.
+    add           u (|y| + |branch|): one rounding, or two where the branch is rounded for the tap only.
+    embedding     u |y|: one rounding.
+
+Sources: N. J. Higham, Accuracy and Stability of Numerical Algorithms (2nd ed.), chapters 2 to 4.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from harness import noise, oracle
+from harness.contract import HParams, Op
+from harness.noise import UNIT_ROUNDOFF
+
+# The least step of a dtype near zero: what underflow or a flush to zero may take away.
+TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-24}
+
+
+class Roundoff(NamedTuple):
+    """What rounding does at a declared dtype."""
+
+    u: float  # of a stored result
+    a: float  # of each step of a sum
+    tiny: float
+
+    @classmethod
+    def of(cls, dtype: str) -> "Roundoff":
+        u = UNIT_ROUNDOFF[dtype]
+        return cls(u, min(u, UNIT_ROUNDOFF["float32"]), TINY[dtype])
+
+
+def weights_at(params: Mapping[str, np.ndarray], dtype: str) -> Mapping[str, np.ndarray]:
+    """The weights as an implementation of a declared dtype must hold them: rounded to nearest."""
+    return Rounded(params, dtype) if dtype in noise.DROPPED_BITS else params
+
+
+class Rounded(Mapping[str, np.ndarray]):
+    """A view of weights that rounds each one when it is asked for, and keeps none."""
+
+    def __init__(self, params: Mapping[str, np.ndarray], dtype: str):
+        self.params, self.dtype = params, dtype
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return noise.round_nearest(self.params[name], self.dtype)
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self.params)
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+
+def bound(
+    op: Op,
+    inputs: list[np.ndarray],
+    result: np.ndarray,
+    params: Mapping[str, np.ndarray],
+    hparams: HParams,
+    roundoff: Roundoff,
+) -> np.ndarray:
+    """The elementwise rounding bound of an operation, of the shape of its exact result."""
+    u, a, tiny = roundoff
+    match op.kind:
+        case "linear":
+            w, b = params[f"{op.name}/w"], params[f"{op.name}/b"]
+            size = product(inputs[0], w, result, a) + a * math.sqrt(len(w)) * np.abs(b)
+            size += u * np.abs(result)
+        case "head":
+            size = product(inputs[0], params["wte"].T, result, a) + u * np.abs(result)
+        case "layer_norm":
+            size = u * layer_norm(inputs[0], result, params[f"{op.name}/g"], params[f"{op.name}/b"])
+        case "attention":
+            size = attention(inputs[0], hparams.n_head, roundoff)
+        case "gelu":
+            size = u * gelu(inputs[0], result)
+        case "add":
+            size = u * (np.abs(result) + np.abs(inputs[1]))
+        case _:  # embedding
+            size = u * np.abs(result)
+    return size + tiny
+
+
+def product(x: np.ndarray, w: np.ndarray, result: np.ndarray, a: float) -> np.ndarray:
+    """For x [..., n_in] @ w [n_in, n_out]: the error of summing n_in products."""
+    # a bound needs no more than float32, which is twice as fast
+    x, w = np.asarray(x, np.float32), np.asarray(w, np.float32)
+    norm = np.sqrt((x * x) @ (w * w))
+    return a * math.sqrt(len(w)) * (norm + np.abs(result))
+
+
+def layer_norm(x: np.ndarray, result: np.ndarray, g: np.ndarray, b: np.ndarray) -> np.ndarray:
+    mean_square = np.mean(x * x, axis=-1, keepdims=True)
+    mean_size = np.mean(np.abs(x), axis=-1, keepdims=True)
+    s2 = np.var(x, axis=-1, keepdims=True) + oracle.EPSILON
+    centring = np.abs(g) / np.sqrt(s2) * (np.abs(x) + mean_size)
+    scaling = np.abs(result - b) * (mean_square / s2)
+    return np.abs(result) + np.abs(b) + centring + scaling
+
+
+def attention(qkv: np.ndarray, n_head: int, roundoff: Roundoff) -> np.ndarray:
+    u, a, _ = roundoff
+    q, k, v = oracle.split_heads(qkv, n_head)
+    root = math.sqrt(q.shape[-1])
+    scores = q @ k.swapaxes(-1, -2) / root
+    probs = oracle.softmax(oracle.causal(scores))
+    # absolute error of each score: of the sum of products, and of its own rounding
+    shift = a * (np.abs(q) @ np.abs(k).swapaxes(-1, -2)) + 2 * u * np.abs(scores)
+    # a probability is off by its own score's error, and by the normaliser's
+    relative = shift + np.sum(probs * shift, axis=-1, keepdims=True) + 4 * u
+    size = np.abs(v)
+    spread = (probs * relative) @ size + a * math.sqrt(k.shape[-2]) * (probs @ size)
+    return oracle.merge_heads(spread) + u * np.abs(oracle.merge_heads(probs @ v))
+
+
+def gelu(x: np.ndarray, result: np.ndarray) -> np.ndarray:
+    z = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
+    sech2 = 1 / np.cosh(np.minimum(np.abs(z), 300)) ** 2
+    return np.abs(result) + 0.5 * np.abs(x) * (1 + np.abs(z) * sech2)
+
+
+def units(got: np.ndarray, exact: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Elementwise error in rounding units. Raises ValueError for different shapes or nothing."""
+    if got.shape != exact.shape or got.shape != size.shape:
+        raise ValueError(f"shapes differ: got {got.shape}, exact {exact.shape}, bound {size.shape}")
+    if got.size == 0:
+        raise ValueError("nothing to compare: the arrays are empty")
+    return np.abs(got - exact) / size

@@ -1,0 +1,274 @@
+"""Every operation is right, given its own input: errors in rounding units of that very operation.
+
+For each operation between taps the result is recomputed in float64 from the implementation's own
+captured input, and the difference is divided by what rounding at the declared precision can do
+(bounds.py). An operation that only inherits an error computes rightly from its wrong input, so what
+fails here is what introduces error. Prefill is examined, and decode through the cache likewise.
+
+Where the taps between are missing, the longer segment is recomputed from the nearest captured
+ones and judged against the noise of that segment. A failure is diagnosed on the spot.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from harness import bounds, diagnosis, noise, oracle
+from harness.bounds import Roundoff
+from harness.contract import Op, graph
+from harness.golden import Record
+from harness.limits import local_limit
+from harness.numerics import max_abs
+from harness.subject import CaseShape, Key, Measurement, Plan, Subject, chunk_cuts, shape_of
+
+LONG = 64  # a longer case is examined in prefill only
+BLOCK = 2**22  # elements of a weight that are converted to float64 at a time
+SEGMENT_DRAWS = 3
+INHERITED = "inherited: its input is not finite"
+EXAMPLES = 4  # failures of one kind of place that are diagnosed; the others share the finding
+
+
+class Finding(NamedTuple):
+    """One measured operation, and what is left of its error under each known mistake."""
+
+    case: str
+    op: Op
+    metric: str
+    value: float
+    detail: str
+    left: dict[str, float]
+
+
+def modes(case: CaseShape) -> dict[str, list[int]]:
+    """How a case is run, by the ending of the metric: cuts of the tokens, none for prefill."""
+    return {"": []} | ({"_decode": chunk_cuts(case.n)} if 2 <= case.n <= LONG else {})
+
+
+def judged(plan: Plan) -> list[tuple[Op, str]]:
+    """The operations whose result is captured, each with its metric."""
+    if not plan.taps:
+        return []
+    known = {*plan.taps, "logits"}
+    return [
+        (op, "rounding_units" if known.issuperset(op.inputs) else "segment_noise_units")
+        for op in graph(plan.hparams.n_layer)
+        if op.name in known
+    ]
+
+
+def expected(plan: Plan) -> Iterable[Key]:
+    return [
+        (case.name, op.name, metric + mode)
+        for case in plan.cases
+        for mode in modes(case)
+        for op, metric in judged(plan)
+    ]
+
+
+def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
+    findings: list[Finding] = []
+    diagnosed: dict[str, int] = defaultdict(int)
+    for record in subject.records:
+        for mode, cuts in modes(shape_of(record)).items() if plan.taps else ():
+            run = subject.decode(record, cuts) if cuts else subject.prefill(record)
+            captured = run.taps | {"logits": run.logits}
+            for op, metric in judged(plan):
+                if all(name in captured for name in needed(op, metric)):
+                    scene = Examined(subject, record, captured, op, tuple(cuts))
+                    findings.append(scene.find(metric + mode, diagnosed))
+    return conclude(findings)
+
+
+def needed(op: Op, metric: str) -> tuple[str, ...]:
+    """What must be captured to examine an operation by itself, or as the end of a segment."""
+    return (op.name,) if metric.startswith("segment") else (op.name, *op.inputs)
+
+
+class Examined(NamedTuple):
+    """One operation of one run."""
+
+    subject: Subject
+    record: Record
+    captured: Mapping[str, np.ndarray]
+    op: Op
+    cuts: tuple[int, ...]
+
+    def find(self, metric: str, diagnosed: dict[str, int]) -> Finding:
+        if metric.startswith("segment"):
+            value, detail = self.segment()
+            return Finding(self.record.name, self.op, metric, value, detail, {})
+        params = bounds.weights_at(self.subject.params, self.subject.target.dtype)
+        value, detail = self.worst(params)
+        if value > local_limit(self.op.kind).most and params is not self.subject.params:
+            wider = self.worst(self.subject.params)  # weights kept wider than declared are no error
+            if wider[0] < value:
+                params, value, detail = self.subject.params, *wider
+        if value <= local_limit(self.op.kind).most and self.inherits_nan():
+            return Finding(self.record.name, self.op, metric, math.nan, INHERITED, {})
+        left = {}
+        place = self.op.name.partition("/")[2] or self.op.kind
+        if value > local_limit(self.op.kind).most and diagnosed[place + metric] < EXAMPLES:
+            diagnosed[place + metric] += 1
+            left = diagnosis.explain(self.scene(params))
+        return Finding(self.record.name, self.op, metric, value, detail, left)
+
+    def inputs(self) -> list[np.ndarray]:
+        return [np.asarray(self.captured[name], np.float64) for name in self.op.inputs]
+
+    def worst(self, params: Mapping[str, np.ndarray]) -> tuple[float, str]:
+        """The greatest error in rounding units, and where it is; weights a block at a time."""
+        inputs, got = self.inputs(), self.captured[self.op.name]
+        worst, where, tainted = -1.0, "", self.inherits_nan()
+        for columns, some in blocks(self.op, params):
+            exact, size = self.exact(inputs, some)
+            part = np.asarray(got[..., columns], np.float64)
+            units = bounds.units(part, exact, size)
+            if tainted:  # NaN came in: what it reaches cannot be judged, and the row will say so
+                units[~np.isfinite(exact)] = 0
+            place = np.unravel_index(np.argmax(units), units.shape)  # of a NaN, if there is one
+            value = float(units[place])
+            if not value <= worst:
+                row, position, column = (int(i) for i in place)
+                worst, at = value, [row, position, column + (columns.start or 0)]
+                where = f"at {at}: got {got[tuple(at)]:.9g}, right is {exact[place]:.9g}"
+                if math.isnan(worst):
+                    break
+        return worst, where
+
+    def inherits_nan(self) -> bool:
+        """An input is not finite: even where the operation is right, its result is no good."""
+        return not all(np.isfinite(self.captured[name]).all() for name in self.op.inputs)
+
+    def exact(
+        self, inputs: list[np.ndarray], params: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        hparams, tokens = self.subject.hparams, self.record.tokens
+        result = oracle.apply(self.op, inputs, params, hparams, tokens)
+        roundoff = Roundoff.of(self.subject.target.dtype)
+        return result, bounds.bound(self.op, inputs, result, params, hparams, roundoff)
+
+    def scene(self, params: Mapping[str, np.ndarray]) -> diagnosis.Scene:
+        inputs = self.inputs()
+        exact, size = self.exact(inputs, params)
+        taps = {
+            name: np.asarray(value, np.float64)
+            for name, value in self.captured.items()
+            if value.shape == (inputs or [exact])[0].shape
+        }
+        return diagnosis.Scene(
+            self.op,
+            inputs,
+            np.asarray(self.captured[self.op.name], np.float64),
+            exact,
+            size,
+            taps,
+            params,
+            self.subject.hparams,
+            self.record.tokens,
+            self.cuts,
+        )
+
+    def segment(self) -> tuple[float, str]:
+        """The error of all operations since the captured ones, in units of their own noise."""
+        dtype = self.subject.target.dtype
+        starts: list[str] = []
+        exact = self.recompute(oracle.EXACT, starts)
+        drawn = [
+            self.recompute(noise.arithmetic(dtype, np.random.default_rng([0, draw])), [])
+            for draw in range(SEGMENT_DRAWS)
+        ]
+        floor = noise.UNIT_ROUNDOFF[dtype] * float(np.abs(exact).max())
+        unit = max(floor, *(max_abs(value, exact) for value in drawn))
+        value = max_abs(self.captured[self.op.name], exact) / unit
+        return value, f"recomputed from {', '.join(dict.fromkeys(starts)) or 'the tokens'}"
+
+    def recompute(self, arithmetic: oracle.Arithmetic, starts: list[str]) -> np.ndarray:
+        """The operation from the nearest captured taps before it."""
+        ops = {op.name: op for op in graph(self.subject.hparams.n_layer)}
+
+        def value(name: str) -> np.ndarray:
+            if name in self.captured and name != self.op.name:
+                starts.append(name)
+                return self.captured[name]
+            op = ops[name]
+            inputs = [arithmetic.weight(value(before)) for before in op.inputs]
+            subject, tokens = self.subject, self.record.tokens
+            return oracle.apply(op, inputs, subject.params, subject.hparams, tokens, arithmetic)
+
+        return value(self.op.name)
+
+
+def blocks(op: Op, params: Mapping[str, np.ndarray]) -> Iterator[tuple[slice, Mapping[str, np.ndarray]]]:
+    """The operation a block of output columns at a time, each with its part of the weights."""
+    if op.kind not in ("linear", "head"):
+        yield slice(None), params
+        return
+    w = params["wte"].T if op.kind == "head" else params[f"{op.name}/w"]
+    step = max(1, BLOCK // len(w))
+    for start in range(0, w.shape[1], step):
+        columns = slice(start, min(start + step, w.shape[1]))
+        if op.kind == "head":
+            yield columns, {"wte": w[:, columns].T}
+        else:
+            b = params[f"{op.name}/b"]
+            yield columns, {f"{op.name}/w": w[:, columns], f"{op.name}/b": b[columns]}
+
+
+def conclude(findings: list[Finding]) -> Iterator[Measurement]:
+    """Measurements, with the diagnosis that all failures at the same kind of place agree on."""
+    groups: dict[str, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        if finding.left:
+            groups[place_of(finding)].append(finding)
+    agreed = {place: agree(group) for place, group in groups.items()}
+    for finding in findings:
+        words = ""
+        if finding.detail == INHERITED:
+            words = INHERITED
+        if finding.value > local_limit(finding.op.kind).most and place_of(finding) in agreed:
+            words = tell(finding, agreed[place_of(finding)])
+        yield Measurement(
+            finding.case, finding.op.name, finding.metric, finding.value, finding.detail, True, words
+        )
+
+
+def place_of(finding: Finding) -> str:
+    """The same operation in all layers, and prefill apart from decode."""
+    leaf = finding.op.name.partition("/")[2] or finding.op.kind
+    return f"{leaf} {finding.metric}"
+
+
+def agree(group: list[Finding]) -> tuple[str, float, float]:
+    """The mistake under which the least is left over all findings, with before and after.
+
+    The first on the shelf wins where several are as good: particular ones stand before general ones.
+    """
+    names = [name for name in group[0].left if all(name in finding.left for finding in group)]
+    worst = {name: max(finding.left[name] for finding in group) for name in names}
+    least = min(worst.values(), default=math.inf)
+    name = next((name for name in names if worst[name] <= 1.2 * least + 0.1), "")
+    return name, max(finding.value for finding in group), least
+
+
+def tell(finding: Finding, agreed: tuple[str, float, float]) -> str:
+    """The diagnosis in words, led by its name where it holds."""
+    name, _, after = agreed
+    if finding.left and not explains(finding, after):  # several mistakes at one kind of place
+        name, after = min(finding.left.items(), key=lambda item: item[1])
+    before = finding.value
+    if not name:
+        return "no known mistake applies"
+    text = diagnosis.text_of(name)
+    if explains(finding, after):
+        return f"{name}: {text} explains it: {before:.3g} rounding units fall to {after:.2g}"
+    return f"no known mistake explains it (nearest: {text}: {before:.3g} to {after:.3g})"
+
+
+def explains(finding: Finding, after: float) -> bool:
+    """Back at rounding level; or all but, when the error was greater by orders of magnitude."""
+    most = local_limit(finding.op.kind).most
+    nearly = after <= 8 * most and after <= finding.value / 100
+    return after <= most or nearly or after <= finding.value * 1e-4

@@ -1,0 +1,138 @@
+"""Every matrix product is computed in the precision that was declared, as its error tells.
+
+The fingerprint: the root-mean-square error of a product, given its own input, is compared with
+what the declared precision makes of it. ``bits_lost`` is the base-2 logarithm of their ratio: about 0 or
+less when honest, 11 to 13 for TF32 passed off as float32. What fits the error best is named, and an
+implementation that computes in a higher precision than it declares is told so.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from harness import bounds
+from harness.contract import Op, graph
+from harness.diagnosis import narrow
+from harness.noise import DROPPED_BITS, UNIT_ROUNDOFF
+from harness.subject import Key, Measurement, Plan, Subject
+
+COLUMNS = 256  # output channels that are looked at, evenly spread
+SLACK = 1.5  # bits by which an honest error may exceed the expected one
+
+
+class Product(NamedTuple):
+    """Some columns of one matrix product: x [..., n_in] @ w [n_in, columns] + b."""
+
+    x: np.ndarray
+    w: np.ndarray
+    b: np.ndarray
+    got: np.ndarray
+
+
+def products(plan: Plan) -> list[Op]:
+    known = {*plan.taps, "logits"}
+    ops = graph(plan.hparams.n_layer)
+    return [
+        op
+        for op in ops
+        if op.kind in ("linear", "head") and op.name in known and known.issuperset(op.inputs)
+    ]
+
+
+def expected(plan: Plan) -> Iterable[Key]:
+    return [(plan.cases[-1].name, op.name, "bits_lost") for op in products(plan)]
+
+
+def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
+    record, dtype = subject.records[-1], subject.target.dtype
+    run = subject.prefill(record)
+    captured = run.taps | {"logits": run.logits}
+    for op in products(plan):
+        if op.name in captured and op.inputs[0] in captured:
+            yield fingerprint(record.name, op, captured, subject.params, dtype)
+
+
+def fingerprint(
+    case: str,
+    op: Op,
+    captured: Mapping[str, np.ndarray],
+    params: Mapping[str, np.ndarray],
+    declared: str,
+) -> Measurement:
+    """bits_lost of one product, with the measured precision named in the detail."""
+    found = take(op, captured, bounds.weights_at(params, declared))
+    whole = take(op, captured, params)
+    lost, wider = bits_lost(found, declared), bits_lost(whole, declared)
+    if wider < lost - 1:  # the weights are kept wider than declared
+        found, lost = whole, wider
+    measured = name_precision(found)
+    detail = f"measured {measured}, declared {declared}"
+    if rank(measured) < rank(declared):
+        detail += ": wider than declared"
+    return Measurement(case, op.name, "bits_lost", lost, detail)
+
+
+def take(op: Op, captured: Mapping[str, np.ndarray], params: Mapping[str, np.ndarray]) -> Product:
+    """Evenly spread columns of a product, all float64."""
+    head = op.kind == "head"
+    w = params["wte"].T if head else params[f"{op.name}/w"]
+    columns = np.unique(np.linspace(0, w.shape[1] - 1, min(COLUMNS, w.shape[1])).astype(int))
+    b = np.zeros(len(columns)) if head else params[f"{op.name}/b"][columns]
+    x, got = captured[op.inputs[0]], captured[op.name][..., columns]
+    parts = (x, w[:, columns], b, got)
+    return Product(*(np.asarray(part, np.float64) for part in parts))
+
+
+def error(product: Product, cast: str | None = None) -> float:
+    """RMS error of the result, against exact factors or against factors rounded to a format."""
+    x, w = product.x, product.w
+    if cast:
+        x, w = narrow(cast)(x), narrow(cast)(w)
+    return float(np.sqrt(np.mean((product.got - (x @ w + product.b)) ** 2)))
+
+
+def expectation(product: Product, dtype: str, inputs: float = 0.0) -> float:
+    """RMS error of an honest product at dtype; inputs: unit roundoff to which factors are cut."""
+    u, a, tiny = bounds.Roundoff.of(dtype)
+    norm = np.mean((product.x**2) @ (product.w**2))
+    result = np.mean(product.got**2) + np.mean(product.b**2)  # a sum may start from the bias
+    storing = np.mean(product.got**2) * u**2 / 3
+    summing = (norm + result) * a**2 * (1 + len(product.w) / 6)
+    return float(np.sqrt(storing + summing + inputs**2 * norm * 2 / 3)) + tiny
+
+
+def bits_lost(product: Product, dtype: str) -> float:
+    wrong = error(product)
+    return math.log2(max(wrong / expectation(product, dtype), 2.0**-60)) if wrong == wrong else math.nan
+
+
+ORDER = ("float64", "float32", "TF32", "float16", "bfloat16")
+
+
+def rank(name: str) -> int:
+    """How coarse a precision is; what is none of the known ones is coarser than all."""
+    return ORDER.index(name) if name in ORDER else len(ORDER)
+
+
+def name_precision(product: Product) -> str:
+    """The finest precision that accounts for the error of a product."""
+    wrong = error(product)
+    if not math.isfinite(wrong):
+        return "no precision at all (NaN or infinite)"
+    for dtype in ("float64", "float32"):
+        if wrong <= 2**SLACK * expectation(product, dtype):
+            return dtype
+    fits = [dtype for dtype in DROPPED_BITS if np.array_equal(narrow(dtype)(product.got), product.got)]
+    for name, dtype in (("TF32", "tf32"), ("bfloat16", "bfloat16")):
+        near = expectation(product, "float32") * 2**SLACK
+        if dtype not in fits and error(product, dtype) <= near:
+            return name
+    for dtype in ("float16", "bfloat16"):
+        if dtype in fits and wrong <= 2**SLACK * expectation(product, dtype):
+            return dtype
+    for dtype in ("float16", "bfloat16"):
+        if wrong <= 2**SLACK * expectation(product, "float32", UNIT_ROUNDOFF[dtype]):
+            return f"about {dtype}, in factors or sums"
+    return "coarser than bfloat16 factors: sums in low precision, or wrong"

@@ -1,0 +1,352 @@
+"""Prove the verifier: planted faults are caught, blamed and diagnosed; honest variants never alarm.
+
+    python tests/score.py [--out DIR] [--seeds 20] [--large] [--only NAME]
+
+Exit code 1 where a score is short of the gate (everything right, nothing alarmed). A fault that does
+not apply or that crashes the harness ends the run with an error: it is scored neither as killed nor
+as survived.
+"""
+
+import argparse
+import functools
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from fnmatch import fnmatchcase
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import variants
+from examine import examine
+from faults import FAULTS, IN_LAYER, Fault, plant
+from variants import VARIANTS
+
+from harness import checkpoint, golden, mapped, models, run
+from harness.checks import local
+from harness.contract import Target, graph, kind_of
+from harness.discover import find
+from harness.judge import Row, collapse, exit_code
+from harness.limits import local_limit
+from harness.run import Prepared
+from harness.subject import Subject
+
+SEED = 7  # of the fresh tokens that faults are examined with
+OWN = ("local", "precision", "weights", "bad_tokens")  # checks whose failures blame their own scope
+MODELS = ("micro", "outliers", "deep")
+SLOW = ("jax", "tensorflow")  # specimens that compile or dispatch slowly: no 24 layers, short cases
+SHORT = {"seed", "prompt", "fresh"}
+
+
+@functools.lru_cache(maxsize=64)
+def prepared(model: str, seed: int) -> Prepared:
+    """The truth about a model, with a fresh case of that seed; the files live as long as the process."""
+    if model in ("outliers", "deep"):
+        return variants.prepare(getattr(variants, model)(), seed)
+    if model == "micro":
+        return run.prepare(models.locate(model), seed, Path(tempfile.mkdtemp(prefix="parity-")))
+    loaded = checkpoint.load(models.locate(model).checkpoint)  # a shape: the fresh case is enough
+    fresh = golden.record(golden.fresh_case(loaded.hparams, seed), loaded.params, loaded.hparams)
+    return Prepared(loaded, [fresh], {})
+
+
+class Score(NamedTuple):
+    """What came of one fault."""
+
+    name: str
+    killed: bool
+    blamed: bool
+    diagnosed: bool | None  # None: the catalogue names no diagnosis
+    tripped: bool  # all the checks that must trip did
+    blame: list[str]
+    diagnosis: list[str]
+
+    @property
+    def right(self) -> bool:
+        return self.killed and self.blamed and self.diagnosed is not False and self.tripped
+
+
+def culprits(rows: Iterable[Row], n_layer: int) -> list[str]:
+    """Everything blamed in a run, layers collapsed."""
+    failed = [row for row in rows if row.verdict == "fail" and row.blame]
+    own = {row.blame for row in failed if row.check in OWN and ", " not in row.blame}
+    own = {blame for blame in own if not blame.startswith("h*")}  # inherited, collapsed already
+    return collapse(sorted(own), n_layer) if own else sorted({row.blame for row in failed})
+
+
+def diagnoses(rows: Iterable[Row]) -> list[str]:
+    """Names of the mistakes that explain failures; "?" for a failure that none explains."""
+    texts = [row.diagnosis for row in rows if row.verdict == "fail" and row.diagnosis]
+    names = [text.partition(":")[0] if " explains it: " in text else "?" for text in texts]
+    return sorted(set(names))
+
+
+def rightly(blame: Iterable[str], expected: Iterable[str]) -> bool:
+    """Everything blamed is expected, and everything expected (but for "?") is blamed."""
+    blame, expected = list(blame), list(expected)
+    needed = [word for word in expected if word == "h?" or not word.endswith("?")]
+    patterns = [word if word == "h?" else word.removesuffix("?") for word in expected]
+    known = all(any(matches(found, pattern) for pattern in patterns) for found in blame)
+    return bool(blame) and known and all(any(matches(b, word) for b in blame) for word in needed)
+
+
+def matches(found: str, pattern: str) -> bool:
+    """Patterns match a scope in one layer or, collapsed, in several; "h?" is a block's output."""
+    if pattern == "h?":
+        return found.startswith("h") and "/" not in found and " " not in found
+    return fnmatchcase(found, pattern) or found == pattern
+
+
+def score(fault: Fault, model: str, only: set[str] | None) -> Score:
+    with tempfile.TemporaryDirectory() as folder:
+        rows = examine(plant(fault, Path(folder)), prepared(model, SEED), only=only)
+    blame = culprits(rows, prepared(model, SEED).checkpoint.hparams.n_layer)
+    found = diagnoses(rows)
+    tripped = {row.check for row in rows if row.verdict == "fail"}
+    diagnosed = found == [fault.diagnosis] if fault.diagnosis else None
+    killed = exit_code(rows) == 1
+    right = rightly(blame, fault.blame)
+    return Score(fault.name, killed, right, diagnosed, fault.trips <= tripped, blame, found)
+
+
+def score_small(name: str) -> Score:
+    return score(next(fault for fault in FAULTS if fault.name == name), "micro", None)
+
+
+def score_large(name: str) -> Score:
+    return score(next(fault for fault in IN_LAYER if fault.name == name), "shape:124M", {"fresh"})
+
+
+class Alarm(NamedTuple):
+    """How an honest variant fared on a model over all seeds."""
+
+    name: str
+    model: str
+    seeds: int
+    alarms: list[str]
+    greatest: dict[str, float]  # greatest local figure by kind of operation
+    limit_used: float  # the greatest share of any limit
+
+
+def try_variant(name: str, model: str, seeds: int) -> Alarm:
+    """All cases with the first seed, the fresh case alone with the others."""
+    found = next(variant for variant in VARIANTS if variant.name == name)
+    alarms, greatest, used = [], {}, 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        module = variants.load(found, Path(folder))
+        for seed in range(seeds):
+            only = {"fresh"} if seed else SHORT if found.specimen in SLOW else None
+            for row in examine(module, prepared(model, seed), found.target, only):
+                used = max(used, row.ratio or 0)
+                if row.verdict == "fail":
+                    alarms.append(
+                        f"seed {seed}: {row.check} {row.case} {row.scope} {row.value} {row.detail}"
+                    )
+                if row.check == "local" and row.value is not None and "segment" not in row.metric:
+                    kind = kind_of(row.scope)
+                    greatest[kind] = max(greatest.get(kind, 0.0), row.value)
+    return Alarm(name, model, seeds, alarms, greatest, used)
+
+
+class Power(NamedTuple):
+    """The smallest relative change of one element that the local check catches."""
+
+    changed: str
+    kind: str
+    median: float  # over the elements tried
+    worst: float
+    missed: int  # elements of which not even doubling was caught
+
+
+def power() -> list[Power]:
+    """Of single weights and of single activations, on micro's full context, NumPy float32."""
+    truth = prepared("micro", SEED)
+    record = next(record for record in truth.records if record.name == "full_context")
+    params, hparams = truth.checkpoint.params, truth.checkpoint.hparams
+    subject = Subject(find("numpy").load(), Target("cpu", "float32"), params, hparams, [record])
+    ops = {op.name: op for op in graph(hparams.n_layer)}
+    rng = np.random.default_rng(0)
+    found = []
+    for variable, name in {
+        "h1/ln_1/g": "h1/ln_1", "h1/ln_1/b": "h1/ln_1", "h1/attn/c_attn/w": "h1/attn/c_attn",
+        "h1/attn/c_attn/b": "h1/attn/c_attn", "h2/attn/c_proj/w": "h2/attn/c_proj",
+        "h2/mlp/c_fc/w": "h2/mlp/c_fc", "h3/mlp/c_proj/w": "h3/mlp/c_proj",
+        "wpe": "embed", "wte": "logits",
+    }.items():  # fmt: skip
+        caught = [
+            least(lambda d, i=i, v=variable, n=name: caught_weight(subject, record, ops[n], v, i, d))
+            for i in elements(params[variable], rng)
+        ]
+        found.append(summary(f"one weight of {variable}", ops[name].kind, caught))
+    run_ = subject.prefill(record)
+    captured = run_.taps | {"logits": run_.logits}
+    names = (
+        "embed",
+        "h1/ln_1",
+        "h1/attn/c_attn",
+        "h1/attn/heads",
+        "h1/resid_mid",
+        "h1/mlp/gelu",
+        "logits",
+    )
+    for name in names:
+        caught = [
+            least(lambda d, i=i, n=name: caught_activation(subject, record, captured, ops[n], i, d))
+            for i in elements(captured[name], rng)
+        ]
+        found.append(summary("one activation", ops[name].kind, caught))
+    return found
+
+
+def elements(array: np.ndarray, rng: np.random.Generator, n: int = 9) -> list[tuple[int, ...]]:
+    """Random places of an array whose values are not tiny: changes are relative."""
+    places = np.argwhere(np.abs(array) >= np.median(np.abs(array)))
+    return [tuple(int(i) for i in place) for place in rng.choice(places, n)]
+
+
+def least(caught: Any) -> float:
+    """The smallest power of two, 1 at most, by which a change is caught; NaN where 1 is not."""
+    smallest = float("nan")
+    for exponent in range(0, -24, -1):
+        if not caught(2.0**exponent):
+            break
+        smallest = 2.0**exponent
+    return smallest
+
+
+def caught_weight(
+    subject: Subject, record: Any, op: Any, variable: str, place: Any, change: float
+) -> bool:
+    params = dict(subject.model.params)
+    params[variable] = params[variable].copy()
+    params[variable][place] *= 1 + change
+    model, subject.model = subject.model, subject.model._replace(params=params)
+    try:
+        tapped = subject.tapped(record.tokens)
+    finally:
+        subject.model = model
+    return beyond(subject, record, tapped.taps | {"logits": tapped.logits}, op)
+
+
+def caught_activation(
+    subject: Subject, record: Any, captured: Any, op: Any, place: Any, change: float
+) -> bool:
+    changed = captured[op.name].copy()
+    changed[place] *= 1 + change
+    return beyond(subject, record, {**captured, op.name: changed}, op)
+
+
+def beyond(subject: Subject, record: Any, captured: Any, op: Any) -> bool:
+    value = local.Examined(subject, record, captured, op, ()).worst(subject.params)[0]
+    return value > local_limit(op.kind).most
+
+
+def summary(changed: str, kind: str, caught: list[float]) -> Power:
+    known = [value for value in caught if value == value]
+    missed = len(caught) - len(known)
+    return Power(changed, kind, float(np.median(known)), float(np.max(known)), missed)
+
+
+def show_faults(console: Console, title: str, scores: list[Score]) -> None:
+    named = [s for s in scores if s.diagnosed is not None]
+    diagnosed = share(bool(s.diagnosed) for s in named)
+    console.print(
+        f"[bold]{title}[/bold]: {len(scores)} faults; killed {share(s.killed for s in scores)}, "
+        f"blamed rightly {share(s.blamed for s in scores)}, "
+        f"diagnosed rightly {diagnosed} of the {len(named)} that name one, "
+        f"named checks tripped {share(s.tripped for s in scores)}"
+    )
+    table = Table(title="not handled rightly", title_justify="left")
+    for column in ("fault", "killed", "blame", "diagnosis", "tripped"):
+        table.add_column(column, overflow="fold")
+    for s in scores:
+        if not s.right:
+            table.add_row(s.name, str(s.killed), str(s.blame), str(s.diagnosis), str(s.tripped))
+    if table.row_count:
+        console.print(table)
+
+
+def share(found: Iterable[bool]) -> str:
+    listed = list(found)
+    return f"{100 * sum(listed) / max(1, len(listed)):.1f} %"
+
+
+def show_alarms(console: Console, alarms: list[Alarm]) -> None:
+    runs, false = sum(a.seeds for a in alarms), sum(bool(a.alarms) for a in alarms)
+    console.print(
+        f"[bold]honest variants[/bold]: {len({a.name for a in alarms})} variants, "
+        f"{len(alarms)} with models, {runs} runs; "
+        f"false alarms {sum(len(a.alarms) for a in alarms)} in {false}; "
+        f"greatest share of a limit used {max(a.limit_used for a in alarms):.0%}"
+    )
+    for alarm in alarms:
+        for text in alarm.alarms[:5]:
+            console.print(f"  {alarm.name} on {alarm.model}: {text}", highlight=False)
+
+
+def show_power(console: Console, found: list[Power]) -> None:
+    table = Table(title="detection power: smallest relative change caught", title_justify="left")
+    for column in ("changed", "kind", "median", "worst", "missed of 9"):
+        table.add_column(column)
+    for row in found:
+        table.add_row(row.changed, row.kind, f"{row.median:.2g}", f"{row.worst:.2g}", str(row.missed))
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("out/faults"))
+    parser.add_argument("--seeds", type=int, default=20, help="seeds per honest variant and model")
+    parser.add_argument("--large", action="store_true", help="ten faults on shape:124M besides")
+    parser.add_argument("--only", default="", help="faults and variants whose name contains this")
+    options = parser.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    chosen = [fault.name for fault in FAULTS if options.only in fault.name]
+    honest = [
+        (variant.name, model, options.seeds)
+        for variant in VARIANTS
+        for model in MODELS
+        if options.only in variant.name and not (variant.specimen in SLOW and model == "deep")
+    ]
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as workers:
+        jobs = [workers.submit(score_small, name) for name in chosen]
+        trials = [workers.submit(try_variant, *job) for job in honest]
+        measured = workers.submit(power)
+        scores = [job.result() for job in track(jobs, "planted faults", console=console)]
+        alarms = [job.result() for job in track(trials, "honest variants", console=console)]
+        powers = measured.result()
+    large = []
+    if options.large:  # one at a time: each takes gigabytes
+        large = [score_large(fault.name) for fault in track(IN_LAYER, "shape:124M", console=console)]
+    show_faults(console, "planted faults on micro", scores)
+    if large:
+        show_faults(console, "planted faults on shape:124M", large)
+    if alarms:
+        show_alarms(console, alarms)
+    show_power(console, powers)
+    found = {
+        "faults": [s._asdict() for s in scores],
+        "large": [s._asdict() for s in large],
+        "variants": [a._asdict() for a in alarms],
+        "power": [p._asdict() for p in powers],
+    }
+    mapped.write_text(options.out / "faults.json", json.dumps(found, indent=1) + "\n")
+    right = all(s.right for s in [*scores, *large]) and not any(a.alarms for a in alarms)
+    enough = bool(options.only) or (len(scores) >= 70 and len({a.name for a in alarms}) >= 25)
+    console.print("[green]PASS[/green]" if right and enough else "[bold red]FAIL[/bold red]")
+    sys.exit(0 if right and enough else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Honest variants: other right ways to compute GPT-2, on one shelf. None may ever alarm.
+
+Like a fault, a variant is a small edit of a specimen, with the precision that it declares. Where an edit
+does not apply, that is an error.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+from faults import ADDED, CACHE, GELU, LOAD, LOGITS, MASK, PLAIN, PROBS, SCALE, VARIANCE, Edit
+
+from harness import golden, shapes
+from harness.checkpoint import Checkpoint
+from harness.contract import HParams, Target
+from harness.discover import IMPLS, Found
+from harness.run import Prepared
+
+
+class Variant(NamedTuple):
+    """A right implementation."""
+
+    name: str
+    specimen: str
+    target: Target
+    edits: Sequence[Edit]
+
+
+VARIANTS: list[Variant] = []
+
+
+def variant(name: str, *edits: Edit, specimen: str = "numpy", dtype: str = "float32") -> None:
+    VARIANTS.append(Variant(f"{specimen}_{name}", specimen, Target("cpu", dtype), edits))
+
+
+# -- NumPy: orders of summation, layouts, formulas
+
+variant("plain")
+variant("float64", dtype="float64")
+variant("sums_reversed", (PLAIN, "    return x[..., ::-1] @ w[::-1] + b"))
+variant("sums_in_blocks", (PLAIN, "    return sum(x[..., i::7] @ w[i::7] for i in range(7)) + b"))
+variant("sums_one_by_one", (PLAIN, "    y = x[..., :1] * w[0]\n    for i in range(1, len(w)):\n"
+        "        y += x[..., i : i + 1] * w[i]\n    return y + b"))  # fmt: skip
+variant("bias_first", (PLAIN, "    return (np.concatenate([np.ones_like(x[..., :1]), x], -1)"
+        " @ np.concatenate([b[None], w])).astype(x.dtype)"))  # fmt: skip
+variant("einsum", (PLAIN, '    return np.einsum("...i,io->...o", x, w, optimize=True) + b'))
+variant("weights_out_in", (PLAIN, "    return x @ np.ascontiguousarray(w.T).T + b"))
+variant("head_by_einsum", (LOGITS, '    return np.einsum("bne,ve->bnv", x, p["wte"]), present'))
+variant("qkv_in_three_products", (ADDED, "parts(value, p[f'{scope}/{leaf}/w'], p[f'{scope}/{leaf}/b'])"),
+        ("def softmax(x):", "def parts(x, w, b):\n    n = len(w) if w.shape[1] == 3 * len(w) else w.shape[1]\n"
+         "    return np.concatenate([linear(x, w[:, i : i + n], b[i : i + n])"
+         " for i in range(0, w.shape[1], n)], axis=-1)\n\n\ndef softmax(x):"))  # fmt: skip
+variant("mask_-1e4", (PROBS, PROBS.replace("-np.inf", "np.float32(-1e4)")))
+variant(
+    "mask_additive",
+    (PROBS, "    probs = softmax(scores + np.where(visible, 0, -np.inf).astype(scores.dtype))\n"),
+)
+variant(
+    "scale_on_the_query",
+    (SCALE, ""),
+    ("    scores = q @", "    scores = q * (1 / math.sqrt(q.shape[-1])) @"),
+)
+variant("softmax_by_division_last", (PROBS, "    weights = np.where(visible, scores, -np.inf)\n"
+        "    probs = np.exp(weights - weights.max(axis=-1, keepdims=True))\n"),
+        ("heads = (probs @ v)", "heads = (probs @ v / probs.sum(axis=-1, keepdims=True))"))  # fmt: skip
+variant(
+    "a_head_at_a_time",
+    ("(probs @ v)", "np.stack([probs[:, i] @ v[:, i] for i in range(n_head)], axis=1)"),
+)
+variant("variance_in_one_pass", (VARIANCE, "    mean = x.mean(axis=-1, keepdims=True)\n"
+        "    variance = (x * x).mean(axis=-1, keepdims=True) - mean * mean\n"))  # fmt: skip
+variant("norm_in_float64", ("def layer_norm(x, g, b, eps=1e-5):\n", "def layer_norm(x, g, b, eps=1e-5):\n"
+        "    return norm64(x.astype(float), g, b, eps).astype(x.dtype)\n\n\ndef norm64(x, g, b, eps):\n"))  # fmt: skip
+variant(
+    "gelu_by_sigmoid",
+    (GELU, "return x / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))"),
+)
+variant(
+    "gelu_horner",
+    (
+        GELU,
+        "c = math.sqrt(2 / math.pi)\n    return 0.5 * x * (1 + np.tanh(x * (c + c * 0.044715 * x * x)))",
+    ),
+)
+variant("all_in_float64", (LOAD, LOAD.replace("np.asarray(w, dtype)", "np.asarray(w, float)")))
+variant("cache_copied", (CACHE, CACHE.replace("past[0]", "past[0].copy()")))
+variant("cache_preallocated", (CACHE,
+        "room = [np.zeros((batch, n_head, past[0].shape[2] + n, q.shape[-1]), q.dtype) for _ in range(2)]\n"
+        "        for place, old, new in zip(room, past, (k, v)):\n"
+        "            place[:, :, : old.shape[2]], place[:, :, old.shape[2] :] = old, new\n        k, v = room"))  # fmt: skip
+variant("mask_only_in_prefill", (MASK, f"({MASK}) if n > 1 else np.ones((1, n_keys), bool)"))
+
+# -- PyTorch: kernels, threads, precisions
+
+SDPA = "heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past is None)"
+DTYPES = '("float32", "bfloat16")'
+THREADS = '    torch.set_float32_matmul_precision("highest")\n'
+for _dtype in ("float32", "bfloat16", "float16", "float64"):
+    variant("plain" if _dtype == "float32" else _dtype, (DTYPES, f'("{_dtype}",)'),
+            ("x.detach().float()", "x.detach().double()"), specimen="torch", dtype=_dtype)  # fmt: skip
+for _backend in ("MATH", "FLASH_ATTENTION"):
+    for _dtype in ("float32", "bfloat16"):
+        variant(f"sdpa_{_backend.lower()}_{_dtype}",
+                (SDPA, f"with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.{_backend}):\n        {SDPA}"),
+                specimen="torch", dtype=_dtype)  # fmt: skip
+variant("one_thread", (THREADS, THREADS + "    torch.set_num_threads(1)\n"), specimen="torch")
+variant("two_threads", (THREADS, THREADS + "    torch.set_num_threads(2)\n"), specimen="torch")
+variant("attention_by_hand", (SDPA,
+        "scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5\n"
+        "    seen = torch.ones(n, k.shape[2], dtype=torch.bool).tril(k.shape[2] - n)\n"
+        "    heads = scores.masked_fill(~seen, float('-inf')).softmax(-1) @ v"), specimen="torch")  # fmt: skip
+variant("weights_out_in", ("torch.addmm(b, x.flatten(0, -2), w).view(*x.shape[:-1], -1)",
+        "F.linear(x, w.T.contiguous(), b)"), specimen="torch")  # fmt: skip
+
+# -- JAX and TensorFlow
+
+for _dtype in ("float32", "bfloat16", "float16"):
+    variant(
+        "jit" if _dtype == "float32" else _dtype,
+        (DTYPES, f'("{_dtype}",)'),
+        specimen="jax",
+        dtype=_dtype,
+    )
+variant("not_jitted", ('@functools.partial(jax.jit, static_argnames=("n_layer", "n_head", "n_keys", "want_taps"))\n', ""),
+        specimen="jax")  # fmt: skip
+variant("plain", specimen="tensorflow")
+variant("float64", specimen="tensorflow", dtype="float64")
+
+
+def load(found: Variant, folder: Path) -> ModuleType:
+    """The variant, written to folder and imported. Raises ValueError where an edit does not apply."""
+    text = (IMPLS / f"gpt2_{found.specimen}.py").read_text(encoding="utf-8")
+    for old, new in found.edits:
+        if text.count(old) != 1:
+            raise ValueError(f"{found.name}: the specimen has {text.count(old)} times: {old!r}")
+        text = text.replace(old, new)
+    path = folder / f"{found.name}.py"
+    path.write_text(text, encoding="utf-8")
+    return Found(found.name, str(path)).load()
+
+
+# -- models that are hard on an implementation
+
+
+def outliers() -> Checkpoint:
+    """Residual channels of several thousand, as trained GPT-2 has them."""
+    hparams = HParams(n_vocab=300, n_ctx=32, n_embd=64, n_head=4, n_layer=4)
+    params = shapes.generate(hparams, seed=1)
+    params["h0/mlp/c_proj/b"][[5, 40]] = 3000, -2000
+    params["h2/mlp/c_proj/b"][[5, 9]] = -1500, 800
+    return Checkpoint(hparams, params, Path(), {})
+
+
+def deep() -> Checkpoint:
+    """24 layers."""
+    hparams = HParams(n_vocab=300, n_ctx=32, n_embd=48, n_head=3, n_layer=24)
+    return Checkpoint(hparams, shapes.generate(hparams, seed=2), Path(), {})
+
+
+def prepare(checkpoint: Checkpoint, seed: int) -> Prepared:
+    """The truth about a model that exists in memory only: a fresh case, and the full context."""
+    rng = np.random.default_rng(3)
+    full = rng.integers(0, checkpoint.hparams.n_vocab, (1, checkpoint.hparams.n_ctx)).astype(np.int32)
+    cases = [
+        golden.Case("full_context", full, 0),
+        golden.Case("prompt", full[:, :10], 4),
+        golden.fresh_case(checkpoint.hparams, seed),
+    ]
+    records = [golden.record(case, checkpoint.params, checkpoint.hparams) for case in cases]
+    return Prepared(checkpoint, records, {})
