@@ -67,3 +67,25 @@ def test_the_top_level_is_the_agreed_one():
         ".ci .github .gitignore benchmarks docs CONTRIBUTING.md CHANGELOG.md LICENSE constraints.txt"
     )
     assert top <= set(agreed.split()) | set(besides.split())
+
+
+def test_the_readme_names_every_check_and_counts_the_shelves_rightly():
+    from faults import FAULTS
+    from variants import VARIANTS
+
+    from harness.checks import CHECKS
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in CHECKS:
+        assert f"| {name.replace('_', ' ')} |" in text, name
+    named = sum(bool(fault.diagnosis) for fault in FAULTS)
+    assert f"plants {len(FAULTS)} faults" in text
+    assert f"for the {named} that a known mistake fits" in text
+    assert f"runs {len(VARIANTS)} honest variants" in text
+
+
+def test_every_session_of_nox_says_what_it_does():
+    tree = ast.parse((ROOT / "noxfile.py").read_text())
+    sessions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list]
+    assert {"parity", "tests", "lint", "golden", "faults"} <= {node.name for node in sessions}
+    assert all(ast.get_docstring(node) for node in sessions)

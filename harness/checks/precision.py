@@ -14,7 +14,7 @@ import numpy as np
 
 from harness import bounds
 from harness.contract import Op, graph
-from harness.diagnosis import narrow
+from harness.mistakes.shelf import narrow
 from harness.noise import DROPPED_BITS, UNIT_ROUNDOFF
 from harness.subject import Key, Measurement, Plan, Subject
 
