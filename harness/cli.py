@@ -30,7 +30,10 @@ golden_app = typer.Typer(help="Make or check the golden records.", no_args_is_he
 app.add_typer(golden_app, name="golden")
 
 ModelOption = Annotated[
-    str, typer.Option(help="micro, 124M, 355M, 774M, 1558M, or a folder with OpenAI's seven files.")
+    str,
+    typer.Option(
+        help="micro, 124M, 355M, 774M, 1558M, shape:124M and so on, or a folder with OpenAI's files."
+    ),
 ]
 
 
@@ -141,7 +144,7 @@ def availability(name: str) -> str:
         where = models.locate(name)
         golden.read_manifest(where)
     except CannotJudge as error:
-        return str(error)
+        return str(error).partition(". ")[0]
     return f"ready: {where.checkpoint}"
 
 

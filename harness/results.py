@@ -158,7 +158,7 @@ MOST = 60  # failures listed in the report; results.json has them all
 def failure_line(row: Row) -> str:
     where = " ".join(part for part in (row.check, row.case, row.scope) if part)
     said = say(row) if row.value is None else f"{say(row)} ({row.detail})"
-    return f"- **{label(row)}** {escape(where)}: {escape(said)}"
+    return f"- **{escape(label(row))}** {escape(where)}: {escape(said)}"
 
 
 def pick(cells: dict[str, Any], names: list[str]) -> list[str]:
