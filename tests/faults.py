@@ -648,7 +648,7 @@ def in_layer(name: str, *edits: Edit, blame: str, diagnosis: str) -> None:
 
 
 NORMED = 'layer_norm(value, p[f"{scope}/{leaf}/g"], p[f"{scope}/{leaf}/b"])'
-ATTENDED = "attention(qkv, past, n_head)"
+ATTENDED = "heads, present = attention(qkv, past, n_head)"
 in_layer("epsilon", (NORMED, NORMED[:-1] + ', 1e-6 if f"{scope}/{leaf}" == "h0/ln_1" else 1e-5)'),
          blame="h0/ln_1", diagnosis="epsilon_1e-06")  # fmt: skip
 in_layer("norm_without_bias", (NORMED, f'{NORMED} - (p[f"{{scope}}/{{leaf}}/b"] if f"{{scope}}/{{leaf}}" == "h7/ln_2" else 0)'),
@@ -663,7 +663,7 @@ in_layer("tf32_inputs", rounding(13), ("def affine(leaf, value):\n", "def affine
          '        if f"{scope}/{leaf}" == "h5/attn/c_attn":\n            return step(leaf, cut(value) @'
          ' cut(p["h5/attn/c_attn/w"]) + p["h5/attn/c_attn/b"])\n'),
          blame="h5/attn/c_attn", diagnosis="tf32_inputs")  # fmt: skip
-in_layer("no_scale", (ATTENDED, 'attention(qkv, past, n_head, 8 if scope == "h6" else 1)'),
+in_layer("no_scale", (ATTENDED, 'heads, present = attention(qkv, past, n_head, 8 if scope == "h6" else 1)'),
          ("def attention(qkv, past, n_head):", "def attention(qkv, past, n_head, more=1):"),
          (SCALE, " * (more / math.sqrt(q.shape[-1]))"), blame="h6/attn/heads", diagnosis="no_scale")  # fmt: skip
 in_layer("erf_gelu", ERF, ('step("mlp/gelu", gelu(', 'step("mlp/gelu", (erf_gelu if scope == "h11" else gelu)('),
@@ -671,7 +671,7 @@ in_layer("erf_gelu", ERF, ('step("mlp/gelu", gelu(', 'step("mlp/gelu", (erf_gelu
          blame="h11/mlp/gelu", diagnosis="erf_gelu")  # fmt: skip
 in_layer("residual_missing", (X2, '    x = (scope != "h4") * x + affine("mlp/c_proj", hidden)\n'),
          blame="h4", diagnosis="residual_missing")  # fmt: skip
-in_layer("heads_swapped", (ATTENDED, 'attention(qkv, past, n_head, scope == "h10")'),
+in_layer("heads_swapped", (ATTENDED, 'heads, present = attention(qkv, past, n_head, scope == "h10")'),
          ("def attention(qkv, past, n_head):", "def attention(qkv, past, n_head, swap=False):"),
          (MERGE, MERGE.replace("(probs @ v)", "(probs @ v)[:, [0, 2, 1, *range(3, n_head)] if swap else slice(None)]")),
          blame="h10/attn/heads", diagnosis="heads_swapped")  # fmt: skip

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from examine import examine
-from faults import FAULTS, SPECIMEN, Fault, plant, source
+from faults import FAULTS, IN_LAYER, SPECIMEN, Fault, plant, source
 from score import MODELS, culprits, diagnoses, score_small, try_variant
 from variants import VARIANTS, load
 
@@ -52,7 +52,8 @@ def test_the_shelves_are_full():
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 70
     assert len({variant.name for variant in VARIANTS}) == len(VARIANTS) >= 25
     assert len({mistake.name for mistake in MISTAKES}) == len(MISTAKES) >= 25
-    named = {fault.diagnosis for fault in FAULTS} - {""}
+    assert len({compile(source(fault), fault.name, "exec") for fault in IN_LAYER}) == 10
+    named = {fault.diagnosis for fault in [*FAULTS, *IN_LAYER]} - {""}
     assert named <= {mistake.name for mistake in MISTAKES}
 
 
