@@ -6,30 +6,35 @@ A comparison that is empty, or between different shapes, raises: it must never l
 import numpy as np
 
 
-def paired(got: np.ndarray, want: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64. Raises ValueError for different shapes or for nothing to compare."""
+def paired(got: np.ndarray, want: np.ndarray) -> None:
+    """Raise ValueError for different shapes or for nothing to compare."""
     if got.shape != want.shape:
         raise ValueError(f"shapes differ: got {got.shape}, expected {want.shape}")
     if got.size == 0:
         raise ValueError("nothing to compare: the arrays are empty")
-    return np.asarray(got, np.float64), np.asarray(want, np.float64)
+
+
+def difference(got: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """got - want in float64, an array of its own, whatever the dtypes; no other copy is made."""
+    paired(got, want)
+    return np.subtract(got, want, dtype=np.float64)
 
 
 def max_abs(got: np.ndarray, want: np.ndarray) -> float:
     """Greatest absolute difference; NaN if any value of either is NaN."""
-    got, want = paired(got, want)
-    return float(np.max(np.abs(got - want)))
+    gap = difference(got, want)
+    return float(np.max(np.abs(gap, out=gap)))
 
 
 def rms(got: np.ndarray, want: np.ndarray) -> float:
     """Root mean square of the difference."""
-    got, want = paired(got, want)
-    return float(np.sqrt(np.mean((got - want) ** 2)))
+    gap = difference(got, want).ravel()
+    return float(np.sqrt(gap @ gap / gap.size))
 
 
 def differing(got: np.ndarray, want: np.ndarray) -> float:
     """Share of elements whose bits are not the same value; NaN differs from everything."""
-    got, want = paired(got, want)
+    paired(got, want)
     return float(np.mean(~(got == want)))
 
 
@@ -45,9 +50,18 @@ def kl_divergence(got: np.ndarray, want: np.ndarray) -> float:
     With d the difference of logits less its mean under p, KL = log E[exp d] = log1p E[expm1(d) - d]:
     no two large numbers are subtracted, so divergences far below 1e-16 keep their digits.
     """
-    got, want = paired(got, want)
+    paired(got, want)
+    n_vocab = got.shape[-1]
+    # a few positions at a time: whole logits of a large vocabulary would go through memory ten times
+    pairs = zip(got.reshape(-1, n_vocab), want.reshape(-1, n_vocab), strict=True)
+    return float(np.max([_divergence(g, w) for g, w in pairs]))
+
+
+def _divergence(got: np.ndarray, want: np.ndarray) -> float:
+    """KL(want || got) in nats of two rows of logits [n_vocab]."""
     p = np.exp(log_softmax(want))
-    d = got - want
-    d = d - (p * d).sum(axis=-1, keepdims=True)
-    excess = np.where(np.abs(d) < 1e-4, d * d / 2 * (1 + d / 3), np.expm1(d) - d)
-    return float(np.max(np.log1p((p * excess).sum(axis=-1))))
+    d = difference(got, want)
+    d -= p @ d
+    small = d * d / 2 * (1 + d / 3)
+    excess = small if np.abs(d).max() < 1e-4 else np.where(np.abs(d) < 1e-4, small, np.expm1(d) - d)
+    return float(np.log1p(p @ excess))

@@ -29,7 +29,8 @@ def load(params, hparams, *, device, dtype):
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
-    place = torch.device(device, 0)
+    # an index for CUDA only: "cpu:0" is not "cpu" to torch, and would copy the mapped weights
+    place = torch.device("cuda:0" if device == "cuda" else device)
 
     def put(w):
         return torch.from_numpy(w).to(device=place, dtype=getattr(torch, dtype))

@@ -25,13 +25,14 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
     for record in subject.records:
         got, want = subject.logits(record), record.logits
         greatest, rms, kl = record.logits_noise(subject.target.dtype)
+        difference = numerics.max_abs(got, want)
         values = (
-            numerics.max_abs(got, want) / greatest,
+            difference / greatest,
             numerics.rms(got, want) / rms,
             numerics.kl_divergence(got, want) / kl,
             top_wrong(got, want, near_tie(greatest)),
         )
-        detail = f"greatest difference {numerics.max_abs(got, want):.3g}"
+        detail = f"greatest difference {difference:.3g}"
         for metric, value in zip(METRICS, values, strict=True):
             yield Measurement(record.name, "logits", metric, value, detail)
 
@@ -41,5 +42,5 @@ def top_wrong(got: np.ndarray, want: np.ndarray, tie: float) -> float:
     if not np.isfinite(got).all():
         return float("nan")
     chosen = np.argpartition(got, -TOP, axis=-1)[..., -TOP:]
-    fifth = np.sort(want, axis=-1)[..., -TOP, None]
+    fifth = np.partition(want, -TOP, axis=-1)[..., -TOP, None]
     return float((np.take_along_axis(want, chosen, axis=-1) < fifth - tie).sum())
