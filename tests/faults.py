@@ -219,6 +219,14 @@ for _name, _edit, _trips in (
 ):  # fmt: skip
     plant_all(_name, _edit, blame=HEADS, diagnosis=_name, trips=_trips)
 plant_all(
+    "padding_visible",
+    (PROBS, "    scores = np.where(visible, scores, -np.inf)\n"
+     "    padding = np.zeros_like(scores, shape=(*scores.shape[:-1], 4))\n"
+     "    probs = softmax(np.concatenate([scores, padding], axis=-1))[..., :-4]\n"),
+    blame=HEADS,
+    diagnosis="padding_visible",
+)  # fmt: skip
+plant_all(
     "heads_split_interleaved",
     (SPLIT, SPLIT.replace("batch, n, 3, n_head, width // 3 // n_head", "batch, n, n_head, 3, width // 3 // n_head")
         .replace("(2, 0, 3, 1, 4)", "(3, 0, 2, 1, 4)")),

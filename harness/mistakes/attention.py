@@ -91,6 +91,19 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
         yield attend(scene, scale=lambda head: factor / math.sqrt(head))
 
 
+def padded(n: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Softmax with n more keys of score 0, whose values are 0."""
+
+    def probs(scores: np.ndarray) -> np.ndarray:
+        zeros = np.zeros((*scores.shape[:-1], n))
+        return oracle.softmax(np.concatenate([scores, zeros], axis=-1))[..., :-n]
+
+    return probs
+
+
+mistake(
+    "padding_visible", "empty padding keys are visible and take a share of the softmax", "attention"
+)(lambda s: (attend(s, probs=padded(n)) for n in (1, 2, 3, 4, 8, 16)))
 simple("no_mask", "there is no causal mask", "attention", lambda s: attend(s, mask=lambda x: x))
 simple(
     "mask_one_too_far",
