@@ -4,11 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from harness import models, run
 from harness.run import Prepared
 
 SEED = 20261123  # of the fresh tokens; fixed, so that a failure repeats
+
+# Time is no part of any verdict here: a busy machine must not fail a test.
+settings.register_profile("parity", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("parity")
 
 
 @pytest.fixture(scope="session", autouse=True)
