@@ -4,6 +4,10 @@
 """The project's doors. `nox -l` lists them; words after `--` are passed on."""
 
 import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
 
 import nox
 
@@ -23,11 +27,21 @@ def install(session: nox.Session, *groups: str, extras: tuple[str, ...] = FRAMEW
     session.install("-c", "constraints.txt", "-e", project, *wanted)
 
 
+def kernels(session: nox.Session) -> dict[str, str]:
+    """QUIET, and what PyTorch needs where a virtual machine announces AMX and cannot run it."""
+    probe = "import torch; x = torch.ones(64, 64).bfloat16(); x @ x"
+    ended = subprocess.run([Path(session.bin, "python"), "-c", probe], capture_output=True, check=False)
+    if ended.returncode != -signal.SIGILL:
+        return QUIET
+    session.log("AMX is announced here and is an illegal instruction: bfloat16 without it")
+    return QUIET | {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+
+
 @nox.session
 def parity(session: nox.Session) -> None:
     """Verify all implementations on micro; `nox -s parity -- --impl numpy` for some of them."""
     install(session)
-    session.run("parity", "verify", *(session.posargs or ["--out", "out"]), env=QUIET)
+    session.run("parity", "verify", *(session.posargs or ["--out", "out"]), env=kernels(session))
 
 
 @nox.session
@@ -37,7 +51,7 @@ def tests(session: nox.Session) -> None:
     workers = ["-n", str(os.cpu_count() or 1)]
     # one thread each: OpenBLAS threads that spin collapse where processes outnumber cores
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    session.run("pytest", *workers, *session.posargs, env=QUIET | threads)
+    session.run("pytest", *workers, *session.posargs, env=kernels(session) | threads)
 
 
 @nox.session
@@ -49,11 +63,63 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
 
 
+PEERS = {"transformers": ["transformers>=4.45"]}  # others' implementations, where impls/ has an engine
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Time implementations and peers side by side; `-- --quick` in under two minutes."""
+    install(session)
+    peers = [name for name in PEERS if Path("impls", f"engine_{name}.py").is_file()]
+    for name in peers:
+        session.install("-c", "constraints.txt", *PEERS[name])
+    words = session.posargs
+    if not any(word.startswith("--impl") for word in words):
+        words = [*(f"--impl={name}" for name in (*peers, "numpy", "torch", "jax")), *words]
+    if not any(word.startswith("--out") for word in words):
+        words = ["--out=out", *words]
+    session.run("parity", "bench", *words, env=QUIET)
+
+
+@nox.session(default=False)
+def asv(session: nox.Session) -> None:
+    """Follow speed from commit to commit; words after -- go to asv (default: run HEAD^!)."""
+    wanted = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "asv")
+    session.install("-c", "constraints.txt", *wanted)
+    session.run("asv", "machine", "--yes")  # without a terminal asv cannot ask, and exits 1
+    session.run("asv", *(session.posargs or ["run", "HEAD^!"]), env=QUIET)
+
+
 @nox.session(default=False)
 def faults(session: nox.Session) -> None:
     """Prove the verifier: planted faults and honest variants; `-- --seeds 20 --large` for all of it."""
     install(session, "test")
-    session.run("python", "tests/score.py", *(session.posargs or ["--seeds", "2"]), env=QUIET)
+    session.run("python", "tests/score.py", *(session.posargs or ["--seeds", "2"]), env=kernels(session))
+
+
+@nox.session(default=False)
+def gallery(session: nox.Session) -> None:
+    """Make the reports in docs/gallery/ anew, by real runs."""
+    install(session)
+    session.run("python", "tests/gallery.py", env=QUIET)
+
+
+@nox.session(default=False)
+def browser(session: nox.Session) -> None:
+    """Open the gallery in headless Chromium and look; skipped where there is no Chromium."""
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        session.skip("no chromium and chromedriver here (Debian: chromium, chromium-driver)")
+    install(session, "browser", extras=())
+    pages = session.posargs or sorted(map(str, Path("docs/gallery").glob("*.html")))
+    session.run("python", "tests/browser.py", *pages, "--shots", "out/browser")
+
+
+@nox.session(default=False)
+def peers(session: nox.Session) -> None:
+    """Compare the golden with other people's GPT-2: transformers and gpt-2-simple."""
+    install(session, "peers", extras=("torch", "tensorflow"))
+    session.install("--no-deps", "gpt-2-simple==0.8.1")  # what it asks for is not needed for its model
+    session.run("python", "tests/peers.py", *session.posargs, env=QUIET)
 
 
 @nox.session
@@ -61,6 +127,13 @@ def golden(session: nox.Session) -> None:
     """Check the golden records against the oracle; `-- build` makes them anew."""
     install(session)
     session.run("parity", "golden", *(session.posargs or ["verify"]), env=QUIET)
+
+
+@nox.session(default=False)
+def engines(session: nox.Session) -> None:
+    """Install and verify other people's engines, and write docs/engines.md; `-- NAME...` for some."""
+    install(session, extras=("tensorflow",))  # reads the checkpoint and makes the golden of shape:124M
+    session.run("python", "docs/engines.py", "--install", *session.posargs, env=QUIET)
 
 
 @nox.session(default=False)

@@ -6,8 +6,9 @@ the content of the checkpoint. From the second load on no TensorFlow is imported
 is copied.
 """
 
-import json
+import math
 import os
+import re
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import platformdirs
 
-from harness import mapped, shapes
+from harness import mapped, shapes, strict_json
 from harness.contract import CannotJudge, HParams, variable_shapes
 
 DATA, INDEX = "model.ckpt.data-00000-of-00001", "model.ckpt.index"
@@ -56,6 +57,7 @@ def load(directory: Path, expected: Mapping[str, str] | None = None) -> Checkpoi
         params = mapped.read(directory / shapes.WEIGHTS)
         check(params, hparams, directory / shapes.WEIGHTS, squeezed=True)
         return Checkpoint(hparams, params, directory / shapes.WEIGHTS, found)
+    _fits(directory, hparams)
     weights = home() / "weights" / f"{found[DATA][:16]}{found[INDEX][:16]}.safetensors"
     if not _intact(weights):
         _in_child(directory, hparams, weights)
@@ -83,17 +85,33 @@ def files(directory: Path) -> tuple[str, ...]:
 def read_hparams(path: Path) -> HParams:
     """hparams.json, checked. Raises CannotJudge, naming the entry, for absurd values."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = strict_json.read(path)
         values = {name: raw[name] for name in HParams._fields}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CannotJudge(f"{path}: needs {', '.join(HParams._fields)} as JSON ({error!r})") from error
     for name, value in values.items():
-        if type(value) is not int or not 0 < value < 2**24:
-            raise CannotJudge(f"{path}: {name} is {value!r}, expected a positive integer")
+        most = 2**12 if name == "n_layer" else 2**24  # names are listed layer by layer
+        if type(value) is not int or not 0 < value < most:
+            said = str(value)[:40]
+            raise CannotJudge(f"{path}: {name} is {said!r}, expected an integer from 1 to {most - 1}")
     hparams = HParams(**values)
     if hparams.n_embd % hparams.n_head:
         raise CannotJudge(f"{path}: n_embd {hparams.n_embd} is not divisible by n_head {hparams.n_head}")
     return hparams
+
+
+def _fits(directory: Path, hparams: HParams) -> None:
+    """Raise CannotJudge unless checkpoint names the files here and these hold the weights, no more."""
+    state = (directory / "checkpoint").read_bytes()
+    if not re.search(rb'^model_checkpoint_path: "model\.ckpt"\s*$', state, re.MULTILINE):
+        raise CannotJudge(
+            f'{directory / "checkpoint"}: does not say model_checkpoint_path: "model.ckpt", '
+            "the files that are here"
+        )
+    size = (directory / DATA).stat().st_size
+    needed = sum(4 * math.prod(shape) for shape in variable_shapes(hparams).values())
+    if size != needed:
+        raise CannotJudge(f"{directory / DATA}: {size} bytes, but hparams.json says {needed}")
 
 
 def check(
@@ -172,5 +190,5 @@ def _intact(weights: Path) -> bool:
     return (
         weights.is_file()
         and recorded.is_file()
-        and recorded.read_text(encoding="utf-8") == mapped.sha256(weights)
+        and recorded.read_bytes() == mapped.sha256(weights).encode()
     )

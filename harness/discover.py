@@ -3,58 +3,109 @@
 import importlib
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.contract import CannotJudge
 
 IMPLS = Path(__file__).parent.parent / "impls"
-PREFIX = "gpt2_"
-REQUIRED = ("targets", "load", "forward", "numpy")
+PREFIX = "gpt2_"  # a specimen, ours to the last line
+ENGINE = "engine_"  # somebody else's engine, fed from our weights
 
 
 class Found(NamedTuple):
     """An implementation that has been located but not imported."""
 
     name: str  # as shown in results
-    where: str  # "impls.gpt2_numpy", another module's name, or the path of a .py file
+    where: (
+        str  # "impls.gpt2_numpy", another module's name, or the path of a .py file; then :attr, if any
+    )
 
-    def load(self) -> ModuleType:
-        """Import it. Raises CannotJudge where a function of the contract is missing."""
-        module = _import_file(Path(self.where)) if self.where.endswith(".py") else _import(self.where)
-        if missing := [name for name in REQUIRED if not callable(getattr(module, name, None))]:
-            raise CannotJudge(
-                f"{self.where}: not an implementation; it lacks {', '.join(missing)}() "
-                "(the contract is harness/contract.py: Implementation)"
-            )
-        return module
+    def load(self) -> Any:
+        """The module, or the object in it that attr names. Raises whatever importing it does."""
+        where, attr = split(self.where)
+        found: Any = _import_file(Path(where)) if where.endswith(".py") else _import(where)
+        for part in attr.split(".") if attr else ():
+            found = getattr(found, part)
+        return found
+
+    @property
+    def argument(self) -> str:
+        """What to give to --impl to name it."""
+        return self.name if self.where.startswith(f"{IMPLS.name}.") else self.where
+
+    def source(self) -> Path | None:
+        """The file that it is in, found without importing it; None where it is not in one file."""
+        where, _ = split(self.where)
+        if where.endswith(".py"):
+            return Path(where)
+        spec = _spec(where)
+        return Path(spec.origin) if spec and spec.origin and spec.has_location else None
+
+
+def split(where: str) -> tuple[str, str]:
+    """MODULE:attr or PATH.py:attr as (MODULE or PATH.py, attr); attr is "" where none is named."""
+    head, colon, attr = where.rpartition(":")
+    if colon and attr.replace(".", "").isidentifier():
+        return head, attr
+    return where, ""
 
 
 def names() -> list[str]:
-    """Names of the implementations in impls/."""
+    """Names of the specimens in impls/: what is verified where nothing is named."""
     return sorted(path.stem.removeprefix(PREFIX) for path in IMPLS.glob(f"{PREFIX}*.py"))
 
 
+def engines() -> list[str]:
+    """Names of the engines in impls/: verified only where they are named."""
+    return sorted(path.stem.removeprefix(ENGINE) for path in IMPLS.glob(f"{ENGINE}*.py"))
+
+
 def find(name: str) -> Found:
-    """Locate NAME in impls/, PATH.py, or a module. Raises CannotJudge where there is none."""
-    if name in names():
-        return Found(name, f"impls.{PREFIX}{name}")
-    if name.endswith(".py"):
-        path = Path(name).resolve()
-        if not path.is_file():
+    """Locate NAME in impls/, PATH.py[:attr] or MODULE[:attr]. Raises CannotJudge where there is none."""
+    for prefix, shipped in ((PREFIX, names()), (ENGINE, engines())):
+        if name in shipped:  # before any installed module of that name, such as transformers
+            return Found(name, f"impls.{prefix}{name}")
+    where, attr = split(name)
+    suffix = f":{attr}" if attr else ""
+    if where.endswith(".py"):
+        try:
+            path = Path(where).resolve()
+            there = path.is_file()
+        except (OSError, RuntimeError, ValueError) as error:  # too long; a loop of links; a null byte
+            raise CannotJudge(f"implementation {name}: no such file ({error})") from error
+        if not there:
             raise CannotJudge(f"implementation {name}: no such file")
-        return Found(path.stem, str(path))
+        return Found(attr or path.stem, f"{path}{suffix}")
     try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
+        spec = _spec(where)
+    except (ImportError, ValueError):  # a finder's way to say that this is no name
         spec = None
     if spec is None:
         raise CannotJudge(
-            f"implementation {name!r}: not one of {', '.join(names())}, "
+            f"implementation {name!r}: not one of {', '.join(names() + engines())}, "
             "not an importable module and not the path of a .py file"
         )
-    return Found(name, name)
+    return Found(attr or where, name)
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """Where a module is. Nothing is imported, not even its package: its code could do anything here."""
+    spec: ModuleSpec | None = None
+    folders: list[str] | None = None
+    parts = name.split(".")
+    for i, part in enumerate(parts, 1):
+        if not part or "\0" in part:
+            return None
+        full = ".".join(parts[:i])
+        found = (finder.find_spec(full, folders) for finder in sys.meta_path)
+        spec = next((spec for spec in found if spec is not None), None)
+        if spec is None or (spec.submodule_search_locations is None and i < len(parts)):
+            return None
+        folders = spec.submodule_search_locations
+    return spec
 
 
 def _import(name: str) -> ModuleType:

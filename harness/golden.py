@@ -12,20 +12,21 @@ A record belongs to one case (a batch of tokens) and holds, as safetensors:
 
 Two oracles that share no code, NumPy and TensorFlow in float64, must agree within the limits for
 float64 at every tap and every logit; only then is the manifest written, and without a manifest
-there is no golden.
+there is no golden. Where a clone of openai/gpt-2 is given, OpenAI's own code is a third oracle: its
+float32 logits must agree within the limits for float32 (see official.py).
 """
 
 import json
+import re
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness import checkpoint, limits, mapped, noise, oracle
-from harness.contract import CannotJudge, HParams, Target, tap_names
+from harness import checkpoint, limits, mapped, noise, official, oracle, strict_json
+from harness.contract import CannotJudge, HParams, Target, tap_names, tap_width
 from harness.discover import find
 from harness.models import Model
 from harness.numerics import max_abs
@@ -35,6 +36,13 @@ FORMAT = 1
 PROMPT = "Alan Turing theorized that computers would one day become"
 CONTINUATION = " the most powerful machines on the planet."
 SEAL = "manifest.json.sha256"
+FRESH = "fresh"  # the case that every run draws anew: no record may have its name
+ENTRY = {  # what the manifest says of each case
+    "agreement_noise_units": float,
+    "agreement_worst_at": str,
+    "agreement_logits_max_abs": float,
+    "sha256": str,
+}
 KEPT = 32  # positions kept of each tap where a case is longer: records stay small enough to ship
 
 
@@ -115,11 +123,16 @@ def fresh_case(hparams: HParams, seed: int) -> Case:
     """Random tokens that no implementation can have seen: [2, up to 24], drawn from seed."""
     n = min(24, hparams.n_ctx)
     tokens = np.random.default_rng(seed).integers(0, hparams.n_vocab, (2, n))
-    return Case("fresh", tokens.astype(np.int32), 0)
+    return Case(FRESH, tokens.astype(np.int32), 0)
 
 
-def record(case: Case, params: Mapping[str, np.ndarray], hparams: HParams) -> Record:
-    """The truth about a case by the float64 NumPy oracle, with its noise floor."""
+def record(
+    case: Case,
+    params: Mapping[str, np.ndarray],
+    hparams: HParams,
+    dtypes: Sequence[str] = noise.DTYPES,
+) -> Record:
+    """The truth about a case by the float64 NumPy oracle, with its noise floor at each dtype."""
     taps: dict[str, np.ndarray] = {}
     logits = oracle.forward(params, hparams, case.tokens, taps.__setitem__)
     greedy, margins = oracle.greedy(params, hparams, case.tokens, case.n_new)
@@ -132,14 +145,19 @@ def record(case: Case, params: Mapping[str, np.ndarray], hparams: HParams) -> Re
         "greedy": greedy,
         "margins": margins,
         **{f"taps/{name}": value[:, positions] for name, value in taps.items()},
-        **noise.measure(params, hparams, case.tokens, taps, logits, seed=0),
+        **noise.measure(params, hparams, case.tokens, taps, logits, seed=0, dtypes=dtypes),
     }
     return Record(case.name, arrays, hparams.n_layer)
 
 
 def tensorflow(loaded: checkpoint.Checkpoint, dtype: str) -> Callable[..., Any]:
     """The TensorFlow specimen, loaded in dtype on the CPU: (tokens, tap) -> logits on the host."""
-    impl = find("tensorflow").load()
+    try:
+        impl = find("tensorflow").load()
+    except ImportError as error:
+        raise CannotJudge(
+            f"the second oracle needs TensorFlow; pip install tensorflow ({error})"
+        ) from error
     target = Target("cpu", dtype)._asdict()
     model = impl.load(loaded.params, loaded.hparams, **target)
 
@@ -163,22 +181,35 @@ def agreement(truth: Record, taps: Mapping[str, np.ndarray], logits: np.ndarray)
     return units
 
 
-def build(model: Model, progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def build(
+    model: Model,
+    progress: Callable[[str], None] = lambda text: None,
+    official_source: Path | None = None,
+) -> dict[str, Any]:
     """Make all records of a model anew, prove them, and put them in place at once.
 
-    Returns the manifest. Raises CannotJudge where the oracles disagree; nothing is written then.
+    official_source: a clone of openai/gpt-2, whose model must agree too. Returns the manifest.
+    Raises CannotJudge where the oracles disagree; nothing is written then.
     """
     loaded = checkpoint.load(model.checkpoint)
     tokenizer = tokenizer_of(model.checkpoint, loaded.hparams)
+    todo = cases(loaded.hparams, tokenizer)
+    published: dict[str, np.ndarray] = {}
+    if official_source is not None:
+        progress("OpenAI's own code")
+        published = official.logits(official_source, loaded, {case.name: case.tokens for case in todo})
     double, single = tensorflow(loaded, "float64"), tensorflow(loaded, "float32")
-    model.records.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=model.records.parent, prefix=".golden-"))
-    try:
+    with mapped.aside(model.records) as place:
+        folder = place / "new"
         manifest = _manifest(model, loaded)
-        for case in cases(loaded.hparams, tokenizer):
+        if official_source is not None:
+            manifest["oracles"].append(official.describe(official_source))
+        for case in todo:
             progress(case.name)
             truth = record(case, loaded.params, loaded.hparams)
             entry = _prove(truth, double)
+            if published:
+                entry |= _prove_official(truth, published[case.name])
             if tokenizer is not None:
                 entry["greedy_text"] = [tokenizer.decode(row) for row in truth.arrays["greedy"].tolist()]
             path = folder / f"{case.name}.safetensors"
@@ -188,8 +219,6 @@ def build(model: Model, progress: Callable[[str], None] = lambda text: None) -> 
         mapped.write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
         mapped.write_text(folder / SEAL, seal(folder / "manifest.json"))
         _replace(folder, model.records)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return manifest
 
 
@@ -235,9 +264,22 @@ def _prove(truth: Record, second: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
+def _prove_official(truth: Record, logits: np.ndarray) -> dict[str, float]:
+    """How far OpenAI's own float32 logits are from a record; raises CannotJudge beyond the limit."""
+    units = max_abs(logits, truth.logits) / truth.noise("float32")
+    if not units <= limits.NOISE.most:
+        raise CannotJudge(
+            f"golden {truth.name}: OpenAI's src/model.py disagrees at logits by {units:.3g} float32 "
+            f"noise units (at most {limits.NOISE.most:g}); nothing was written"
+        )
+    return {
+        "official_noise_units": units,
+        "official_logits_max_abs": max_abs(logits, truth.logits),
+    }
+
+
 def _replace(new: Path, place: Path) -> None:
     """Swap a finished folder in; the old one is kept until the new one is in place."""
-    new.chmod(0o755)  # mkdtemp makes it private
     old = place.with_name(f".{place.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():
@@ -256,7 +298,7 @@ def read_manifest(model: Model) -> dict[str, Any]:
     path = model.records / "manifest.json"
     remedy = f"make it with: parity golden build --model {model.argument}"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = strict_json.read(path)
     except OSError as error:
         raise CannotJudge(f"{path}: no golden record ({error.strerror}); {remedy}") from error
     except ValueError as error:
@@ -266,13 +308,30 @@ def read_manifest(model: Model) -> dict[str, Any]:
         raise CannotJudge(
             f"{path}: SHA-256 is not what {sealed.name} beside it says; restore or {remedy}"
         )
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    known = isinstance(manifest, dict) and type(manifest.get("format")) is int
+    if not known or manifest["format"] != FORMAT:
         raise CannotJudge(f"{path}: not a golden manifest of format {FORMAT}; {remedy}")
-    if not isinstance(manifest.get("cases"), dict) or not manifest["cases"]:
-        raise CannotJudge(f"{path}: lists no cases; {remedy}")
-    if set(manifest.get("checkpoint_sha256") or ()) != set(checkpoint.files(model.checkpoint)):
-        raise CannotJudge(f"{path}: does not give the SHA-256 of every checkpoint file; {remedy}")
+    if fault := _fault(manifest, checkpoint.files(model.checkpoint)):
+        raise CannotJudge(f"{path}: {fault}; {remedy}")
     return manifest
+
+
+def _fault(manifest: dict[str, Any], files: tuple[str, ...]) -> str:
+    """What a manifest says that no build writes; "" if nothing. Names of cases become names of files."""
+    if not isinstance(manifest.get("model"), str):
+        return "does not name its model"
+    if not isinstance(manifest.get("cases"), dict) or not manifest["cases"]:
+        return "lists no cases"
+    for name, entry in manifest["cases"].items():
+        if not re.fullmatch("[a-z0-9_]{1,40}", name) or name == FRESH:
+            return f"case {name!r} is no name of a record"
+        types = {key: type(entry.get(key)) for key in ENTRY} if isinstance(entry, dict) else {}
+        if types != ENTRY:
+            return f"case {name!r} has not {', '.join(ENTRY)}"
+    shas = manifest.get("checkpoint_sha256")
+    if not isinstance(shas, dict) or shas.keys() != set(files):
+        return "does not give the SHA-256 of every checkpoint file"
+    return ""
 
 
 def read(model: Model) -> tuple[checkpoint.Checkpoint, list[Record]]:
@@ -285,13 +344,59 @@ def read(model: Model) -> tuple[checkpoint.Checkpoint, list[Record]]:
     records = []
     for name, entry in manifest["cases"].items():
         path = model.records / f"{name}.safetensors"
-        if mapped.sha256(path) != entry.get("sha256"):
+        if mapped.sha256(path) != entry["sha256"]:
             raise CannotJudge(
                 f"{path}: SHA-256 is not what manifest.json says; "
                 f"restore it or remake it with: parity golden build --model {model.argument}"
             )
-        records.append(Record(name, mapped.read(path), loaded.hparams.n_layer))
+        stored = Record(name, mapped.read(path), loaded.hparams.n_layer)
+        check(stored, loaded.hparams, path)
+        records.append(stored)
     return loaded, records
+
+
+def check(stored: Record, hparams: HParams, path: Path) -> None:
+    """Raise CannotJudge, naming file and array, unless a record is of the form that build writes."""
+    tokens, greedy = stored.arrays.get("tokens"), stored.arrays.get("greedy")
+    if tokens is None or tokens.ndim != 2 or greedy is None or greedy.ndim != 2:
+        raise CannotJudge(f"{path}: tokens or greedy is missing or not [batch, n]")
+    needed = _form(hparams, tokens.shape, greedy.shape[1])
+    if lacking := sorted(needed.keys() - stored.arrays.keys()):
+        raise CannotJudge(f"{path}: the record lacks {', '.join(lacking)}")
+    if unknown := sorted(stored.arrays.keys() - needed.keys()):
+        raise CannotJudge(f"{path}: the record has unknown {', '.join(unknown)}")
+    for name, (dtype, shape, below) in needed.items():
+        array = stored.arrays[name]
+        if array.dtype != dtype or array.shape != shape:
+            raise CannotJudge(f"{path}: {name} is {array.dtype} {array.shape}, expected {dtype} {shape}")
+        inside = np.isfinite(array) if not below else (array >= 0) & (array < below)
+        if not inside.all() or (name.startswith("noise/") and not array.all()):
+            raise CannotJudge(f"{path}: {name} has values that are NaN, infinite or out of range")
+    if tokens.size == 0 or not tokens.shape[1] + greedy.shape[1] <= hparams.n_ctx:
+        raise CannotJudge(f"{path}: no tokens, or more with greedy than n_ctx {hparams.n_ctx}")
+
+
+def _form(
+    hparams: HParams, shape: tuple[int, ...], n_new: int
+) -> dict[str, tuple[str, tuple[int, ...], float]]:
+    """dtype, shape and, unless 0, the bound of the values (from 0) of every array of a record."""
+    batch, n = shape
+    names, kept = tap_names(hparams.n_layer), min(n, KEPT)
+    wide = (batch, n, hparams.n_vocab)
+    form: dict[str, tuple[str, tuple[int, ...], float]] = {
+        "tokens": ("int32", (batch, n), hparams.n_vocab),
+        "positions": ("int32", (kept,), n),
+        "logits": ("float64", wide, 0),
+        "logits_tensorflow": ("float32", wide, 0),
+        "greedy": ("int32", (batch, n_new), hparams.n_vocab),
+        "margins": ("float64", (batch, n_new), np.inf),
+    }
+    for name in names:
+        form[f"taps/{name}"] = ("float64", (batch, kept, tap_width(name, hparams)), 0)
+    for dtype in noise.DTYPES:
+        form[f"noise/{dtype}/taps"] = ("float64", (noise.DRAWS, len(names)), np.inf)
+        form[f"noise/{dtype}/logits"] = ("float64", (noise.DRAWS, 3), np.inf)
+    return form
 
 
 def verify(model: Model, progress: Callable[[str], None] = lambda text: None) -> None:
@@ -306,14 +411,15 @@ def verify(model: Model, progress: Callable[[str], None] = lambda text: None) ->
         n_new = stored.arrays["greedy"].shape[1]
         case = Case(stored.name, np.asarray(stored.tokens), n_new)
         today = record(case, loaded.params, loaded.hparams)
-        needed = today.arrays.keys() | {"logits_tensorflow"}
-        if lacking := sorted(needed - stored.arrays.keys()):
-            raise CannotJudge(f"golden {stored.name}: the record lacks {', '.join(lacking)}")
-        if not np.array_equal(stored.arrays["greedy"], today.arrays["greedy"]):
-            raise CannotJudge(f"golden {stored.name}: greedy ids are not what the oracle chooses")
+        for name in ("greedy", "positions"):
+            if not np.array_equal(stored.arrays[name], today.arrays[name]):
+                raise CannotJudge(f"golden {stored.name}: {name} ids are not what the oracle chooses")
         taps = {name: today.tap(name) for name in tap_names(stored.n_layer)}
         _check_noise(stored, today)
         units = agreement(stored, taps, today.logits)
+        if n_new:
+            margins = max_abs(stored.arrays["margins"], today.arrays["margins"])
+            units["margins"] = margins / (2 * today.noise("float64"))  # a difference of two logits
         official = max_abs(stored.arrays["logits_tensorflow"], today.logits)
         units["logits_tensorflow"] = official / today.noise("float32")
         where, worst = max(units.items(), key=lambda item: item[1])

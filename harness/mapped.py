@@ -5,66 +5,127 @@ workers use at once must not be copied, so reading is done here. Writing is the 
 Format: https://huggingface.co/docs/safetensors (8-byte header length, JSON header, then data).
 """
 
+import contextlib
+import fcntl
 import hashlib
-import json
+import math
 import os
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from harness import strict_json
 from harness.contract import CannotJudge
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "I32": "<i4", "I64": "<i8"}
+ASIDE = ".parity-writing-"  # prefix of the folders in which new content is prepared
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """Arrays by name, mapped copy-on-write: nothing is read until touched, nothing written back.
 
-    Raises CannotJudge, naming the file, where it is missing or not a well-formed safetensors file.
+    Raises CannotJudge, naming the file, where it is missing or not a well-formed safetensors file: its
+    arrays must fill it from the header to the end, one after the other.
     """
     try:
         data = np.memmap(path, dtype=np.uint8, mode="c")
         start = 8 + int.from_bytes(data[:8].tobytes(), "little")
         if start > data.size:
             raise ValueError("its header is longer than the file")
-        header = json.loads(data[8:start].tobytes())
+        header = strict_json.loads(data[8:start].tobytes())
+        if not isinstance(header, dict):
+            raise ValueError("its header is no JSON object")
         header.pop("__metadata__", None)
-        return {name: _view(data, start, entry) for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        arrays = {name: _view(name, data[start:], entry) for name, entry in header.items()}
+        _gapless(header, data.size - start)
+        return arrays
+    except (OSError, ValueError) as error:
         raise CannotJudge(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def _view(data: np.ndarray, start: int, entry: dict[str, Any]) -> np.ndarray:
-    begin, end = entry["data_offsets"]
-    if not 0 <= begin <= end <= data.size - start:
-        raise ValueError(f"data offsets {begin}..{end} lie outside the file")
-    return data[start + begin : start + end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+def _view(name: str, data: np.ndarray, entry: Any) -> np.ndarray:
+    """The array that an entry of the header describes; data [bytes] is all that follows the header."""
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if (
+            dtype in DTYPES and all(type(n) is int and 0 <= n < 2**63 for n in [begin, end, *shape])
+        ):
+            pass
+        case _:
+            raise ValueError(f"entry {name!r} is {str(entry)[:100]}, not dtype, shape and data_offsets")
+    if not begin <= end <= data.size:
+        raise ValueError(f"entry {name!r}: data offsets {begin}..{end} lie outside the file")
+    if end - begin != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize:
+        raise ValueError(f"entry {name!r}: {end - begin} bytes are not {dtype} {shape}")
+    return data[begin:end].view(DTYPES[dtype]).reshape(shape)
+
+
+def _gapless(header: dict[str, Any], size: int) -> None:
+    """Raise ValueError unless the arrays fill size bytes, none overlapping another."""
+    at = 0
+    for begin, end, name in sorted((*entry["data_offsets"], name) for name, entry in header.items()):
+        if begin != at:
+            raise ValueError(f"entry {name!r} begins at {begin}, but the one before it ends at {at}")
+        at = end
+    if at != size:
+        raise ValueError(f"its arrays end at {at} of {size} bytes")
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write all or nothing: to a temporary name in the same folder, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write all or nothing: aside, then rename. Raises CannotJudge, naming path, where that fails."""
     try:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
-        temporary.chmod(0o644)  # the package makes it private
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with aside(path) as folder:
+            save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / "new")
+            (folder / "new").chmod(0o644)  # the package makes it private
+            (folder / "new").replace(path)
+    except (OSError, SafetensorError) as error:
+        raise CannotJudge(f"{path}: cannot be written ({error})") from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file all or nothing, likewise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a text file all or nothing, likewise. What UTF-8 cannot say is written as an escape."""
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with aside(path) as folder:
+            (folder / "new").write_text(text, encoding="utf-8", errors="backslashreplace")
+            (folder / "new").replace(path)
+    except OSError as error:
+        raise CannotJudge(f"{path}: cannot be written ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A folder beside path in which to prepare what is then renamed to it; gone afterwards.
+
+    A process that is killed cannot clear its own away. Each holds a lock on its folder for as long as
+    it lives, so that the next one to write beside it knows which are left over.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as briefly:  # nobody is between making a folder and locking it
+            if lock(path.parent, fcntl.LOCK_EX, briefly):
+                for left in path.parent.glob(f"{ASIDE}*"):
+                    if lock(left, fcntl.LOCK_EX | fcntl.LOCK_NB, briefly):
+                        shutil.rmtree(left, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=ASIDE))
+            held.callback(shutil.rmtree, folder, ignore_errors=True)
+            lock(folder, fcntl.LOCK_EX, held)
+        yield folder
+
+
+def lock(folder: Path, how: int, held: contextlib.ExitStack) -> bool:
+    """Lock a folder until held ends, or the process. False where that cannot be, as on some networks."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        held.callback(os.close, descriptor)
+        fcntl.flock(descriptor, how)
+    except OSError:
+        return False
+    return True
 
 
 def sha256(path: Path) -> str:

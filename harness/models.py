@@ -38,20 +38,29 @@ def locate(name: str) -> Model:
         directory = checkpoint.home() / "models" / name
         if not directory.is_dir():
             raise CannotJudge(
-                f"model {name}: not at {directory}. Put OpenAI's seven files there "
-                f"({', '.join(checkpoint.FILES)})"
+                f"model {name}: not at {directory}. Get it with: parity fetch {name}, or put OpenAI's "
+                f"seven files there ({', '.join(checkpoint.FILES)})"
             )
         return Model(name, directory, checkpoint.home() / "records" / name)
     if (size := name.removeprefix(SHAPE)) in OFFICIAL:
         directory = checkpoint.home() / "models" / f"shape-{size}"
         shapes.ensure(directory, shapes.OFFICIAL[size])
         return Model(name, directory, checkpoint.home() / "records" / f"shape-{size}")
-    directory = Path(name).expanduser()
-    if directory.is_dir():
-        found = checkpoint.hashes(directory)[checkpoint.DATA]
-        records = checkpoint.home() / "records" / f"{directory.resolve().name}-{found[:12]}"
-        return Model(directory.resolve().name, directory, records)
+    if folder := _folder(name):
+        found = checkpoint.hashes(folder)
+        sha = found[shapes.WEIGHTS if shapes.WEIGHTS in found else checkpoint.DATA]
+        records = checkpoint.home() / "records" / f"{folder.resolve().name}-{sha[:12]}"
+        return Model(folder.resolve().name, folder, records)
     raise CannotJudge(
         f"model {name!r}: unknown. Name micro, one of {', '.join(OFFICIAL)}, "
         "shape: and one of these, or a folder with a checkpoint in OpenAI's layout"
     )
+
+
+def _folder(name: str) -> Path | None:
+    """The folder of that name, if there is one. A name may be anything, too long for a path, say."""
+    try:
+        directory = Path(name).expanduser()
+        return directory if name and directory.is_dir() else None  # "" would be where we are
+    except (OSError, RuntimeError, ValueError):  # ValueError: a null byte; RuntimeError: ~nobody
+        return None

@@ -7,7 +7,7 @@ float64 truth is noise, and its size is the unit in which an implementation's di
 truth is judged: no tolerance is chosen.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -100,8 +100,9 @@ def measure(
     taps: Mapping[str, np.ndarray],
     logits: np.ndarray,
     seed: int,
+    dtypes: Sequence[str] = DTYPES,
 ) -> dict[str, np.ndarray]:
-    """The noise of every dtype around the exact taps and logits, as arrays to be stored.
+    """The noise of each dtype around the exact taps and logits, as arrays to be stored.
 
     ``noise/{dtype}/taps`` [draws, n_taps]: greatest absolute difference at each tap, in tap order;
     ``noise/{dtype}/logits`` [draws, 3]: greatest absolute and root-mean-square difference, and
@@ -112,7 +113,7 @@ def measure(
     names = tap_names(hparams.n_layer)
     greatest = np.array([np.abs(taps[name]).max() for name in names])
     found = {}
-    for dtype in DTYPES:
+    for dtype in dtypes:
         u = UNIT_ROUNDOFF[dtype]
         at_taps, at_logits = np.zeros((DRAWS, len(names))), np.zeros((DRAWS, 3))
         for draw in range(DRAWS):

@@ -132,9 +132,11 @@ def forward(
     tokens: np.ndarray,
     tap: Tap | None = None,
     arithmetic: Arithmetic = EXACT,
+    apply: Callable[..., np.ndarray] = apply,
 ) -> np.ndarray:
     """Logits [batch, n, n_vocab] for tokens [batch, n]; every other operation's result goes to tap.
 
+    apply: what computes each operation, where it is not to be the one above (what_if.py).
     Weights are converted one operation at a time and let go again, so the memory beyond the mapped
     weights is that of the largest single weight and of the activations still needed.
     """

@@ -1,36 +1,53 @@
-"""A run: golden in, one worker process per implementation, judged rows out."""
+"""A run: golden in, one worker process per implementation, judged rows out.
 
-import contextlib
+What decides a run, and every event of every worker, is written to a folder as it happens. A run that
+was killed is resumed from there: what was measured is read back, what is left is measured.
+"""
+
 import json
 import os
 import platform
-import signal
-import subprocess
-import sys
+import re
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
-
-from harness import __version__, golden, mapped
+from harness import __version__, golden, isolation, ledger, mapped, models, strict_json
 from harness.checkpoint import Checkpoint
 from harness.contract import CannotJudge, Target
 from harness.discover import Found
-from harness.judge import Judge, Row
+from harness.isolation import Limits
+from harness.judge import Row
 from harness.models import Model
-from harness.subject import Measurement, Plan, shape_of
+from harness.sheet import Sheet
+from harness.subject import shape_of
 
 Progress = Callable[[str, str, int], None]  # implementation, target or "", checks done
 
 
-class Limits(NamedTuple):
-    """What a worker may use before it is stopped, which is then its verdict."""
+def silent(name: str, target: str, done: int) -> None:
+    """No progress is shown."""
 
-    seconds: float = 600.0  # without a sign of progress
-    gigabytes: float = 16.0
+
+FORMAT = 1  # of the journal folder
+NAME = "run.json"
+
+
+class Request(NamedTuple):
+    """All that decides a run."""
+
+    implementations: Sequence[Found]
+    model: Model
+    seed: int  # of the fresh tokens
+    targets: Sequence[Target] = ()  # all that are offered, if none are named
+    require: str = ""  # a device that every implementation must offer
+    limits: Limits = Limits()
+    ledger: Path | None = None  # of known disagreements
 
 
 class Results(NamedTuple):
@@ -40,70 +57,6 @@ class Results(NamedTuple):
     environment: dict[str, Any]
 
 
-class Sheet:
-    """What one implementation's journal has said so far, target by target."""
-
-    def __init__(self, found: Found, model: str, prepared: "Prepared"):
-        self.found, self.model, self.prepared = found, model, prepared
-        self.offered: list[Target] | None = None
-        self.versions: dict[str, str] = {}
-        self.wanted: list[Target] = []
-        self.rows: list[Row] = []
-        self.current: Target | None = None
-        self._clear()
-
-    def _clear(self) -> None:
-        self.plan: Plan | None = None
-        self.measured: list[tuple[str, Measurement]] = []
-        self.errors: dict[str, str] = {}
-        self.broken = ""
-        self.checked = 0
-
-    def hear(self, event: str, data: dict[str, Any]) -> None:
-        """Take in one line of the journal."""
-        match event:
-            case "hello":
-                self.offered = [Target(*target) for target in data["targets"]]
-                self.versions = data["versions"]
-            case "begin":
-                self._clear()
-                self.current = Target(*data["target"])
-            case "plan":
-                cases = tuple(shape_of(record) for record in self.prepared.records)
-                hparams = self.prepared.checkpoint.hparams
-                self.plan = Plan(hparams, cases, tuple(data["taps"]), data["generates"])
-            case "measured":
-                self.measured.append((data["check"], Measurement(*data["measurement"])))
-            case "error":
-                self.errors[data["check"]] = data["message"]
-            case "broken":
-                self.broken = data["message"]
-            case "checked":
-                self.checked += 1
-            case "end":
-                self.close("")
-
-    def close(self, lost: str) -> None:
-        """Judge the current target; lost says what ended it early, if anything did."""
-        target = self.current or Target("", "")
-        judge = Judge(self.found.name, target, self.model)
-        if self.plan is None:
-            self.rows.append(judge.failure("load", self.broken or lost or "it never started"))
-        else:
-            self.rows += judge.rows(self.plan, self.measured, self.errors, lost)
-            if lost:
-                self.rows.append(judge.failure("process", lost))
-        self.current = None
-        self._clear()
-
-    def skip(self, targets: Sequence[Target]) -> None:
-        """Say that none of the targets asked for is offered: a row that is neither pass nor fail."""
-        for target in targets:
-            judge = Judge(self.found.name, target, self.model)
-            offered = ", ".join(map(str, self.offered or ()))
-            self.rows.append(judge.skipped(f"skipped: {target} is not offered (offered: {offered})"))
-
-
 class Prepared(NamedTuple):
     """The truth, ready for workers to map."""
 
@@ -111,37 +64,151 @@ class Prepared(NamedTuple):
     records: list[golden.Record]
     job: dict[str, Any]  # what every worker's job has in common
 
+    def sheet(self, name: str, model: str) -> Sheet:
+        """An empty sheet for an implementation."""
+        cases = tuple(shape_of(record) for record in self.records)
+        return Sheet(name, model, self.checkpoint.hparams, cases)
+
 
 def verify(
-    implementations: Sequence[Found],
-    model: Model,
-    targets: Sequence[Target],
-    seed: int,
-    limits: Limits,
-    progress: Progress = lambda name, target, done: None,
+    request: Request,
+    folder: Path | None = None,
+    progress: Progress = silent,
 ) -> Results:
-    """Run every implementation on the targets (all it offers, if none are named) and judge it.
+    """Run every implementation on the targets and judge it, with the journal in folder.
 
-    Raises CannotJudge where golden or checkpoint cannot be trusted, or where a named target is
-    offered by none of the implementations.
+    A journal that is there already is gone on with. Raises CannotJudge where golden or checkpoint cannot
+    be trusted, where a named target is offered by none of the implementations, or where a required
+    device is absent.
     """
     started = time.time()
-    with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-        prepared = prepare(model, seed, Path(folder))
+    known = ledger.read(request.ledger) if request.ledger else []
+    with tempfile.TemporaryDirectory(prefix="parity-") as temporary, journals(folder) as place:
+        prepared = prepare(request.model, request.seed, Path(temporary))
+        begin(request, prepared, place)
         sheets = []
-        for found in implementations:
-            sheet = Sheet(found, model.name, prepared)
-            examine(sheet, targets, limits, Path(folder), progress)
+        for number, found in enumerate(request.implementations):
+            sheet = prepared.sheet(found.name, request.model.name)
+            stem = re.sub(r"[^\w.-]", "_", found.name)[:50]
+            examine(sheet, found, request, prepared, place / f"{number}-{stem}.jsonl", progress)
             sheets.append(sheet)
     offered = {target for sheet in sheets for target in sheet.offered or ()}
-    if absent := [str(target) for target in targets if target not in offered]:
+    if absent := [str(target) for target in request.targets if target not in offered]:
         raise CannotJudge(
             f"target {', '.join(absent)}: offered by none of the implementations on this machine; "
             f"offered are {', '.join(sorted(map(str, offered))) or 'none'}"
         )
-    rows = [row for sheet in sheets for row in sheet.rows]
+    rows = ledger.apply([row for sheet in sheets for row in sheet.rows], known)
     versions = {name: v for sheet in sheets for name, v in sheet.versions.items()}
-    return Results(rows, environment(model, prepared, seed, versions, offered, started))
+    made_with = environment(
+        request.model,
+        prepared.checkpoint,
+        prepared.records,
+        request.seed,
+        versions,
+        offered,
+        started,
+    )
+    made_with["golden_sha256"] = mapped.sha256(request.model.records / "manifest.json")
+    made_with["limits"] = request.limits._asdict()
+    made_with["implementation_sha256"] = sources(request)
+    made_with["command"] = command(request)
+    return Results(rows, made_with)
+
+
+@contextmanager
+def journals(folder: Path | None) -> Iterator[Path]:
+    """The folder for the journal; a temporary one, if none is named: such a run cannot be resumed."""
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="parity-") as temporary:
+        yield Path(temporary)
+
+
+def begin(request: Request, prepared: Prepared, folder: Path) -> None:
+    """Write down what decides the run or, where that is written already, see that it is the same.
+
+    Raises CannotJudge where an implementation, the checkpoint or the golden has changed since.
+    """
+    text = json.dumps(written(request, prepared), indent=1) + "\n"
+    path = folder / NAME
+    if not path.is_file():
+        mapped.write_text(path, text)
+        return
+    before, now = read(path), json.loads(text)
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise CannotJudge(
+                f"{path}: {name} was {before.get(name)!r:.200} when the run began "
+                f"and is now {value!r:.200}; start a new run"
+            )
+
+
+def written(request: Request, prepared: Prepared) -> dict[str, Any]:
+    """A request as JSON, with hashes of all that it reads."""
+    return {
+        "format": FORMAT,
+        "gpt2_parity": __version__,
+        "implementations": [list(found) for found in request.implementations],
+        "sources": sources(request),
+        "model": request.model.argument,
+        "checkpoint_sha256": prepared.checkpoint.sha256,
+        "golden_sha256": mapped.sha256(request.model.records / "manifest.json"),
+        "seed": request.seed,
+        "targets": [list(target) for target in request.targets],
+        "require": request.require,
+        "limits": list(request.limits),
+        "ledger": str(request.ledger) if request.ledger else None,
+    }
+
+
+def sources(request: Request) -> dict[str, str]:
+    """SHA-256 of the file of each implementation; "" where it is in none."""
+    files = {found.name: found.source() for found in request.implementations}
+    return {name: mapped.sha256(path) if path and path.is_file() else "" for name, path in files.items()}
+
+
+def command(request: Request) -> str:
+    """The command line that repeats a run, seed and all; limits where they are not the usual ones."""
+    usual, chosen = Limits(), request.limits
+    words = [word for found in request.implementations for word in ("--impl", found.argument)]
+    words += [word for target in request.targets for word in ("--target", str(target))]
+    words += ["--model", request.model.argument, "--seed", str(request.seed)]
+    words += ["--timeout", f"{chosen.seconds:g}"] if chosen.seconds != usual.seconds else []
+    words += ["--memory", f"{chosen.gigabytes:g}"] if chosen.gigabytes != usual.gigabytes else []
+    words += ["--threads", str(chosen.threads)] if chosen.threads else []
+    words += ["--ledger", str(request.ledger)] if request.ledger else []
+    return shlex.join(["parity", "verify", *words])
+
+
+def interrupted(folder: Path) -> Request:
+    """The request of a run whose journal is in folder. Raises CannotJudge where there is none."""
+    path = folder / NAME
+    told = read(path)
+    try:
+        return Request(
+            implementations=[Found(*found) for found in told["implementations"]],
+            model=models.locate(told["model"]),
+            seed=told["seed"],
+            targets=[Target(*target) for target in told["targets"]],
+            require=told["require"],
+            limits=Limits(*told["limits"]),
+            ledger=Path(told["ledger"]) if told["ledger"] else None,
+        )
+    except (KeyError, TypeError) as error:
+        raise CannotJudge(f"{path}: not the journal of a run ({error!r}); start a new run") from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """run.json. Raises CannotJudge where it is missing, not JSON or of another format."""
+    try:
+        told = strict_json.read(path)
+    except (OSError, ValueError) as error:
+        raise CannotJudge(f"{path}: no run to resume there ({error})") from error
+    if not isinstance(told, dict) or told.get("format") != FORMAT:
+        raise CannotJudge(f"{path}: not a journal of format {FORMAT}; start a new run")
+    return told
 
 
 def prepare(model: Model, seed: int, folder: Path) -> Prepared:
@@ -160,121 +227,92 @@ def prepare(model: Model, seed: int, folder: Path) -> Prepared:
 
 
 def examine(
-    sheet: Sheet, targets: Sequence[Target], limits: Limits, folder: Path, progress: Progress
+    sheet: Sheet,
+    found: Found,
+    request: Request,
+    prepared: Prepared,
+    journal: Path,
+    progress: Progress,
 ) -> None:
     """Run one implementation; after a death go on with the targets that are left, in a new process."""
-    left = list(targets) or None
-    while left is None or left:
-        progress(sheet.found.name, "", 0)
-        death = attend(sheet, left, limits, folder, progress)
-        if sheet.offered is None:  # it died before it could say what it offers
-            sheet.close(death)
-            return
-        if not sheet.offered:
-            sheet.close("targets() is empty: it can run on nothing here")
-            return
-        wanted = [target for target in sheet.offered if not targets or target in targets]
-        if not wanted:
-            sheet.skip(targets)
-            return
-        done = {Target(row.device, row.dtype) for row in sheet.rows}
-        left = [target for target in wanted if target not in done]
-        if left:  # one of them was running, or about to, when the worker ended
-            sheet.current = sheet.current or left[0]
-            left.remove(sheet.current)
-            sheet.close(death or "the worker ended without a word about this target")
+    replay(journal, sheet)
+
+    def hear(event: str, data: dict[str, Any]) -> None:
+        sheet.hear(event, data)
+        if sheet.current:
+            progress(found.name, str(sheet.current), len(sheet.checked))
+
+    while (left := sheet.left(request.targets)) is None or left:
+        progress(found.name, "", 0)
+        job = prepared.job | {
+            "name": found.name,
+            "where": found.where,
+            "targets": left or list(request.targets) or None,
+            "require": request.require,
+            "resume": {"target": sheet.current, "checks": sheet.checked},
+        }
+        death = isolation.attend(job, journal, request.limits, hear)
+        refuse_absence(sheet, request.require)
+        if lost := what_was_lost(sheet, request.targets, death):
+            note(journal, sheet, *lost)
+    if sheet.offered and request.targets and not set(request.targets) & set(sheet.offered):
+        sheet.skip(request.targets)
 
 
-def attend(
-    sheet: Sheet, left: list[Target] | None, limits: Limits, folder: Path, progress: Progress
-) -> str:
-    """One worker process from start to end. Returns what killed it, or "" for a clean end."""
-    stem = f"{sheet.found.name}-{time.monotonic_ns()}"
-    journal, words = folder / f"{stem}.jsonl", folder / f"{stem}.txt"
-    job = sheet.prepared.job | {
-        "name": sheet.found.name,
-        "where": sheet.found.where,
-        "targets": left,
-        "journal": str(journal),
-    }
-    job_path = folder / f"{stem}.json"
-    mapped.write_text(job_path, json.dumps(job))
-    journal.touch()
-    command = [sys.executable, "-m", "harness.worker", str(job_path)]
-    with words.open("wb") as output, journal.open(encoding="utf-8") as lines:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
-        killed = ""
+def what_was_lost(
+    sheet: Sheet, wanted: Sequence[Target], death: str
+) -> tuple[Target | None, str] | None:
+    """After a worker's end: the target on which it ended too early, or none, and why."""
+    left = sheet.left(wanted)
+    if left is None:
+        return None, sheet.broken or death or "it never started"
+    if sheet.offered == []:
+        return None, "targets() is empty: it can run on nothing here"
+    if left:  # one of them was running, or about to
+        return sheet.current or left[0], death or "the worker ended without a word about this target"
+    if death and sheet.ended:
+        return sheet.ended[-1], death
+    return None
+
+
+def note(journal: Path, sheet: Sheet, target: Target | None, message: str) -> None:
+    """Write the loss into the journal, now that its worker is gone, and hear it."""
+    event = {"target": target, "message": message}
+    with journal.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"event": "lost", **event}) + "\n")
+    sheet.hear("lost", event)
+
+
+def replay(journal: Path, sheet: Sheet) -> None:
+    """Hear what an earlier, killed run has written, and cut off a line that it could not finish.
+
+    Raises CannotJudge, naming the line, where the journal is damaged.
+    """
+    if not journal.is_file():
+        return
+    data = journal.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        os.truncate(journal, len(whole))
+    for number, line in enumerate(whole.splitlines(), 1):
         try:
-            for line in follow(lines, process, limits):
-                if isinstance(line, str):
-                    killed = line
-                    break
-                sheet.hear(line.pop("event"), line)
-                if sheet.current:
-                    progress(sheet.found.name, str(sheet.current), sheet.checked)
-        finally:
-            end(process)
-    return _death(process.returncode, killed, words)
+            event = json.loads(line)
+            sheet.hear(event.pop("event"), event)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CannotJudge(f"{journal}:{number}: damaged ({error!r}); start a new run") from error
 
 
-def follow(
-    lines: Any, process: "subprocess.Popen[bytes]", limits: Limits
-) -> Iterator[dict[str, Any] | str]:
-    """The journal's lines as they come until the process ends; a text says why it must be stopped."""
-    last, partial = time.monotonic(), ""
-    while True:
-        over = process.poll() is not None  # asked first: lines written before the end are still read
-        for text in lines:
-            partial += text
-            if partial.endswith("\n"):
-                yield json.loads(partial)
-                last, partial = time.monotonic(), ""
-        if over:
-            return
-        if time.monotonic() - last > limits.seconds:
-            yield f"no progress for {limits.seconds:g} s"
-            return
-        if (used := resident(process.pid)) > limits.gigabytes:
-            yield f"used {used:.1f} GiB of memory, allowed are {limits.gigabytes:g}"
-            return
-        time.sleep(0.1)
-
-
-def resident(pid: int) -> float:
-    """GiB of memory that belongs to a process and its children, shared file pages not counted."""
-    total = 0
-    with contextlib.suppress(psutil.Error):  # it may end while we look
-        process = psutil.Process(pid)
-        for member in [process, *process.children(recursive=True)]:
-            memory = member.memory_info()
-            total += memory.rss - getattr(memory, "shared", 0)
-    return total / 2**30
-
-
-def end(process: "subprocess.Popen[bytes]") -> None:
-    """Stop the worker and all it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _death(code: int, killed: str, words: Path) -> str:
-    if code == 0 and not killed:
-        return ""
-    said = words.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    last = f"; last words: {said[-1][:300]}" if said else ""
-    if killed:
-        return f"stopped: {killed}{last}"
-    if code < 0:
-        return f"died of {signal.Signals(-code).name}{last}"
-    return f"exited with code {code}{last}"
+def refuse_absence(sheet: Sheet, device: str) -> None:
+    """Raise CannotJudge where a device is required and the implementation does not offer it."""
+    if device and sheet.offered is not None and device not in {t.device for t in sheet.offered}:
+        offers = ", ".join(map(str, sheet.offered)) or "nothing"
+        raise CannotJudge(f"device {device} is required, but {sheet.name} offers {offers} here")
 
 
 def environment(
     model: Model,
-    prepared: Prepared,
+    loaded: Checkpoint,
+    records: Sequence[golden.Record],
     seed: int,
     versions: dict[str, str],
     offered: set[Target],
@@ -285,13 +323,14 @@ def environment(
     return {
         "gpt2_parity": __version__,
         "model": model.name,
-        "hparams": prepared.checkpoint.hparams._asdict(),
-        "checkpoint_sha256": prepared.checkpoint.sha256,
+        "hparams": loaded.hparams._asdict(),
+        "checkpoint_sha256": loaded.sha256,
         "seed": seed,
-        "cases": [record.name for record in prepared.records],
+        "cases": [record.name for record in records],
         "python": platform.python_version(),
         "versions": versions,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
-        "cuda": "present" if cuda else "skipped: no CUDA device",
+        "cuda": "present" if cuda else "skipped: no CUDA device offered",
+        "date": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 1),
     }

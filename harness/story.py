@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from harness.contract import kind_of
-from harness.judge import Row, collapse, introduces
+from harness.judge import UNMEASURED, Row, collapse, introduces, label
 
 LOOK_AT = {
     "embedding": "the token and position lookup: wte[token] + wpe[position], counted on from the cache",
@@ -22,50 +23,93 @@ LOOK_AT = {
     "generate": "the implementation's own generate loop: what it feeds back, and when",
     "weights": "how the weights are loaded",
     "precision": "the precision of products: TF32, autocast and reduced-precision flags",
+    "logits": "the forward pass; call tap in it, and the verdict can name the operation that is wrong",
 }
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong, in parts; ``text`` puts them together."""
+
+    where: str  # the operation (h*/mlp/gelu) or the mechanism (cache) at fault; "" for what inherits
+    claim: str
+    size: str
+    why: str  # the diagnosis; "" where none was looked for
+    look: str  # where to look
+    worst: Row | None  # the measurement that shows it best
+
+    @property
+    def text(self) -> str:
+        """The paragraph."""
+        why = f"Why: {self.why}." if self.why else ""
+        look = f"Look at {self.look}." if self.look else ""
+        lead = f"{self.where} {self.claim}".strip()
+        return " ".join(part for part in (lead, self.size, why, look) if part)
 
 
 def tell(rows: Iterable[Row]) -> dict[str, list[str]]:
     """Paragraphs by implementation and target, one for each thing that introduces error."""
+    return {name: [finding.text for finding in found] for name, found in findings(rows).items()}
+
+
+def findings(rows: Iterable[Row]) -> dict[str, list[Finding]]:
+    """What is wrong, by implementation and target: what introduces error comes first."""
     by_run: dict[str, list[Row]] = defaultdict(list)
     layers = set()
     for row in rows:
         if row.scope[:1] == "h" and "/" in row.scope:
             layers.add(row.scope.partition("/")[0])
         if row.verdict == "fail":
-            by_run["-".join(part for part in row[:3] if part)].append(row)
-    return {name: paragraphs(failed, len(layers)) for name, failed in by_run.items()}
+            by_run[label(row)].append(row)
+    return {name: found_in(failed, len(layers)) for name, failed in by_run.items()}
 
 
-def paragraphs(failed: list[Row], n_layer: int) -> list[str]:
-    """The failures of one run, those that introduce error first, then what inherits it."""
+def found_in(failed: list[Row], n_layer: int) -> list[Finding]:
+    """The findings of one run."""
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     rest = []
+    ends = [row for row in failed if row.check == "process"]
+    lost = [row for row in failed if ends and row.detail == f"missing: {ends[0].detail}"]
     for row in failed:
+        if row in lost or row in ends:
+            continue
         if introduces(row):
             decode = " (decode)" if row.blame.endswith("(decode)") else ""
             place = row.scope.partition("/")[2] or kind_of(row.scope)
             groups[place + decode, row.diagnosis.partition(":")[0]].append(row)
         else:
             rest.append(row)
-    told = [operation(group, n_layer) for group in groups.values()]
+    told = [crash(ends[0], lost)] if ends else []
+    told += [operation(group, n_layer) for group in groups.values()]
     alone: dict[str, list[Row]] = defaultdict(list)
+    inherited = []
     for row in rest:
-        if row.check in ("bad_tokens", "weights", "load", "process") or not told:
+        if row.check in ("bad_tokens", "weights", "load") or not told:
             alone[row.blame or row.check].append(row)
+        else:
+            inherited.append(row)
     told += [mechanism(blame, group) for blame, group in alone.items()]
-    inherited = [row for row in rest if not any(row in group for group in alone.values())]
     if inherited:
         checks = ", ".join(dict.fromkeys(row.check.replace("_", " ") for row in inherited))
-        told.append(f"{len(inherited)} more failures inherit it ({checks}).")
+        claim = f"{len(inherited)} more failures inherit it ({checks})."
+        told.append(Finding("", claim, "", "", "", None))
     return told
 
 
-def operation(group: list[Row], n_layer: int) -> str:
+def crash(end: Row, lost: list[Row]) -> Finding:
+    """The worker's end, with what was lost by it; checks run in the order of the rows."""
+    during = f" during the check {lost[0].check.replace('_', ' ')}" if lost else ""
+    claim = f"ended before it was done: {len(lost)} measurements are lost." if lost else "failed."
+    return Finding("process", claim, f"It {end.detail}{during}.", "", "", end)
+
+
+def operation(group: list[Row], n_layer: int) -> Finding:
     """One operation, in one or several layers, that computes wrongly from its own input."""
     worst = max(group, key=lambda row: -1.0 if row.value is None else row.value)
     scopes = ", ".join(collapse((row.blame for row in group), n_layer))
     where = f" (case {worst.case}, {worst.detail})" if worst.detail else f" (case {worst.case})"
+    if worst.detail == UNMEASURED:
+        claim = f"is promised by TAPS, but forward does not tap it (case {worst.case})."
+        return Finding(scopes, claim, "", "", "", worst)
     if worst.value is None:
         size = f"Its result is no number or never came at {worst.scope}{where}."
     else:
@@ -77,22 +121,22 @@ def operation(group: list[Row], n_layer: int) -> str:
     why = worst.diagnosis
     if " explains it: " in why:
         why = why.partition(": ")[2]  # without the mistake's name
-    why = f" Why: {why}." if why else ""
-    return (
-        f"{scopes} introduces an error: it is wrong even given its own input. {size}{why} "
-        f"Look at {LOOK_AT[kind_of(worst.scope)]}."
-    )
+    claim = "introduces an error: it is wrong even given its own input."
+    return Finding(scopes, claim, size, why, LOOK_AT[kind_of(worst.scope)], worst)
 
 
-def mechanism(blame: str, group: list[Row]) -> str:
+def mechanism(blame: str, group: list[Row]) -> Finding:
     """A failure that no single operation explains."""
     worst = max(group, key=lambda row: -1.0 if row.value is None else row.value)
+    if worst.check == "load":
+        return Finding("", f"It could not be started: {worst.detail.rstrip('.')}.", "", "", "", worst)
     where = " ".join(part for part in (worst.check.replace("_", " "), worst.case, worst.scope) if part)
     if worst.value is None:
         size = worst.detail
     else:
         measured = f"{worst.value:.3g} {worst.metric.replace('_', ' ')}"
         size = f"{measured}, allowed {worst.limit:g}. {worst.detail}"
-    look = f" Look at {LOOK_AT[blame]}." if blame in LOOK_AT else ""
+    why = next((row.diagnosis for row in [worst, *group] if row.diagnosis), "")
     count = f", in {len(group)} measurements" if len(group) > 1 else ""
-    return f"{blame} is at fault{count}. At worst: {where}: {size.strip().rstrip('.')}.{look}"
+    size = f"At worst: {where}: {size.strip().rstrip('.')}."
+    return Finding(blame, f"is at fault{count}.", size, why, LOOK_AT.get(blame, ""), worst)

@@ -56,6 +56,14 @@ def chunk_cuts(n: int) -> list[int]:
     return sorted({1, n // 3, n // 2 + 1, n - 1} - {0, n}) if n > 1 else []
 
 
+def describe(value: Any) -> str:
+    """A value as a complaint names it: float32 array (1, 9, 512), or the name of its type."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} array {value.shape}"
+    size = f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
+    return f"{type(value).__name__}{size}"
+
+
 def shape_of(record: Record) -> CaseShape:
     batch, n = record.tokens.shape
     return CaseShape(record.name, batch, n, record.arrays["greedy"].shape[1])
@@ -108,16 +116,24 @@ class Subject:
         tap: Callable[[str, Any], None] | None = None,
     ) -> tuple[np.ndarray, Any]:
         """Logits [batch, n, n_vocab] on the host, and the cache. Raises Wrong for a bad shape."""
-        logits, present = self.impl.forward(self.model, tokens, past, tap)
+        returned = self.impl.forward(self.model, tokens, past, tap)
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise Wrong(f"forward returned {describe(returned)}, the contract says (logits, cache)")
+        logits, present = returned
         return self.host("logits", logits, tokens.shape), present
 
     def host(self, name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
         """A copy on the host of logits or of a tap. Raises Wrong unless it is [*shape, width]."""
-        array = np.array(self.impl.numpy(value))
+        given = self.impl.numpy(value)
+        if not isinstance(given, np.ndarray):
+            raise Wrong(f"numpy(x) returned {describe(given)}, the contract says a NumPy array")
         expected = (*shape, tap_width(name, self.hparams))
-        if array.shape != expected or not np.issubdtype(array.dtype, np.floating):
-            raise Wrong(f"{name} is {array.dtype} {array.shape}, the contract says floating {expected}")
-        return array
+        if given.shape != expected or not np.issubdtype(given.dtype, np.floating):
+            axes = "n_vocab] of every position" if name == "logits" else "width]"
+            raise Wrong(
+                f"{name} is {describe(given)}, the contract says floating {expected}: [batch, n, {axes}"
+            )
+        return np.array(given)
 
     def logits(self, record: Record) -> np.ndarray:
         """The prefill of a record's tokens without taps; computed once."""

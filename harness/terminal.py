@@ -1,20 +1,36 @@
 """What a person sees in the terminal: progress while it runs, then a table and the failures."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from harness import results, story
 from harness.checks import CHECKS
-from harness.judge import Row, exit_code
+from harness.judge import Row, exit_code, label
 from harness.run import Progress as Report
 from harness.run import Results
 
+if TYPE_CHECKING:  # what draws and what fetches is not needed for a verdict
+    from harness.compare import Comparison
+    from harness.known import Answer
+
+WORDS = {0: "[green]PASS[/green]", 1: "[bold red]FAIL[/bold red]", 2: "[yellow]NO VERDICT[/yellow]"}
 SHOWN = 8  # paragraphs for each implementation; the files have every failure
 
 
@@ -37,10 +53,25 @@ def progress(console: Console) -> Iterator[Report]:
         yield report
 
 
+@contextmanager
+def downloads(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar for each file: how much is here, how fast it comes, how long it will take."""
+    shape = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
+    with Progress(*shape, TransferSpeedColumn(), TimeRemainingColumn(), console=console) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(name: str, here: int, total: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(escape(name), total=total)
+            bars.update(tasks[name], completed=here, total=total)
+
+        yield report
+
+
 def console() -> Console:
     """Standard output; where that is a file or a pipe, wide enough for the table."""
     found = Console()
-    return found if found.is_terminal else Console(width=140)
+    return found if found.is_terminal else Console(width=180)
 
 
 def show(console: Console, found: Results) -> None:
@@ -64,20 +95,92 @@ def show(console: Console, found: Results) -> None:
             console.print(f"  {escape(paragraph)}", highlight=False, soft_wrap=True)
         if len(told) > SHOWN:
             console.print(f"  ... and {len(told) - SHOWN} more; results.json has all of them")
+    for line in sorted(
+        {
+            f"{label(row)} {row.check}: {row.detail.partition('. ')[0]}"
+            for row in rows
+            if row.verdict == "known"
+        }
+    ):
+        console.print(f"- {escape(line)}", highlight=False)
     for row in rows:
         if row.verdict == "skipped":
-            console.print(f"- {escape(results.label(row))}: {escape(row.detail)}", highlight=False)
+            console.print(f"- {escape(label(row))}: {escape(row.detail)}", highlight=False)
     if found.environment["cuda"] != "present":
         console.print("  cuda: skipped: no CUDA device", highlight=False)
     console.print(f"  seed of the fresh tokens: {found.environment['seed']}", highlight=False)
     console.print(verdict(rows))
 
 
+def answers(console: Console, title: str, found: Sequence["Answer"]) -> None:
+    """Every fact with its source, what was expected, what was got, and the verdict; then the count."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("fact", "verdict", "expected", "got", "source"):
+        table.add_column(name, overflow="fold")
+    for answer in found:
+        if answer.verdict != "not run":
+            expected = brief(answer.fact.get("expected", answer.fact.get("file")))
+            got = "; ".join(part for part in (brief(answer.got), answer.detail) if part)
+            cells = (answer.fact["id"], answer.verdict, expected, got, answer.fact["source"])
+            table.add_row(*(paint(escape(cell)) for cell in cells))
+    console.print(table)
+    for answer in found:
+        if answer.verdict == "not run":
+            console.print(
+                f"  not run: {answer.fact['id']}: {answer.detail}", markup=False, highlight=False
+            )
+    verdicts = [answer.verdict for answer in found]
+    counts = ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(sorted(verdicts)))
+    console.print(f"{WORDS[1 if 'fail' in verdicts else 0 if 'pass' in verdicts else 2]}: {counts}")
+
+
+def brief(value: object) -> str:
+    """A value on one line: numbers to six digits, and the beginning of what is long."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        text = ", ".join(f"{key} {brief(each)}" for key, each in value.items())
+    elif isinstance(value, list):
+        text = f"[{', '.join(map(brief, value))}]"
+    else:
+        text = value if isinstance(value, str) and value[:1] in "-0123456789" else repr(value)
+    return text if len(text) <= 48 else f"{text[:45]}..."
+
+
 def paint(value: str) -> str:
-    return f"[bold red]{value}[/bold red]" if value.startswith("FAIL") else value
+    return f"[bold red]{value}[/bold red]" if value == "fail" or value.startswith("FAIL") else value
 
 
 def verdict(rows: list[Row]) -> str:
     """The last line."""
-    words = {0: "[green]PASS[/green]", 1: "[bold red]FAIL[/bold red]", 2: "[yellow]NO VERDICT[/yellow]"}
-    return f"{words[exit_code(rows)]}: {results.headline(rows)}"
+    return f"{WORDS[exit_code(rows)]}: {results.headline(rows)}"
+
+
+CHANGES = 40  # lines of a comparison; its files have more
+
+
+def show_comparison(console: Console, found: "Comparison") -> None:
+    """A line for each change, then the verdict."""
+    from harness import compare
+
+    title = f"{found.names[0]} against {found.names[1]}"
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("", "implementation", "what", "before", "after", "note"):
+        table.add_column(name, overflow="fold")
+    for change in found.changes[:CHANGES]:
+        texts = [compare.sign(change), *change[1:]]
+        style = "red" if compare.KINDS[change.kind] else None
+        table.add_row(*map(escape, texts), style=style)
+    if found.changes:
+        console.print(table)
+    if len(found.changes) > CHANGES:
+        console.print(f"  ... and {len(found.changes) - CHANGES} more")
+    for drift in found.drifts:
+        moved = f"{drift.n} errors moved, median ratio {drift.ratio:.3g}"
+        console.print(f"  {escape(drift.who)} {drift.check}: {moved}", highlight=False)
+    for note in found.notes:
+        console.print(f"  {note}", highlight=False)
+    colour = "bold red" if found.regressed else "green"
+    console.print(f"[{colour}]{compare.verdict(found)}[/{colour}]", highlight=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
+from harness import strict_json
 from harness.contract import CannotJudge
 
 END_OF_TEXT = "<|endoftext|>"
@@ -24,15 +25,19 @@ class Tokenizer:
         # tiktoken's own cache is keyed by path: a changed file would come back stale.
         os.environ["TIKTOKEN_CACHE_DIR"] = ""
         try:
+            ids = strict_json.read(encoder)
+            if wrong := [name for name, i in ids.items() if type(i) is not int]:
+                raise ValueError(f"the id of {wrong[0]!r} is no integer")
             ranks = data_gym_to_mergeable_bpe_ranks(str(vocab), str(encoder))
         except Exception as error:  # assertion, key, JSON, decode and I/O errors alike
             raise CannotJudge(
                 f"{vocab} and {encoder}: not a byte-level BPE that agrees with itself ({error!r})"
             ) from error
-        if len(ranks) + 1 != n_vocab:
-            raise CannotJudge(
-                f"{encoder}: {len(ranks) + 1} entries with {END_OF_TEXT}, hparams say {n_vocab}"
-            )
+        if len(ids) != n_vocab:
+            raise CannotJudge(f"{encoder}: {len(ids)} entries, hparams say {n_vocab}")
+        if ids.get(END_OF_TEXT) != len(ranks):
+            last = f"{END_OF_TEXT} has id {ids.get(END_OF_TEXT)}, expected the last, {len(ranks)}"
+            raise CannotJudge(f"{encoder}: {last}")
         self.end_of_text = len(ranks)
         self._bpe = tiktoken.Encoding(
             "gpt2-local",

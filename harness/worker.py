@@ -1,19 +1,23 @@
-"""The process in which one implementation runs: python -m harness.worker JOB.json
+"""The process in which one implementation runs: python -m harness.worker JOB.json LIFELINE
 
 It measures and writes what it measured, line by line, into a journal that its parent reads; it
 judges nothing. A crash here is that implementation's verdict, and the journal keeps what came before.
 """
 
+import faulthandler
 import json
+import os
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from harness import discover, mapped
+import psutil
+
+from harness import conformance, discover, mapped
 from harness.checks import CHECKS
 from harness.contract import HParams, Target
 from harness.golden import Record, tokenizer_of
@@ -21,29 +25,55 @@ from harness.subject import Plan, Subject, Wrong
 
 Journal = Callable[..., None]
 FRAMEWORKS = ("numpy", "jax", "torch", "tensorflow", "tensorflow-cpu")
+ENGINES = (
+    *("transformers", "ctranslate2", "llama-cpp-python", "onnxruntime", "tinygrad", "keras-hub"),
+    *("gguf", "onnx", "keras"),
+)
 
 
-def main(job_path: str) -> None:
-    """Run a job: {where, name, targets or null, weights, hparams, tokenizer, records, journal}."""
-    job = json.loads(Path(job_path).read_text(encoding="utf-8"))
+def main(order: str, lifeline: str) -> None:
+    """Run a job: {where, name, targets or null, resume, require, threads, and what run.prepare adds}."""
+    faulthandler.enable()
+    threading.Thread(target=end_with_parent, args=(int(lifeline),), daemon=True).start()
+    sys.path.append(os.getcwd())  # a module beside the user; last, for its json.py is not ours
+    job = json.loads(Path(order).read_text(encoding="utf-8"))
+    keep_to(job["threads"])
+    owner = os.getpid()
     with Path(job["journal"]).open("a", encoding="utf-8") as file:
 
         def journal(event: str, **data: Any) -> None:
+            if os.getpid() != owner:  # a fork that came back here must not speak for its parent
+                os._exit(1)
             file.write(json.dumps({"event": event, **data}) + "\n")
             file.flush()
 
         run(job, journal)
 
 
+def end_with_parent(lifeline: int) -> None:
+    """Wait for the end of a pipe whose other end is the parent's, then end: no orphan works on."""
+    os.read(lifeline, 1)
+    os._exit(1)
+
+
+def keep_to(threads: int | None) -> None:
+    """Keep to so many processors, where the system can tell a process to; libraries count them."""
+    if threads is not None and hasattr(psutil.Process, "cpu_affinity"):
+        process = psutil.Process()
+        process.cpu_affinity(process.cpu_affinity()[:threads])
+
+
 def run(job: dict[str, Any], journal: Journal) -> None:
     """Introduce the implementation, then measure it on each target."""
     try:
         impl = discover.Found(job["name"], job["where"]).load()
-        offered = [Target(*target) for target in impl.targets()]
+        offered = conformance.check(impl)
     except BaseException as error:
         journal("broken", message=explain(error))
         raise
     journal("hello", targets=offered, versions=versions())
+    if job["require"] and job["require"] not in {target.device for target in offered}:
+        return  # the parent says so
     hparams = HParams(**job["hparams"])
     params = mapped.read(Path(job["weights"]))
     records = [
@@ -54,32 +84,37 @@ def run(job: dict[str, Any], journal: Journal) -> None:
     wanted = offered if job["targets"] is None else [Target(*target) for target in job["targets"]]
     for target in (target for target in offered if target in wanted):
         journal("begin", target=target)
-        measure(impl, target, params, hparams, records, decode, journal)
+        done = job["resume"]["checks"] if job["resume"]["target"] == list(target) else ()
+        measure(impl, target, params, hparams, records, decode, journal, done)
         journal("end", target=target)
 
 
 def measure(
-    impl: ModuleType,
+    impl: Any,
     target: Target,
     params: Any,
     hparams: HParams,
     records: Sequence[Record],
     decode: Callable[[Sequence[int]], str],
     journal: Journal,
+    done: Collection[str] = (),
 ) -> None:
-    """Every check on one target. An exception ends the check it happens in and no other."""
+    """Every check on one target that is not done. What a check raises ends it and no other."""
     try:
         subject = Subject(impl, target, params, hparams, records, decode)
         plan = subject.plan()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         journal("broken", message=explain(error))
         return
     journal("plan", **plan_as_json(plan))
     for name, check in CHECKS.items():
+        if name in done:
+            continue
+        journal("checking", check=name)
         try:
             for measurement in check.measure(subject, plan):
                 journal("measured", check=name, measurement=measurement)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             journal("error", check=name, message=explain(error))
         journal("checked", check=name)
 
@@ -100,9 +135,9 @@ def explain(error: BaseException) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the frameworks that are installed, by distribution."""
+    """Versions of the frameworks and engines that are installed, by distribution."""
     found = {}
-    for name in FRAMEWORKS:
+    for name in FRAMEWORKS + ENGINES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -111,4 +146,4 @@ def versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -1,10 +1,10 @@
 """GPT-2 in JAX, on CPU or GPU: NumPy's forward pass with ``import jax.numpy as np``.
 
-Needs JAX and nothing else: copy the file and it runs alone. The whole forward pass is one jitted
-function of fixed shapes: the cache is allocated for n_ctx once, lengths are padded up to buckets,
-and the number of cached tokens is data, so that a new length seldom compiles anything. Padding
-sits behind the real tokens, where causality hides it. Taps leave the traced function as results.
-Shapes in comments: batch, n (new tokens), n_keys (bucket of past + new), head = n_embd / n_head.
+Needs JAX and nothing else: copy the file and it runs alone. One transformer block is one jitted
+function, compiled once for all layers. Its shapes are few: lengths are padded up to buckets, and
+the number of cached tokens is data. Padding sits behind the real tokens, where causality hides it.
+Taps leave the traced functions as results. Shapes in comments: batch, n (new tokens, padded),
+room (places of the cache), head = n_embd / n_head.
 """
 
 import functools
@@ -16,17 +16,21 @@ import jax.numpy as np
 import numpy as onp  # host arrays: tokens in, results out
 
 TAPS = "all"  # every tap of the contract is promised
+STEP = 128  # what long inputs and the cache are rounded up to; twice as many queries attend at a time
+# on a GPU JAX's default for float32 would be TF32; sums are in float32 for bfloat16 too
+EXACT = dict(precision="highest", preferred_element_type=np.float32)
 
 
 class Model(NamedTuple):
-    params: dict  # checkpoint name -> array, w as [n_in, n_out]
+    ends: dict  # what is no part of a layer: checkpoint name -> array
+    layers: tuple  # of dicts: name within the layer -> array, w as [n_out, n_in], which decodes faster
     hparams: object
 
 
 class Cache(NamedTuple):
-    k: tuple  # per layer [batch, n_head, n_ctx, head]
+    k: tuple  # per layer [batch, n_head, room, head]
     v: tuple
-    n_past: int  # how many of the n_ctx slots are filled
+    n: int  # how many of the room places are filled
 
 
 def targets():
@@ -37,8 +41,16 @@ def targets():
 
 def load(params, hparams, *, device, dtype):
     place = jax.devices("gpu" if device == "cuda" else device)[0]
-    put = functools.partial(jax.device_put, device=place)
-    return Model({name: put(onp.asarray(w, np.dtype(dtype))) for name, w in params.items()}, hparams)
+
+    def put(name):
+        w = params[name].T if name.endswith("/w") else params[name]
+        return jax.device_put(onp.asarray(w, np.dtype(dtype), order="C"), place)
+
+    def layer(scope):
+        return {name.removeprefix(scope): put(name) for name in params if name.startswith(scope)}
+
+    ends = {name: put(name) for name in ("wte", "wpe", "ln_f/g", "ln_f/b")}
+    return Model(ends, tuple(layer(f"h{i}/") for i in range(hparams.n_layer)), hparams)
 
 
 def numpy(x):
@@ -52,8 +64,7 @@ def gelu(x):
 
 
 def softmax(x):
-    exp_x = np.exp(x - x.max(axis=-1, keepdims=True))
-    return exp_x / exp_x.sum(axis=-1, keepdims=True)
+    return jax.nn.softmax(x, axis=-1)
 
 
 def layer_norm(x, g, b, eps=1e-5):
@@ -63,7 +74,14 @@ def layer_norm(x, g, b, eps=1e-5):
 
 
 def linear(x, w, b):
-    return wide(np.matmul(x, w, preferred_element_type=np.float32)) + wide(b)
+    return product(x, w.T) + wide(b)  # [..., n_in] -> [..., n_out]
+
+
+def product(x, w):
+    """x [..., n_in] times w [n_out, n_in]; matrix times vector for one row, which XLA reads faster."""
+    if x.size == x.shape[-1]:
+        return np.matmul(w, x.reshape(-1), **EXACT).reshape(*x.shape[:-1], -1)
+    return np.matmul(x, w.T, **EXACT)
 
 
 def wide(x):
@@ -71,87 +89,120 @@ def wide(x):
     return x.astype(np.float32)
 
 
-def attention(qkv, k_past, v_past, n_past, n_keys, n_head):
-    """Causal attention of the new positions over the first n_keys slots of the cache."""
-    batch, n, width = qkv.shape
-    # [batch, n, 3 * n_embd] -> q, k, v, each [batch, n_head, n, head]
-    q, k, v = qkv.reshape(batch, n, 3, n_head, width // 3 // n_head).transpose(2, 0, 3, 1, 4)
-    k = jax.lax.dynamic_update_slice(k_past, k, (0, 0, n_past, 0))  # [batch, n_head, n_ctx, head]
-    v = jax.lax.dynamic_update_slice(v_past, v, (0, 0, n_past, 0))
-    keys, values = k[:, :, :n_keys], v[:, :, :n_keys]
-    dot = functools.partial(np.einsum, preferred_element_type=np.float32)
-    scores = dot("bhqd,bhkd->bhqk", q, keys) * (1 / math.sqrt(q.shape[-1]))
-    visible = np.arange(n_keys) <= n_past + np.arange(n)[:, None]  # key j <= query position
-    probs = softmax(np.where(visible, scores, -np.inf)).astype(v.dtype)
-    heads = dot("bhqk,bhkd->bqhd", probs, values).reshape(batch, n, width // 3)  # merged again
-    return heads, k, v
+def attention(q, k, v, n_past, fresh):
+    """Causal attention, a block of queries at a time; fresh: keys are the queries' own, n_past is 0."""
+    dot = functools.partial(np.einsum, **EXACT)
+    blocks = []
+    for first in range(0, q.shape[2], 2 * STEP):
+        some = q[:, :, first : first + 2 * STEP]
+        position = n_past + first + np.arange(some.shape[2])
+        seen = slice(first + 2 * STEP if fresh else None)  # what comes later need not be looked at
+        keys, values = k[:, :, seen], v[:, :, seen]
+        scores = dot("bhqd,bhkd->bhqk", some, keys) * (1 / math.sqrt(q.shape[-1]))
+        visible = np.arange(keys.shape[2]) <= position[:, None]  # key <= query
+        probs = softmax(np.where(visible, scores, -np.inf)).astype(v.dtype)
+        blocks.append(dot("bhqk,bhkd->bhqd", probs, values))
+    return np.concatenate(blocks, axis=2).transpose(0, 2, 1, 3)  # [batch, n, n_head, head]
 
 
-@functools.partial(jax.jit, static_argnames=("n_layer", "n_head", "n_keys", "want_taps"))
-def traced(p, tokens, k, v, n_past, *, n_layer, n_head, n_keys, want_taps):
-    """The forward pass: logits [batch, n, n_vocab], new k and v, and the taps (or none)."""
+def block(x, p, k_past, v_past, n_past, *, n_head, fresh, want_taps):
+    """One transformer block: x [batch, n, n_embd], the layer's k and v, and the taps."""
     taps = {}
-    dtype = p["wte"].dtype
 
     def step(name, value):
-        value = value.astype(dtype)  # what one operation hands to the next is in the declared dtype
+        value = value.astype(x.dtype)  # what one operation hands to the next is in the declared dtype
         if want_taps:
             taps[name] = value
         return value
 
-    def affine(name, x):
-        return step(name, linear(x, p[f"{name}/w"], p[f"{name}/b"]))
+    def affine(name, value):
+        return step(name, linear(value, p[f"{name}/w"].T, p[f"{name}/b"]))
 
-    def norm(name, x):
-        return step(name, layer_norm(wide(x), wide(p[f"{name}/g"]), wide(p[f"{name}/b"])))
+    def norm(name, value):
+        return step(name, layer_norm(wide(value), wide(p[f"{name}/g"]), wide(p[f"{name}/b"])))
 
+    batch, n, n_embd = x.shape
+    qkv = affine("attn/c_attn", norm("ln_1", x))  # [batch, n, 3 * n_embd]
+    # -> q, k, v, each [batch, n_head, n, head]
+    q, k_new, v_new = qkv.reshape(batch, n, 3, n_head, n_embd // n_head).transpose(2, 0, 3, 1, 4)
+    k = jax.lax.dynamic_update_slice(k_past, k_new, (0, 0, n_past, 0))  # [batch, n_head, room, head]
+    v = jax.lax.dynamic_update_slice(v_past, v_new, (0, 0, n_past, 0))
+    keys, values = (k_new, v_new) if fresh else (k, v)
+    heads = step("attn/heads", attention(q, keys, values, n_past, fresh).reshape(x.shape))
+    x = step("resid_mid", wide(x) + wide(affine("attn/c_proj", heads)))
+    hidden = affine("mlp/c_fc", norm("ln_2", x))  # [batch, n, 4 * n_embd]
+    hidden = affine("mlp/c_proj", step("mlp/gelu", gelu(wide(hidden))))
+    return step("", wide(x) + wide(hidden)), k, v, taps
+
+
+@jax.jit
+def embed(ends, tokens, n_past):
     position = n_past + np.arange(tokens.shape[1])
-    x = step("embed", wide(p["wte"][tokens]) + wide(p["wpe"][position]))  # [batch, n, n_embd]
-    k, v = list(k), list(v)
-    for i in range(n_layer):
-        qkv = affine(f"h{i}/attn/c_attn", norm(f"h{i}/ln_1", x))  # [batch, n, 3 * n_embd]
-        heads, k[i], v[i] = attention(qkv, k[i], v[i], n_past, n_keys, n_head)
-        heads = affine(f"h{i}/attn/c_proj", step(f"h{i}/attn/heads", heads))
-        x = step(f"h{i}/resid_mid", wide(x) + wide(heads))
-        hidden = affine(f"h{i}/mlp/c_fc", norm(f"h{i}/ln_2", x))  # [batch, n, 4 * n_embd]
-        hidden = affine(f"h{i}/mlp/c_proj", step(f"h{i}/mlp/gelu", gelu(wide(hidden))))
-        x = step(f"h{i}", wide(x) + wide(hidden))
-    x = norm("ln_f", x)
-    logits = np.matmul(x, p["wte"].T, preferred_element_type=np.float32)  # tied to the embedding
-    return logits.astype(dtype), tuple(k), tuple(v), taps
+    x = wide(ends["wte"][tokens]) + wide(ends["wpe"][position])  # [batch, n, n_embd]
+    return x.astype(ends["wte"].dtype)
 
 
-def forward(model, tokens, past=None, tap=None):
-    """Logits [batch, n, n_vocab] of every position of tokens [batch, n], and the cache after them."""
-    p, hparams = model
-    tokens = onp.asarray(tokens, onp.int32)
-    past = past or empty_cache(model, tokens.shape[0])
-    refuse_bad_tokens(tokens, past.n_past, hparams)
-    n = tokens.shape[1]
-    n_pad = bucket(n, hparams.n_ctx - past.n_past)
-    n_keys = bucket(past.n_past + n_pad, hparams.n_ctx)
-    padded = onp.pad(tokens, ((0, 0), (0, n_pad - n)))
-    static = dict(n_layer=hparams.n_layer, n_head=hparams.n_head, n_keys=n_keys)
-    # "highest": on a GPU JAX's default for float32 would be TF32
-    with jax.default_matmul_precision("highest"):
-        logits, k, v, taps = traced(
-            p, padded, past.k, past.v, past.n_past, **static, want_taps=tap is not None
-        )
-    for name, value in taps.items():
-        tap(name, value[:, :n])
-    return logits[:, :n], Cache(k, v, past.n_past + n)
+@jax.jit
+def head(ends, x):
+    """The last layer norm of x [batch, n, n_embd], and the logits: the head is tied to the embedding."""
+    x = layer_norm(wide(x), wide(ends["ln_f/g"]), wide(ends["ln_f/b"])).astype(x.dtype)
+    return x, product(x, ends["wte"]).astype(x.dtype)
 
 
-def bucket(n, most):
-    """The next power of two from 16 on, but never more than most."""
-    return min(most, max(16, 1 << (n - 1).bit_length()))
+@jax.jit
+def choose(ends, x, at):
+    """The likeliest token [batch, 1] after position at: no other position's logits are computed."""
+    logits = head(ends, jax.lax.dynamic_slice_in_dim(x, at, 1, axis=1))[1]
+    return logits.argmax(axis=-1).astype(np.int32)
 
 
-def empty_cache(model, batch):
-    wte, hp = model.params["wte"], model.hparams
-    shape = (batch, hp.n_head, hp.n_ctx, hp.n_embd // hp.n_head)
-    zeros = np.zeros_like(wte, shape=shape)  # same dtype, same device
-    return Cache((zeros,) * hp.n_layer, (zeros,) * hp.n_layer, 0)
+STATIC = ("n_head", "fresh", "want_taps")
+kept = jax.jit(block, static_argnames=STATIC)  # leaves the cache that it is given as it is
+in_place = jax.jit(block, static_argnames=STATIC, donate_argnames=("k_past", "v_past"))
+
+
+def hidden(model, tokens, past, fresh, block=kept, tap=None):
+    """What the last block gives for tokens [batch, n], and the keys and values with theirs in."""
+    x = embed(model.ends, tokens, past.n)
+    if tap:
+        tap("embed", x)
+    static = dict(n_head=model.hparams.n_head, fresh=fresh, want_taps=tap is not None)
+    k, v = list(past.k), list(past.v)
+    for i, layer in enumerate(model.layers):
+        x, k[i], v[i], taps = block(x, layer, k[i], v[i], past.n, **static)
+        for name, value in taps.items():
+            tap(f"h{i}/{name}".removesuffix("/"), value)
+    return x, tuple(k), tuple(v)
+
+
+def extend(model, tokens, past=None, n_more=0, tap=None):
+    """hidden for tokens padded to a bucket, and the cache after them, with room for n_more."""
+    n_past, n_ctx = past.n if past else 0, model.hparams.n_ctx
+    refuse_bad_tokens(tokens, n_past + n_more, model.hparams)
+    batch, n = tokens.shape
+    n_pad = 1 if n == 1 else max(16, min(up(n), 1 << (n - 1).bit_length()))
+    n_pad = min(n_pad, n_ctx - n_past)
+    past = with_room(model, past, batch, min(n_ctx, up(n_past + max(n_pad, n + n_more))))
+    x, k, v = hidden(model, onp.pad(tokens, ((0, 0), (0, n_pad - n))), past, n_past == 0, tap=tap)
+    return x, Cache(k, v, n_past + n)
+
+
+def up(n):
+    return -(-n // STEP) * STEP
+
+
+def with_room(model, past, batch, room):
+    """past with room places at least; an empty cache for None."""
+    hp = model.hparams
+    if past is None:
+        shape = (batch, hp.n_head, room, hp.n_embd // hp.n_head)
+        empty = (np.zeros_like(model.ends["wte"], shape=shape),) * hp.n_layer  # same dtype and device
+        return Cache(empty, empty, 0)
+    if (more := room - past.k[0].shape[2]) <= 0:
+        return past
+    return Cache(
+        *jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))), past[:2]), past.n
+    )
 
 
 def refuse_bad_tokens(tokens, n_past, hparams):
@@ -164,29 +215,41 @@ def refuse_bad_tokens(tokens, n_past, hparams):
         raise ValueError(f"{n_past} + {tokens.shape[1]} tokens exceed n_ctx = {hparams.n_ctx}")
 
 
+def forward(model, tokens, past=None, tap=None):
+    """Logits [batch, n, n_vocab] of every position of tokens [batch, n], and the cache after them."""
+    tokens = onp.asarray(tokens, onp.int32)
+    unpadded = tap and (lambda name, value: tap(name, value[:, : tokens.shape[1]]))
+    x, present = extend(model, tokens, past, tap=unpadded)
+    x, logits = head(model.ends, x[:, : tokens.shape[1]])  # cut here, for to cut logits is to copy them
+    if tap:
+        tap("ln_f", x)
+    return logits, present
+
+
 def generate(model, tokens, n_new):
-    """Greedy continuation: int32 [batch, n_new]. Prefill once, then decode through the cache."""
-    new = []
-    logits, past = forward(model, tokens)
-    while True:
-        new.append(onp.asarray(logits[:, -1].argmax(axis=-1), onp.int32))
-        if len(new) == n_new:
-            return onp.stack(new, axis=1)
-        logits, past = forward(model, new[-1][:, None], past)
+    """Greedy continuation: int32 [batch, n_new]; nothing waits for a token until all are there."""
+    tokens = onp.asarray(tokens, onp.int32)
+    x, past = extend(model, tokens, n_more=n_new - 1)
+    new = [choose(model.ends, x, tokens.shape[1] - 1)]
+    while len(new) < n_new:
+        x, k, v = hidden(model, new[-1], past, fresh=False, block=in_place)
+        past = Cache(k, v, past.n + 1)
+        new.append(choose(model.ends, x, 0))
+    return onp.concatenate(new, axis=1)
 
 
-def loss(p, tokens, hparams):
-    """Mean next-token cross entropy in nats of tokens [batch, n]; differentiable in p."""
-    past = empty_cache(Model(p, hparams), tokens.shape[0])
-    static = dict(n_layer=hparams.n_layer, n_head=hparams.n_head, n_keys=tokens.shape[1])
-    logits, *_ = traced(p, tokens, past.k, past.v, 0, **static, want_taps=False)
-    log_probs = jax.nn.log_softmax(wide(logits[:, :-1]))
+def loss(parts, tokens, hparams):
+    """Mean next-token cross entropy in nats of tokens [batch, n]; parts: a model's ends and layers."""
+    model = Model(*parts, hparams)
+    x, *_ = hidden(model, tokens, with_room(model, None, *tokens.shape), fresh=True)
+    log_probs = jax.nn.log_softmax(wide(head(model.ends, x)[1][:, :-1]))
     return -np.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1).mean()
 
 
 def loss_and_grads(model, tokens):
     """The loss, and its gradient by checkpoint name."""
     refuse_bad_tokens(onp.asarray(tokens), 0, model.hparams)
-    with jax.default_matmul_precision("highest"):
-        value, grads = jax.value_and_grad(loss)(model.params, np.asarray(tokens), model.hparams)
+    value, (grads, layers) = jax.value_and_grad(loss)(model[:2], np.asarray(tokens), model.hparams)
+    for i, layer in enumerate(layers):
+        grads |= {f"h{i}/{name}": g.T if name.endswith("/w") else g for name, g in layer.items()}
     return float(value), grads

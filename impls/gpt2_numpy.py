@@ -4,6 +4,10 @@ Needs NumPy and nothing else: copy the file and it runs alone. Scalars are Pytho
 purpose: under NEP 50 an ``np.float64`` scalar (``np.sqrt(2 / np.pi)``, say) silently turns all
 float32 work after it into float64.
 
+A decoded token reads every weight once: what limits decoding is memory, and all that can be done is to
+do nothing else. Prefill is as fast as BLAS; what NumPy does beside it, in one thread, it does in place,
+on blocks that stay in the processor's cache.
+
 Architecture: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 Shapes in comments: batch, n (new tokens), n_past (cached tokens), head = n_embd / n_head.
 """
@@ -14,12 +18,22 @@ from typing import NamedTuple
 import numpy as np
 
 TAPS = "all"  # every tap of the contract is promised
+ROWS = 32  # whose activations are computed at a time
+QUERIES = 64  # that attend at a time, over no more keys than the last of them sees
 
 
 class Model(NamedTuple):
     params: dict  # checkpoint name -> array, w as [n_in, n_out]
     hparams: object
     dtype: str
+
+
+class Cache(NamedTuple):
+    """The keys and values of n positions, and room for more of them."""
+
+    kv: np.ndarray  # [n_layer, 2, batch, n_head, head, room]: products read long rows
+    n: int
+    filled: list  # [positions of kv that are taken], one list for all caches that share kv
 
 
 def targets():
@@ -38,43 +52,67 @@ def numpy(x):
 
 
 def gelu(x):
-    """GELU by its tanh approximation, as OpenAI has it (not the exact erf form)."""
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))
+    """GELU by its tanh approximation, as OpenAI has it (not the exact erf form); overwrites x."""
+    rows = x.reshape(-1, x.shape[-1])
+    for start in range(0, len(rows), ROWS):
+        some = rows[start : start + ROWS]
+        y = some * some
+        y *= 0.044715
+        y += 1
+        y *= some
+        y *= math.sqrt(2 / math.pi)
+        np.tanh(y, out=y)
+        y += 1
+        y *= 0.5
+        some *= y  # x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
+    return x
 
 
 def softmax(x):
-    """Softmax over the last axis; the maximum is taken off first so that exp cannot overflow."""
-    exp_x = np.exp(x - x.max(axis=-1, keepdims=True))
-    return exp_x / exp_x.sum(axis=-1, keepdims=True)
+    """Softmax over the last axis, less the maximum so that exp cannot overflow; overwrites x."""
+    x -= x.max(axis=-1, keepdims=True)
+    np.exp(x, out=x)
+    x /= x.sum(axis=-1, keepdims=True)
+    return x
 
 
 def layer_norm(x, g, b, eps=1e-5):
     """Zero mean and unit (biased) variance over the last axis, then scale by g and shift by b."""
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = (centred * centred).mean(axis=-1, keepdims=True)
-    return g * (centred / np.sqrt(variance + eps)) + b
+    y = x - x.sum(axis=-1, keepdims=True) / x.shape[-1]
+    variance = np.vecdot(y, y)[..., None] / x.shape[-1]
+    y /= np.sqrt(variance + eps)
+    y *= g
+    y += b
+    return y
 
 
 def linear(x, w, b):
-    return x @ w + b  # [..., n_in] @ [n_in, n_out] -> [..., n_out]
+    y = x.reshape(-1, x.shape[-1]) @ w  # one product, whatever the batch: [rows, n_in] @ [n_in, n_out]
+    y += b
+    return y.reshape(*x.shape[:-1], -1)
 
 
-def attention(qkv, past, n_head):
-    """Causal attention of the new positions over the cached and the new ones."""
+def attention(qkv, kv, n_past, n_head):
+    """Causal attention of the new positions over all so far; their keys and values join the cache."""
     batch, n, width = qkv.shape
     # [batch, n, 3 * n_embd] -> q, k, v, each [batch, n_head, n, head]
     q, k, v = qkv.reshape(batch, n, 3, n_head, width // 3 // n_head).transpose(2, 0, 3, 1, 4)
-    if past is not None:  # [batch, n_head, n_past, head] + new -> [batch, n_head, n_past + n, head]
-        k, v = np.concatenate([past[0], k], axis=2), np.concatenate([past[1], v], axis=2)
-    scores = q @ k.swapaxes(-1, -2) * (1 / math.sqrt(q.shape[-1]))  # [batch, n_head, n, n_past + n]
-    n_keys = k.shape[2]
-    visible = np.arange(n_keys) <= np.arange(n_keys - n, n_keys)[:, None]  # key j <= query position
-    probs = softmax(np.where(visible, scores, -np.inf))
-    heads = (probs @ v).swapaxes(1, 2).reshape(batch, n, width // 3)  # heads merged again
-    return heads, (k, v)
+    q = q * (1 / math.sqrt(q.shape[-1]))
+    new = slice(n_past, n_past + n)
+    kv[0, ..., new], kv[1, ..., new] = k.swapaxes(-1, -2), v.swapaxes(-1, -2)
+    heads = np.empty((batch, n, n_head, width // 3 // n_head), qkv.dtype)
+    for start in range(0, n, QUERIES):
+        stop = min(start + QUERIES, n)
+        k, v = kv[..., : n_past + stop]  # [batch, n_head, head, n_past + stop]
+        scores = q[:, :, start:stop] @ k  # [batch, n_head, stop - start, n_past + stop]
+        if n > 1:  # of the queries' own positions, those that are to come are hidden
+            future = ~np.tri(stop - start, dtype=bool)
+            np.copyto(scores[..., n_past + start :], -np.inf, where=future)
+        heads[:, start:stop] = (softmax(scores) @ v.swapaxes(-1, -2)).swapaxes(1, 2)
+    return heads.reshape(batch, n, width // 3)  # heads merged again
 
 
-def block(x, p, scope, past, n_head, tap):
+def block(x, p, scope, kv, n_past, n_head, tap):
     """One transformer block: attention and MLP, each behind a layer norm, each added back."""
 
     def step(leaf, value):
@@ -88,32 +126,49 @@ def block(x, p, scope, past, n_head, tap):
         return step(leaf, layer_norm(value, p[f"{scope}/{leaf}/g"], p[f"{scope}/{leaf}/b"]))
 
     qkv = affine("attn/c_attn", norm("ln_1", x))  # [batch, n, 3 * n_embd]
-    heads, present = attention(qkv, past, n_head)
-    x = step("resid_mid", x + affine("attn/c_proj", step("attn/heads", heads)))
+    heads = step("attn/heads", attention(qkv, kv, n_past, n_head))
+    x = step("resid_mid", x + affine("attn/c_proj", heads))
     hidden = step("mlp/gelu", gelu(affine("mlp/c_fc", norm("ln_2", x))))  # [batch, n, 4 * n_embd]
     x = x + affine("mlp/c_proj", hidden)
     tap(scope, x)
-    return x, present
+    return x
 
 
-def forward(model, tokens, past=None, tap=None):
+def forward(model, tokens, past=None, tap=None, last_only=False):
     """Logits [batch, n, n_vocab] of every position of tokens [batch, n], and the cache after them."""
     p, hparams, _ = model
-    tap = tap or (lambda name, array: None)
+    # what is tapped may be overwritten here later, so it is a copy that is handed out
+    keep = (lambda name, x: tap(name, x.copy())) if tap else (lambda name, x: None)
     tokens = np.asarray(tokens)
-    n_past = 0 if past is None else past[0][0].shape[2]
+    n_past = 0 if past is None else past.n
     refuse_bad_tokens(tokens, n_past, hparams)
     n = tokens.shape[1]
     x = p["wte"][tokens] + p["wpe"][n_past : n_past + n]  # [batch, n, n_embd]
-    tap("embed", x)
-    present = []
+    keep("embed", x)
+    present = extended(past, *tokens.shape, model)
     for i in range(hparams.n_layer):
-        layer_past = None if past is None else past[i]
-        x, layer_present = block(x, p, f"h{i}", layer_past, hparams.n_head, tap)
-        present.append(layer_present)
-    x = layer_norm(x, p["ln_f/g"], p["ln_f/b"])
-    tap("ln_f", x)
+        x = block(x, p, f"h{i}", present.kv[i], n_past, hparams.n_head, keep)
+    x = layer_norm(x[:, -1:] if last_only else x, p["ln_f/g"], p["ln_f/b"])
+    keep("ln_f", x)
     return x @ p["wte"].T, present  # the head is tied to the embedding
+
+
+def extended(past, batch, n, model):
+    """The cache with n positions more, still to be filled in.
+
+    In place for who comes first; a copy, with room for as many again, where there is no room or where
+    it has been taken since: one past may be continued in several ways.
+    """
+    _, n_ctx, n_embd, n_head, n_layer = model.hparams
+    n_past = past.n if past else 0
+    if past and past.filled == [n_past] and n_past + n <= past.kv.shape[-1]:
+        past.filled[0] += n
+        return past._replace(n=n_past + n)
+    room = min(2 * (n_past + n), n_ctx)
+    kv = np.empty((n_layer, 2, batch, n_head, n_embd // n_head, room), model.dtype)
+    if past:
+        kv[..., :n_past] = past.kv[..., :n_past]
+    return Cache(kv, n_past + n, [n_past + n])
 
 
 def refuse_bad_tokens(tokens, n_past, hparams):
@@ -129,9 +184,9 @@ def refuse_bad_tokens(tokens, n_past, hparams):
 def generate(model, tokens, n_new):
     """Greedy continuation: int32 [batch, n_new]. Prefill once, then decode through the cache."""
     new = []
-    logits, past = forward(model, tokens)
+    logits, past = forward(model, tokens, last_only=True)
     while True:
         new.append(logits[:, -1].argmax(axis=-1).astype(np.int32))
         if len(new) == n_new:
             return np.stack(new, axis=1)
-        logits, past = forward(model, new[-1][:, None], past)
+        logits, past = forward(model, new[-1][:, None], past, last_only=True)

@@ -1,8 +1,8 @@
 """GPT-2 in PyTorch, on CPU or CUDA, to be read top to bottom as a forward pass.
 
 Needs PyTorch and nothing else: copy the file and it runs alone. It leans on the library's own
-fused operations (layer_norm, scaled_dot_product_attention, gelu), so what is verified is what
-PyTorch users run. Shapes in comments: batch, n (new tokens), n_past (cached), head = n_embd / n_head.
+fused operations, so what is verified is what PyTorch users run. Weights are never copied, and the cache
+is written in place. Shapes in comments: batch, n (new tokens), n_keys (cached and new), head.
 """
 
 from typing import NamedTuple
@@ -17,6 +17,18 @@ class Model(NamedTuple):
     params: dict  # checkpoint name -> tensor, w as [n_in, n_out]
     hparams: object
     device: torch.device
+
+
+class Cache(NamedTuple):
+    """Keys and values of n positions, in a buffer with room to grow.
+
+    Whoever continues a cache first writes behind its n positions, in place; a second continuation of
+    the same cache finds those places taken, and moves to a buffer of its own.
+    """
+
+    kv: torch.Tensor  # [n_layer, 2 (k and v), batch, n_head, room, head]
+    n: int
+    taken: list  # [places of kv that are taken], one list for all caches in this buffer
 
 
 def targets():
@@ -55,65 +67,87 @@ def layer_norm(x, g, b, eps=1e-5):
 
 
 def linear(x, w, b):
-    return torch.addmm(b, x.flatten(0, -2), w).view(*x.shape[:-1], -1)  # [..., n_in] -> [..., n_out]
+    return F.linear(x, w.T, b)  # [..., n_in] -> [..., n_out]; the transpose is a view
 
 
-def attention(qkv, past, n_head):
-    """Causal attention of the new positions over the cached and the new ones."""
+def attention(qkv, kv, positions, mask, n_head):
+    """Causal attention of the new positions over all of kv, where their own k and v go first."""
     batch, n, width = qkv.shape
     # [batch, n, 3 * n_embd] -> q, k, v, each [batch, n_head, n, head]
     q, k, v = qkv.view(batch, n, 3, n_head, width // 3 // n_head).permute(2, 0, 3, 1, 4)
-    mask = None
-    if past is not None:  # [batch, n_head, n_past, head] + new -> [batch, n_head, n_past + n, head]
-        k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        n_keys = k.shape[2]
-        mask = torch.ones(n, n_keys, dtype=torch.bool, device=k.device).tril(n_keys - n)  # key <= query
-    heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past is None)
-    return heads.transpose(1, 2).reshape(batch, n, width // 3), (k, v)  # heads merged again
+    keys, values = kv  # each [batch, n_head, n_keys, head], part of the cache
+    keys.index_copy_(2, positions, k)
+    values.index_copy_(2, positions, v)
+    causal = mask is None and n > 1  # no mask: keys and queries are the same tokens, or one sees all
+    heads = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal)
+    return heads.transpose(1, 2).reshape(batch, n, width // 3)  # heads merged again
 
 
-def block(x, p, scope, past, n_head, tap):
-    """One transformer block: attention and MLP, each behind a layer norm, each added back."""
+def hidden(model, tokens, positions, kv, mask=None, tap=lambda name, array: None):
+    """What the head reads, [batch, n, n_embd]; the new k and v go to their positions in kv."""
+    p, n_head = model.params, model.hparams.n_head
 
-    def step(leaf, value):
-        tap(f"{scope}/{leaf}", value)
+    def step(name, value):
+        tap(name, value)
         return value
 
-    def affine(leaf, value):
-        return step(leaf, linear(value, p[f"{scope}/{leaf}/w"], p[f"{scope}/{leaf}/b"]))
+    def affine(name, x):
+        return step(name, linear(x, p[f"{name}/w"], p[f"{name}/b"]))
 
-    def norm(leaf, value):
-        return step(leaf, layer_norm(value, p[f"{scope}/{leaf}/g"], p[f"{scope}/{leaf}/b"]))
+    def norm(name, x):
+        return step(name, layer_norm(x, p[f"{name}/g"], p[f"{name}/b"]))
 
-    qkv = affine("attn/c_attn", norm("ln_1", x))  # [batch, n, 3 * n_embd]
-    heads, present = attention(qkv, past, n_head)
-    x = step("resid_mid", x + affine("attn/c_proj", step("attn/heads", heads)))
-    hidden = step("mlp/gelu", gelu(affine("mlp/c_fc", norm("ln_2", x))))  # [batch, n, 4 * n_embd]
-    x = x + affine("mlp/c_proj", hidden)
-    tap(scope, x)
-    return x, present
+    x = step("embed", F.embedding(tokens, p["wte"]) + F.embedding(positions, p["wpe"]))
+    for i, layer_kv in enumerate(kv):
+        qkv = affine(f"h{i}/attn/c_attn", norm(f"h{i}/ln_1", x))  # [batch, n, 3 * n_embd]
+        heads = step(f"h{i}/attn/heads", attention(qkv, layer_kv, positions, mask, n_head))
+        x = step(f"h{i}/resid_mid", x + affine(f"h{i}/attn/c_proj", heads))
+        wide = affine(f"h{i}/mlp/c_fc", norm(f"h{i}/ln_2", x))  # [batch, n, 4 * n_embd]
+        wide = step(f"h{i}/mlp/gelu", gelu(wide))
+        x = step(f"h{i}", x + affine(f"h{i}/mlp/c_proj", wide))
+    return norm("ln_f", x)
+
+
+def head(model, x):
+    return F.linear(x, model.params["wte"])  # tied to the embedding
 
 
 @torch.inference_mode()
 def forward(model, tokens, past=None, tap=None):
     """Logits [batch, n, n_vocab] of every position of tokens [batch, n], and the cache after them."""
-    p, hparams, device = model
-    tap = tap or (lambda name, array: None)
     tokens = torch.as_tensor(tokens)
-    n_past = 0 if past is None else past[0][0].shape[2]
-    refuse_bad_tokens(tokens, n_past, hparams)  # on the host: a bad id on CUDA kills the process
-    tokens = tokens.to(device)
-    n = tokens.shape[1]
-    x = F.embedding(tokens, p["wte"]) + p["wpe"].narrow(0, n_past, n)  # [batch, n, n_embd]
-    tap("embed", x)
-    present = []
-    for i in range(hparams.n_layer):
-        layer_past = None if past is None else past[i]
-        x, layer_present = block(x, p, f"h{i}", layer_past, hparams.n_head, tap)
-        present.append(layer_present)
-    x = layer_norm(x, p["ln_f/g"], p["ln_f/b"])
-    tap("ln_f", x)
-    return x @ p["wte"].T, present  # the head is tied to the embedding
+    n_past = past.n if past else 0
+    refuse_bad_tokens(tokens, n_past, model.hparams)  # on the host: a bad id on CUDA kills the process
+    batch, n = tokens.shape
+    present = extend(model, past or empty_cache(model, batch), n)
+    places = torch.arange(present.n, device=model.device)
+    positions = places.narrow(0, n_past, n)
+    mask = places <= positions.unsqueeze(1) if n_past and n > 1 else None  # key <= query
+    kv = filled(present.kv, present.n)
+    x = hidden(model, tokens.to(model.device), positions, kv, mask, tap or (lambda name, array: None))
+    return head(model, x), present
+
+
+def filled(kv, n):
+    return kv.narrow(4, 0, n)  # the first n places of the room, as a view
+
+
+def empty_cache(model, batch, room=0):
+    hp = model.hparams
+    shape = (hp.n_layer, 2, batch, hp.n_head, room, hp.n_embd // hp.n_head)
+    dtype = model.params["wte"].dtype
+    return Cache(torch.empty(shape, dtype=dtype, device=model.device), 0, [0])
+
+
+def extend(model, past, n):
+    """past with n positions more: in its own buffer if they are free there, else in a larger copy."""
+    n_keys = past.n + n
+    if past.taken[0] > past.n or n_keys > past.kv.shape[4]:
+        larger = empty_cache(model, past.kv.shape[2], min(2 * n_keys, model.hparams.n_ctx))
+        larger.kv.index_copy_(4, torch.arange(past.n, device=model.device), filled(past.kv, past.n))
+        past = larger._replace(n=past.n)
+    past.taken[0] = n_keys
+    return past._replace(n=n_keys)
 
 
 def refuse_bad_tokens(tokens, n_past, hparams):
@@ -128,10 +162,52 @@ def refuse_bad_tokens(tokens, n_past, hparams):
 
 def generate(model, tokens, n_new):
     """Greedy continuation: int32 [batch, n_new]. Prefill once, then decode through the cache."""
-    new = []
-    logits, past = forward(model, tokens)
-    while True:
-        new.append(logits[:, -1].argmax(dim=-1, keepdim=True))
-        if len(new) == n_new:
-            return torch.cat(new, dim=1).int().cpu().numpy()
-        logits, past = forward(model, new[-1], past)
+    tokens = torch.as_tensor(tokens)
+    refuse_bad_tokens(tokens, n_new - 1, model.hparams)
+    fixed = model.device.type == "cuda"
+    return choices(model, tokens.to(model.device), n_new, fixed).int().cpu().numpy()
+
+
+@torch.inference_mode()
+def choices(model, tokens, n_new, fixed):
+    """Ids [batch, n_new] on the device; no step waits for the host to see what came before.
+
+    fixed: attend to the whole buffer under a mask, so that every step has the same shapes and can be
+    replayed as one CUDA graph (on a GPU, launching costs; on a CPU, reading does: only what is filled).
+    """
+    batch, n = tokens.shape
+    kv = empty_cache(model, batch, n + n_new - 1).kv
+    if fixed:
+        kv.zero_()  # a mask hides numbers, but not NaN
+    places = torch.arange(kv.shape[4], device=model.device)
+    token = torch.empty((batch, 1), dtype=torch.long, device=model.device)
+
+    def choose(tokens, positions, kv, mask=None):
+        x = hidden(model, tokens, positions, kv, mask).narrow(1, -1, 1)  # no other position's logits
+        torch.argmax(head(model, x), dim=-1, out=token)
+
+    choose(tokens, places.narrow(0, 0, n), filled(kv, n))
+    new = [token.clone()]
+    position = torch.full((1,), n, device=model.device)
+
+    def step():  # token and position stay in place, where a graph finds them again
+        if fixed:
+            choose(token, position, kv, places <= position.unsqueeze(1))
+        else:
+            choose(token, position, filled(kv, int(position) + 1))
+        position.add_(1)
+
+    while len(new) < n_new:
+        step()
+        new.append(token.clone())
+        if fixed and len(new) == 2:  # the first step went as it is, and warmed the libraries up
+            step = recorded(step)
+    return torch.cat(new, dim=1)
+
+
+def recorded(step):
+    """step as one CUDA graph; recording it does not run it. (Not run yet: no GPU was at hand.)"""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay

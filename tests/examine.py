@@ -2,9 +2,8 @@
 
 from harness import worker
 from harness.contract import Target
-from harness.discover import Found
 from harness.judge import Row
-from harness.run import Prepared, Sheet
+from harness.run import Prepared
 
 FLOAT32 = Target("cpu", "float32")
 
@@ -16,7 +15,7 @@ def examine(
     if only:
         records = [record for record in prepared.records if record.name in only]
         prepared = prepared._replace(records=records)
-    sheet = Sheet(Found(module.__name__, ""), "micro", prepared)
+    sheet = prepared.sheet(module.__name__, "micro")
 
     def journal(event: str, **data) -> None:
         sheet.hear(event, data)

@@ -61,6 +61,11 @@ def logits(code: str) -> Edit:
     return LOGITS, f'    logits = x @ p["wte"].T\n    {code}\n    return logits, present'
 
 
+def instead(body: str, code: str) -> Edit:
+    """Code that returns before the body of a function, given by its first line, is reached."""
+    return body, f"    {code}\n{body}"
+
+
 def helper(code: str) -> Edit:
     return HEAD_OF_FILE, f"{code}\n{HEAD_OF_FILE}"
 
@@ -78,35 +83,36 @@ def rounding(bits: int) -> Edit:
 
 # -- arithmetic: the activation
 
-GELU = "return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))"
+GELU = "    rows = x.reshape(-1, x.shape[-1])\n"
+TANH = "return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))"
 ERF = helper("ERF = np.vectorize(math.erf, otypes=[float])")
 for _name, _code in {
     "sigmoid_gelu": "return x / (1 + np.exp(-1.702 * x))",
     "relu": "return np.maximum(x, 0)",
     "silu": "return x / (1 + np.exp(-x))",
     "gelu_skipped": "return x + 0",
-    "gelu_without_half": GELU.replace("0.5 * ", ""),
-    "gelu_cubic_missing": GELU.replace("0.044715", "0.0"),
-    "gelu_cubic_0.44715": GELU.replace("0.044715", "0.44715"),
-    "gelu_cubic_0.0447": GELU.replace("0.044715", "0.0447"),
-    "gelu_root_0.8": GELU.replace("math.sqrt(2 / math.pi)", "0.8"),
-    "gelu_root_0.7979": GELU.replace("math.sqrt(2 / math.pi)", "0.7979"),
+    "gelu_without_half": TANH.replace("0.5 * ", ""),
+    "gelu_cubic_missing": TANH.replace("0.044715", "0.0"),
+    "gelu_cubic_0.44715": TANH.replace("0.044715", "0.44715"),
+    "gelu_cubic_0.0447": TANH.replace("0.044715", "0.0447"),
+    "gelu_root_0.8": TANH.replace("math.sqrt(2 / math.pi)", "0.8"),
+    "gelu_root_0.7979": TANH.replace("math.sqrt(2 / math.pi)", "0.7979"),
 }.items():
-    plant_all(_name, (GELU, _code), blame="h*/mlp/gelu", diagnosis=_name, trips="local")
+    plant_all(_name, instead(GELU, _code), blame="h*/mlp/gelu", diagnosis=_name, trips="local")
 plant_all(
     "erf_gelu",
     ERF,
-    (GELU, "return (0.5 * x * (1 + ERF(x / math.sqrt(2)))).astype(x.dtype)"),
+    instead(GELU, "return (0.5 * x * (1 + ERF(x / math.sqrt(2)))).astype(x.dtype)"),
     blame="h*/mlp/gelu",
     diagnosis="erf_gelu",
     trips="logits activations local",
 )
 plant_all(
     "gelu_float16_table",
-    (
+    instead(
         GELU,
         "x = x.astype(np.float16).astype(float)\n    "
-        + GELU.replace("return ", "return (")
+        + TANH.replace("return ", "return (")
         + ").astype(np.float16).astype(np.float32)",
     ),
     blame="h*/mlp/gelu",
@@ -129,9 +135,9 @@ plant_all(
 # -- arithmetic: the norm
 
 NORMS = "h*/ln_1 h*/ln_2 ln_f?"
-VARIANCE = "    variance = (centred * centred).mean(axis=-1, keepdims=True)\n"
-NORM = "    return g * (centred / np.sqrt(variance + eps)) + b"
-CENTRED = "    centred = x - x.mean(axis=-1, keepdims=True)\n"
+CENTRED = "    y = x - x.sum(axis=-1, keepdims=True) / x.shape[-1]\n"
+VARIANCE = "    variance = np.vecdot(y, y)[..., None] / x.shape[-1]\n"
+NORM = "    y /= np.sqrt(variance + eps)\n    y *= g\n    y += b\n"
 for _epsilon in ("1e-6", "1e-12", "1e-3"):
     _name = f"epsilon_{float(_epsilon):g}"
     plant_all(
@@ -142,23 +148,23 @@ for _epsilon in ("1e-6", "1e-12", "1e-3"):
         trips="local activations",
     )
 for _name, *_edits in (
-    ("epsilon_outside_root", (NORM, "    return g * (centred / (np.sqrt(variance) + eps)) + b")),
+    ("epsilon_outside_root", (NORM, NORM.replace("np.sqrt(variance + eps)", "np.sqrt(variance) + eps"))),
     (
         "variance_ddof_1",
         (VARIANCE, VARIANCE + "    variance = variance * (x.shape[-1] / (x.shape[-1] - 1))\n"),
     ),
-    ("rms_norm", (CENTRED, "    centred = x\n")),
-    ("norm_without_bias", (NORM, NORM.replace(" + b", ""))),
-    ("norm_without_gain", (NORM, NORM.replace("g * ", ""))),
-    ("norm_gain_plus_1", (NORM, NORM.replace("g * ", "(1 + g) * "))),
-    ("norm_gain_bias_swapped", (NORM, NORM.replace("g * ", "b * ").replace("+ b", "+ g"))),
-    ("norm_skipped", (NORM, "    return x + 0")),
+    ("rms_norm", (CENTRED, "    y = x.copy()\n")),
+    ("norm_without_bias", (NORM, NORM.replace("    y += b\n", ""))),
+    ("norm_without_gain", (NORM, NORM.replace("    y *= g\n", ""))),
+    ("norm_gain_plus_1", (NORM, NORM.replace("*= g", "*= 1 + g"))),
+    ("norm_gain_bias_swapped", (NORM, NORM.replace("*= g", "*= b").replace("+= b", "+= g"))),
+    ("norm_skipped", instead(CENTRED, "return x + 0")),
 ):
     plant_all(_name, *_edits, blame=NORMS, diagnosis=_name)
 plant_all(
     "norm_over_batch",
-    (CENTRED, CENTRED.replace("axis=-1", "axis=0")),
-    (VARIANCE, VARIANCE.replace("axis=-1", "axis=0")),
+    (CENTRED, "    y = x - x.mean(axis=0, keepdims=True)\n"),
+    (VARIANCE, "    variance = (y * y).mean(axis=0, keepdims=True)\n"),
     blame=NORMS,
     diagnosis="norm_over_batch",
     trips="batch",
@@ -167,10 +173,10 @@ plant_all(
 # -- arithmetic: products
 
 ADDED = 'linear(value, p[f"{scope}/{leaf}/w"], p[f"{scope}/{leaf}/b"])'
-PLAIN = "    return x @ w + b  # [..., n_in] @ [n_in, n_out] -> [..., n_out]"
+PLAIN = "    y = x.reshape(-1, x.shape[-1]) @ w"
 PRODUCTS = "h*/attn/c_attn h*/attn/c_proj h*/mlp/c_fc h*/mlp/c_proj"
-plant_all("no_bias", (PLAIN, "    return x @ w"), blame=PRODUCTS, diagnosis="no_bias")
-plant_all("bias_twice", (PLAIN, "    return x @ w + 2 * b"), blame=PRODUCTS, diagnosis="bias_twice")
+plant_all("no_bias", instead(PLAIN, "return x @ w"), blame=PRODUCTS, diagnosis="no_bias")
+plant_all("bias_twice", instead(PLAIN, "return x @ w + 2 * b"), blame=PRODUCTS, diagnosis="bias_twice")
 plant_all(
     "transposed_c_proj",
     (ADDED, ADDED.replace('/w"]', '/w"].T if leaf == "attn/c_proj" else p[f"{scope}/{leaf}/w"]', 1)),
@@ -191,41 +197,67 @@ plant_all(
 # -- arithmetic and structure: attention
 
 HEADS = "h*/attn/heads"
-SCALE = " * (1 / math.sqrt(q.shape[-1]))"
-MASK = "np.arange(n_keys) <= np.arange(n_keys - n, n_keys)[:, None]"
-PROBS = "    probs = softmax(np.where(visible, scores, -np.inf))\n"
+SCALE = "    q = q * (1 / math.sqrt(q.shape[-1]))\n"
+MASK = "np.arange(n_keys) <= np.arange(n_keys - n, n_keys)[:, None]"  # key j <= query position
+HIDE = "            np.copyto(scores[..., n_past + start :], -np.inf, where=future)\n"
+PROBS = "        heads[:, start:stop] = (softmax(scores) @ v.swapaxes(-1, -2)).swapaxes(1, 2)\n"
 SPLIT = "    q, k, v = qkv.reshape(batch, n, 3, n_head, width // 3 // n_head).transpose(2, 0, 3, 1, 4)\n"
-MERGE = "(probs @ v).swapaxes(1, 2).reshape(batch, n, width // 3)"
-for _name, _edit, _trips in (
-    ("no_scale", (SCALE, ""), "logits activations greedy"),
-    ("scale_without_root", (SCALE, " * (1 / q.shape[-1])"), ""),
-    ("scale_by_n_embd", (SCALE, " * (1 / math.sqrt(width // 3))"), ""),
-    ("mask_one_too_far", (MASK, f"{MASK} + 1"), "causality kv_cache"),
-    ("mask_hides_itself", (PROBS, PROBS.replace("visible, scores, -np.inf", "strict, scores, np.float32(-1e30)")
-        .replace("    probs", f"    strict = {MASK.replace('<=', '<')}\n    probs")), ""),
-    ("mask_too_weak", (PROBS, PROBS.replace("-np.inf", "np.float32(-10)")), "causality"),
-    ("softmax_over_heads", (PROBS, "    scores = np.where(visible, scores, np.float32(-1e30)).swapaxes(1, 3)\n"
-        "    probs = softmax(scores).swapaxes(1, 3)\n"), ""),
-    ("mask_after_softmax", (PROBS, "    probs = np.where(visible, softmax(scores), 0)\n"), ""),
-    ("heads_not_transposed", (MERGE, MERGE.replace(".swapaxes(1, 2)", "")), ""),
-    ("heads_dropped", (MERGE, f"({MERGE}.reshape(batch, n, n_head, -1)"
-        " * (np.arange(n_head) != 1)[:, None]).reshape(batch, n, -1).astype(qkv.dtype)"), ""),
-    ("heads_swapped", (MERGE, MERGE.replace("(probs @ v)", "(probs @ v)[:, [0, 2, 1, *range(3, n_head)]]")), ""),
-    ("heads_interleaved", (MERGE, "(probs @ v).transpose(0, 2, 3, 1).reshape(batch, n, width // 3)"), ""),
-    ("order_kqv", (SPLIT, SPLIT + "    q, k = k, q\n"), ""),
-    ("order_vkq", (SPLIT, SPLIT + "    q, v = v, q\n"), ""),
-    ("order_qvk", (SPLIT, SPLIT + "    k, v = v, k\n"), ""),
-    ("order_kvq", (SPLIT, SPLIT + "    q, k, v = k, v, q\n"), ""),
+WHOLE = (
+    "QUERIES = 64 ",
+    "QUERIES = 10**6 ",
+)  # all queries at once, so that keys of the future are there
+
+
+def mask(visible: str, hidden: str = "-np.inf") -> tuple[Edit, Edit, Edit]:
+    """Another mask, and what hides: over all keys, of which there are n_keys."""
+    code = f"np.copyto(scores, {hidden}, where=~({visible}))"
+    return WHOLE, (HIDE, ""), (PROBS, f"        n_keys = n_past + n\n        {code}\n{PROBS}")
+
+
+def probs(*code: str) -> Edit:
+    """Lines that make the probabilities of the scores."""
+    lines = "".join(f"        {line}\n" for line in code)
+    return PROBS, lines + PROBS.replace("softmax(scores)", "probs")
+
+
+def merged(expression: str) -> Edit:
+    """Another way from probabilities @ v [batch, n_head, queries, head] to [batch, queries, n_head, head]."""
+    return (
+        PROBS,
+        f"        y = softmax(scores) @ v.swapaxes(-1, -2)\n        heads[:, start:stop] = {expression}\n",
+    )
+
+
+for _name, _edits, _trips in (
+    ("no_scale", [(SCALE, "")], "logits activations greedy"),
+    ("scale_without_root", [(SCALE, SCALE.replace("math.sqrt(q.shape[-1])", "q.shape[-1]"))], ""),
+    ("scale_by_n_embd", [(SCALE, SCALE.replace("q.shape[-1]", "width // 3"))], ""),
+    ("mask_one_too_far", mask(f"{MASK} + 1"), "causality kv_cache"),
+    ("mask_hides_itself", mask(MASK.replace("<=", "<"), "-1e30"), ""),
+    ("mask_too_weak", mask(MASK, "-10"), "causality"),
+    ("softmax_over_heads", [WHOLE, (HIDE, HIDE.replace("-np.inf", "-1e30")),
+        probs("probs = softmax(scores.swapaxes(1, 3)).swapaxes(1, 3)")], ""),
+    ("mask_after_softmax", [WHOLE, (HIDE, ""),
+        probs("probs = softmax(scores)", "np.copyto(probs[..., n_past:], 0, where=~np.tri(n, dtype=bool))")], ""),
+    ("heads_not_transposed", [WHOLE, merged("y.reshape(batch, n, n_head, -1)")], ""),
+    ("heads_dropped", [merged("y.swapaxes(1, 2) * (np.arange(n_head) != 1)[:, None]")], ""),
+    ("heads_swapped", [merged("y[:, [0, 2, 1, *range(3, n_head)]].swapaxes(1, 2)")], ""),
+    ("heads_interleaved", [merged("y.transpose(0, 2, 3, 1).reshape(batch, stop - start, n_head, -1)")], ""),
+    ("order_kqv", [(SPLIT, SPLIT + "    q, k = k, q\n")], ""),
+    ("order_vkq", [(SPLIT, SPLIT + "    q, v = v, q\n")], ""),
+    ("order_qvk", [(SPLIT, SPLIT + "    k, v = v, k\n")], ""),
+    ("order_kvq", [(SPLIT, SPLIT + "    q, k, v = k, v, q\n")], ""),
 ):  # fmt: skip
-    plant_all(_name, _edit, blame=HEADS, diagnosis=_name, trips=_trips)
+    plant_all(_name, *_edits, blame=HEADS, diagnosis=_name, trips=_trips)
 plant_all(
     "padding_visible",
-    (PROBS, "    scores = np.where(visible, scores, -np.inf)\n"
-     "    padding = np.zeros_like(scores, shape=(*scores.shape[:-1], 4))\n"
-     "    probs = softmax(np.concatenate([scores, padding], axis=-1))[..., :-4]\n"),
+    probs(
+        "padding = np.zeros_like(scores, shape=(*scores.shape[:-1], 4))",
+        "probs = softmax(np.concatenate([scores, padding], axis=-1))[..., :-4]",
+    ),
     blame=HEADS,
     diagnosis="padding_visible",
-)  # fmt: skip
+)
 plant_all(
     "heads_split_interleaved",
     (SPLIT, SPLIT.replace("batch, n, 3, n_head, width // 3 // n_head", "batch, n, n_head, 3, width // 3 // n_head")
@@ -233,35 +265,37 @@ plant_all(
     blame=HEADS, diagnosis="heads_interleaved",
 )  # fmt: skip
 plant_all(
-    "softmax_temperature_1.0005", (SCALE, f"{SCALE} * 1.0005"), blame=HEADS, diagnosis="softmax_temperature",
+    "softmax_temperature_1.0005", (SCALE, SCALE.replace("(1 /", "(1.0005 /")), blame=HEADS, diagnosis="softmax_temperature",
 )  # fmt: skip
 plant_all(
     "softmax_overflows_in_float16",
     (
-        "np.exp(x - x.max(axis=-1, keepdims=True))",
-        "np.exp(20 * x.astype(np.float16)).astype(x.dtype) ** 0.05",
+        "    x -= x.max(axis=-1, keepdims=True)\n    np.exp(x, out=x)\n",
+        "    x = np.exp(20 * x.astype(np.float16)).astype(x.dtype) ** 0.05\n",
     ),
     helper("np.seterr(all='ignore')"),
     blame=HEADS,
 )
 plant_all(
     "float16_softmax",
-    (PROBS, "    scores = np.where(visible, scores, -np.inf).astype(np.float16)\n"
-     "    probs = softmax(scores.astype(np.float32)).astype(np.float16).astype(np.float32)\n"),
+    probs(
+        "scores = scores.astype(np.float16).astype(np.float32)",
+        "probs = softmax(scores).astype(np.float16).astype(np.float32)",
+    ),
     blame=HEADS,
     diagnosis="float16_softmax",
-)  # fmt: skip
+)
 plant_all(
     "bfloat16_probabilities",
     rounding(16),
-    (PROBS, PROBS + "    probs = cut(probs)\n"),
+    probs("probs = cut(softmax(scores))"),
     blame=HEADS,
     diagnosis="bfloat16_probabilities",
 )
 
 # -- structure
 
-X1 = '    x = step("resid_mid", x + affine("attn/c_proj", step("attn/heads", heads)))\n'
+X1 = '    x = step("resid_mid", x + affine("attn/c_proj", heads))\n'
 X2 = '    x = x + affine("mlp/c_proj", hidden)\n'
 LN2 = 'affine("mlp/c_fc", norm("ln_2", x))'
 plant_all(
@@ -303,7 +337,7 @@ plant_all(
 plant_all(
     "last_layer_not_run",
     ("for i in range(hparams.n_layer):", "for i in range(hparams.n_layer - 1):"),
-    blame="h3* ln_f",
+    blame="h3*",
     trips="logits activations",
 )
 plant_all(
@@ -323,8 +357,8 @@ plant_all(
 )
 plant_all(
     "head_without_ln_f",
-    ('    x = layer_norm(x, p["ln_f/g"], p["ln_f/b"])\n    tap("ln_f", x)\n',
-     '    tap("ln_f", layer_norm(x, p["ln_f/g"], p["ln_f/b"]))\n'),
+    ('    x = layer_norm(x[:, -1:] if last_only else x, p["ln_f/g"], p["ln_f/b"])\n    keep("ln_f", x)\n',
+     '    keep("ln_f", layer_norm(x, p["ln_f/g"], p["ln_f/b"]))\n'),
     blame="logits",
     diagnosis="head_without_ln_f",
 )  # fmt: skip
@@ -407,8 +441,16 @@ plant_all(
 
 # -- cache
 
-CACHE = "k, v = np.concatenate([past[0], k], axis=2), np.concatenate([past[1], v], axis=2)"
+CACHE = "    kv[0, ..., new], kv[1, ..., new] = k.swapaxes(-1, -2), v.swapaxes(-1, -2)\n"
 LATE = "h*/attn/heads*(decode)"
+
+
+def cached(keys_or_values: int, expression: str) -> Edit:
+    """The cached part, called old, of keys (0) or values (1) put in another way."""
+    code = f"    old = kv[{keys_or_values}, ..., :n_past]\n    old[:] = {expression}\n"
+    return CACHE, code + CACHE
+
+
 plant_all(
     "cache_position_not_advanced",
     ('p["wpe"][n_past : n_past + n]', 'p["wpe"][0:n]'),
@@ -422,22 +464,25 @@ plant_all(
     blame="embed*(decode)",
     diagnosis="cache_position",
 )
-for _name, _edit, _diagnosis in (
-    ("cache_mask_like_prefill", (MASK, "np.arange(n_keys) <= np.arange(n)[:, None]"), "cache_mask"),
-    ("cache_chunk_sees_its_future", (MASK, f"({MASK}) | ((n_keys > n) & (np.arange(n_keys) >= n_keys - n))"),
+for _name, _edits, _diagnosis in (
+    ("cache_mask_like_prefill", mask("np.arange(n_keys) <= np.arange(n)[:, None]"), "cache_mask"),
+    ("cache_chunk_sees_its_future", mask(f"({MASK}) | ((n_keys > n) & (np.arange(n_keys) >= n_keys - n))"),
      "no_mask"),
-    ("cache_last_key_missing", (MASK, f"({MASK}) & ~((n_keys > n) & (np.arange(n_keys) == n_keys - n - 1))"),
+    ("cache_last_key_missing", mask(f"({MASK}) & ~((n_keys > n) & (np.arange(n_keys) == n_keys - n - 1))"),
      "cache_mask"),
-    ("cache_first_key_missing", (MASK, f"({MASK}) & ~((n_keys > n) & (np.arange(n_keys) == 0))"), "cache_mask"),
-    ("cache_stale_keys", (CACHE, CACHE.replace("past[0]", "np.roll(past[0], 1, axis=2)")), "cache_stale"),
-    ("cache_rows_exchanged", (CACHE, CACHE.replace("past[1]", "past[1][::-1]")), "cache_stale"),
-    ("cache_in_float16", (CACHE, CACHE.replace("past[0]", "past[0].astype(np.float16).astype(k.dtype)")), ""),
+    ("cache_first_key_missing", mask(f"({MASK}) & ~((n_keys > n) & (np.arange(n_keys) == 0))"), "cache_mask"),
+    ("cache_stale_keys", [cached(0, "np.roll(old, 1, axis=-1)")], "cache_stale"),
+    ("cache_rows_exchanged", [cached(1, "old[::-1].copy()")], "cache_stale"),
+    ("cache_in_float16", [cached(0, "old.astype(np.float16)")], ""),
 ):  # fmt: skip
-    plant_all(_name, _edit, blame=LATE, diagnosis=_diagnosis, trips="local kv_cache")
+    plant_all(_name, *_edits, blame=LATE, diagnosis=_diagnosis, trips="local kv_cache")
 
 plant_all(
-    "cache_forgets_the_past", (CACHE, "pass"), blame=f"embed*(decode) {LATE}", trips="kv_cache"
-)  # fmt: skip
+    "cache_forgets_the_past",
+    ("    n = tokens.shape[1]\n", "    n, n_past = tokens.shape[1], 0\n"),
+    blame=f"embed*(decode) {LATE}",
+    trips="kv_cache",
+)
 
 # -- batch, tokens, lengths
 
@@ -456,7 +501,7 @@ plant_all(
 )
 plant_all(
     "batch_leaks_into_attention",
-    (MERGE, f"({MERGE} + np.float32(1e-3) * (probs @ v).swapaxes(1, 2).reshape(batch, n, -1).mean(0))"),
+    (PROBS, PROBS + "        heads[:, start:stop] += 1e-3 * heads[:, start:stop].mean(0)\n"),
     blame=HEADS,
     trips="batch",
 )
@@ -472,6 +517,7 @@ plant_all(
     "too_long_accepted",
     ("    if n_past + tokens.shape[1] > hparams.n_ctx:", "    if False:"),
     (' + p["wpe"][n_past : n_past + n]', ' + p["wpe"][np.arange(n_past, n_past + n) % hparams.n_ctx]'),
+    ("room = min(2 * (n_past + n), n_ctx)", "room = 2 * (n_past + n)"),
     blame="tokens",
     trips="bad_tokens",
 )
@@ -488,7 +534,7 @@ for _name, _bits in (("tf32_inputs", 13), ("bfloat16_inputs", 16)):
     plant_all(
         _name,
         rounding(_bits),
-        (PLAIN, "    return cut(x) @ cut(w) + b"),
+        instead(PLAIN, "return cut(x) @ cut(w) + b"),
         (LOGITS, '    return cut(x) @ cut(p["wte"]).T, present'),
         blame=f"{PRODUCTS} logits",
         diagnosis=_name,
@@ -496,9 +542,9 @@ for _name, _bits in (("tf32_inputs", 13), ("bfloat16_inputs", 16)):
     )
 plant_all(
     "float16_inputs",
-    (
+    instead(
         PLAIN,
-        "    h = np.float16\n    return x.astype(h).astype(x.dtype) @ w.astype(h).astype(x.dtype) + b",
+        "h = np.float16\n    return x.astype(h).astype(x.dtype) @ w.astype(h).astype(x.dtype) + b",
     ),
     blame=PRODUCTS,
     diagnosis="",  # where nothing underflows, float16 factors are TF32 factors
@@ -508,7 +554,7 @@ for _name, _bits in (("bfloat16", 16), ("float16", 13)):
     plant_all(
         f"sums_in_{_name}",
         rounding(_bits),
-        (PLAIN, "    y = 0 * (x[..., :1] * b)\n    for i in range(0, len(w), 8):\n"
+        instead(PLAIN, "y = 0 * (x[..., :1] * b)\n    for i in range(0, len(w), 8):\n"
                 "        y = cut(y + x[..., i : i + 8] @ w[i : i + 8])\n    return y + b"),
         blame=PRODUCTS,
         trips="precision",
@@ -542,8 +588,8 @@ plant_all(
     "dropout_left_on",
     RANDOM,
     (
-        '    tap("embed", x)',
-        '    x = x * RANDOM.choice([0.9, 1.1], x.shape).astype(x.dtype)\n    tap("embed", x)',
+        '    keep("embed", x)',
+        '    x = x * RANDOM.choice([0.9, 1.1], x.shape).astype(x.dtype)\n    keep("embed", x)',
     ),
     blame="embed",
     trips="determinism",
@@ -572,7 +618,7 @@ plant_all(
     "taps_from_another_path",
     (
         "def refuse_bad_tokens",
-        "honest = forward\n\n\ndef forward(model, tokens, past=None, tap=None):\n"
+        "honest = forward\n\n\ndef forward(model, tokens, past=None, tap=None, last_only=False):\n"
         '    wrong = {**model.params, "h1/mlp/c_fc/b": model.params["h1/mlp/c_fc/b"] + 0.01}\n'
         "    honest(model, tokens, past, tap)\n"
         "    return honest(model._replace(params=wrong), tokens, past)\n\n\ndef refuse_bad_tokens",
@@ -611,36 +657,28 @@ plant_all(
     blame="determinism",
     trips="determinism",
 )
+KEEP = "    keep = (lambda"
 plant_all(
     "right_only_when_watched",
-    (
-        "    tap = tap or (lambda name, array: None)\n",
-        '    p = p if tap else {**p, "ln_f/b": p["ln_f/b"] + 0.01}\n'
-        "    tap = tap or (lambda name, array: None)\n",
-    ),
+    (KEEP, f'    p = p if tap else {{**p, "ln_f/b": p["ln_f/b"] + 0.01}}\n{KEEP}'),
     blame="taps",
     trips="logits taps",
 )
 plant_all(
     "wrong_only_when_watched",
-    (
-        "    tap = tap or (lambda name, array: None)\n",
-        '    p = p if tap is None else {**p, "ln_f/b": p["ln_f/b"] + 0.01}\n'
-        "    tap = tap or (lambda name, array: None)\n",
-    ),
+    (KEEP, f'    p = p if tap is None else {{**p, "ln_f/b": p["ln_f/b"] + 0.01}}\n{KEEP}'),
     blame="ln_f",
     trips="activations taps",
 )
 plant_all(
     "taps_missing",
     ('tap(f"{scope}/{leaf}", value)', 'leaf == "mlp/gelu" or tap(f"{scope}/{leaf}", value)'),
-    blame="h*/mlp/gelu h*/mlp/c_proj",
+    blame="h*/mlp/gelu",
     trips="activations local",
 )
 plant_all(
     "generate_repeats_itself",
-    ("logits, past = forward(model, new[-1][:, None], past)",
-     "logits, past = forward(model, new[0][:, None], past)"),
+    ("forward(model, new[-1][:, None], past,", "forward(model, new[0][:, None], past,"),
     blame="generate",
     trips="greedy",
 )  # fmt: skip
@@ -656,7 +694,8 @@ def in_layer(name: str, *edits: Edit, blame: str, diagnosis: str) -> None:
 
 
 NORMED = 'layer_norm(value, p[f"{scope}/{leaf}/g"], p[f"{scope}/{leaf}/b"])'
-ATTENDED = "heads, present = attention(qkv, past, n_head)"
+ATTENDED = 'step("attn/heads", attention(qkv, kv, n_past, n_head))'
+ATTENTION = "def attention(qkv, kv, n_past, n_head):"
 in_layer("epsilon", (NORMED, NORMED[:-1] + ', 1e-6 if f"{scope}/{leaf}" == "h0/ln_1" else 1e-5)'),
          blame="h0/ln_1", diagnosis="epsilon_1e-06")  # fmt: skip
 in_layer("norm_without_bias", (NORMED, f'{NORMED} - (p[f"{{scope}}/{{leaf}}/b"] if f"{{scope}}/{{leaf}}" == "h7/ln_2" else 0)'),
@@ -671,17 +710,17 @@ in_layer("tf32_inputs", rounding(13), ("def affine(leaf, value):\n", "def affine
          '        if f"{scope}/{leaf}" == "h5/attn/c_attn":\n            return step(leaf, cut(value) @'
          ' cut(p["h5/attn/c_attn/w"]) + p["h5/attn/c_attn/b"])\n'),
          blame="h5/attn/c_attn", diagnosis="tf32_inputs")  # fmt: skip
-in_layer("no_scale", (ATTENDED, 'heads, present = attention(qkv, past, n_head, 8 if scope == "h6" else 1)'),
-         ("def attention(qkv, past, n_head):", "def attention(qkv, past, n_head, more=1):"),
-         (SCALE, " * (more / math.sqrt(q.shape[-1]))"), blame="h6/attn/heads", diagnosis="no_scale")  # fmt: skip
+in_layer("no_scale", (ATTENDED, ATTENDED.replace("n_head)", 'n_head, 8 if scope == "h6" else 1)')),
+         (ATTENTION, ATTENTION.replace("n_head)", "n_head, more=1)")),
+         (SCALE, SCALE.replace("(1 /", "(more /")), blame="h6/attn/heads", diagnosis="no_scale")  # fmt: skip
 in_layer("erf_gelu", ERF, ('step("mlp/gelu", gelu(', 'step("mlp/gelu", (erf_gelu if scope == "h11" else gelu)('),
          ("def softmax(x):", "def erf_gelu(x):\n    return (0.5 * x * (1 + ERF(x / math.sqrt(2)))).astype(x.dtype)\n\n\ndef softmax(x):"),
          blame="h11/mlp/gelu", diagnosis="erf_gelu")  # fmt: skip
 in_layer("residual_missing", (X2, '    x = (scope != "h4") * x + affine("mlp/c_proj", hidden)\n'),
          blame="h4", diagnosis="residual_missing")  # fmt: skip
-in_layer("heads_swapped", (ATTENDED, 'heads, present = attention(qkv, past, n_head, scope == "h10")'),
-         ("def attention(qkv, past, n_head):", "def attention(qkv, past, n_head, swap=False):"),
-         (MERGE, MERGE.replace("(probs @ v)", "(probs @ v)[:, [0, 2, 1, *range(3, n_head)] if swap else slice(None)]")),
+in_layer("heads_swapped", (ATTENDED, ATTENDED.replace("n_head)", 'n_head, scope == "h10")')),
+         (ATTENTION, ATTENTION.replace("n_head)", "n_head, swap=False)")),
+         merged("y[:, [0, 2, 1, *range(3, n_head)] if swap else slice(None)].swapaxes(1, 2)"),
          blame="h10/attn/heads", diagnosis="heads_swapped")  # fmt: skip
 
 

@@ -134,7 +134,7 @@ def test_a_corrupt_tensor_is_found_by_its_crc(copy):
 def test_a_truncated_data_file_is_refused(copy, cut):
     path = copy / checkpoint.DATA
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * cut)])
-    with pytest.raises(CannotJudge, match="TensorFlow cannot read"):
+    with pytest.raises(CannotJudge, match=r"data-00000-of-00001: \d+ bytes, but hparams"):
         checkpoint.load(copy)
 
 
@@ -191,7 +191,7 @@ def test_hparams_that_are_no_hparams_are_refused(text, tmp_path):
 def test_hparams_of_another_model_are_refused_by_shape(copy):
     path = copy / "hparams.json"
     path.write_text(path.read_text().replace('"n_ctx": 256', '"n_ctx": 128'))
-    with pytest.raises(CannotJudge, match="model/wpe has shape"):
+    with pytest.raises(CannotJudge, match=r"data-00000-of-00001: \d+ bytes, but hparams"):
         checkpoint.load(copy)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from examine import examine
-from faults import FAULTS, IN_LAYER, SPECIMEN, Fault, plant, source
+from faults import FAULTS, GELU, IN_LAYER, SPECIMEN, TANH, Fault, instead, plant, source
 from score import MODELS, culprits, diagnoses, score_small, try_variant
 from variants import VARIANTS, load
 
@@ -44,7 +44,7 @@ def test_every_check_has_a_fault_that_trips_it():
 
 def test_a_fault_that_does_not_apply_is_an_error():
     with pytest.raises(ValueError, match="0 times"):
-        source(FAULTS[0], SPECIMEN.read_text().replace("tanh", "erf"))
+        source(FAULTS[0], SPECIMEN.read_text().replace("rows = ", "columns = "))
 
 
 def test_the_shelves_are_full():
@@ -197,8 +197,8 @@ def test_a_wider_computation_than_declared_is_told_and_passes(tmp_path, prepared
 
 
 def test_a_mistake_that_nobody_knows_is_said_to_be_unexplained(prepared, tmp_path):
-    strange = Fault("strange", [("return 0.5 * x *", "return (0.5 + 0.01 * np.sin(9 * x)) * x *")],
-                    frozenset(), "", frozenset())  # fmt: skip
+    code = TANH.replace("return 0.5", "return (0.5 + 0.01 * np.sin(9 * x))")
+    strange = Fault("strange", [instead(GELU, code)], frozenset(), "", frozenset())
     rows = examine(plant(strange, tmp_path), prepared, only=QUICK)
     texts = {row.diagnosis[:33] for row in rows if row.diagnosis}
     assert texts == {"no known mistake explains it (near"[:33]}

@@ -3,34 +3,15 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
-import textwrap
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import pytest
+from commands import module, parity
 from faults import FAULTS, plant
 
 from harness import models, results
 from harness.contract import CannotJudge
-from harness.discover import IMPLS
 from harness.judge import Row
-
-SPECIMEN = (IMPLS / "gpt2_numpy.py").read_text(encoding="utf-8")
-
-
-def parity(*arguments, **options):
-    """Run the command; returns the finished process with its text."""
-    command = [sys.executable, "-c", "from harness.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
-
-
-def module(folder: Path, name: str, extra: str) -> Path:
-    """The NumPy specimen with code added at its end, as a file of its own."""
-    path = folder / f"{name}.py"
-    path.write_text(SPECIMEN + "\n\n" + textwrap.dedent(extra), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +21,10 @@ def numpy_run(tmp_path_factory, prepared):
     return done, out
 
 
-def test_a_clean_run_exits_0_and_writes_three_files(numpy_run):
+def test_a_clean_run_exits_0_and_writes_four_files(numpy_run):
     done, out = numpy_run
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted(path.name for path in out.iterdir()) == ["junit.xml", "report.md", "results.json"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(results.FILES)
     assert "PASS" in done.stdout
     assert "cuda: skipped: no CUDA device" in done.stdout
     assert "seed of the fresh tokens: 5" in done.stdout
@@ -91,61 +72,6 @@ def test_a_wrong_implementation_exits_1_and_is_named(tmp_path, prepared):
     assert set(by_local.blame) == {f"h{i}/mlp/gelu" for i in range(4)}
     assert by_local.diagnosis.str.startswith("erf_gelu: ").all()
     assert set(wrong[wrong.check != "local"].blame) == {"h*/mlp/gelu"}
-
-
-DEATHS = {
-    "segfault": ("def forward(*_, **__):\n    import os; os.kill(os.getpid(), 11)", "died of SIGSEGV"),
-    "exits": ("def forward(*_, **__):\n    raise SystemExit(0)", "ended without a word"),
-    "exits_at_import": ("import sys; sys.exit(3)", "SystemExit"),
-    "import_fails": ("import no_such_framework", "no_such_framework"),
-    "raises": ("def load(*_, **__):\n    raise RuntimeError('out of luck')", "out of luck"),
-    "lacks_load": ("del load", "lacks load()"),
-    "no_targets": ("def targets():\n    return []", "targets() is empty"),
-    "hangs": ("def forward(*_, **__):\n    import time; time.sleep(600)", "no progress for 15 s"),
-    "devours": (
-        "HOARD = []\ndef forward(*_, **__):\n    while True: HOARD.append(np.ones(2**24))",
-        "GiB of memory, allowed are 2",
-    ),
-    "talks": (
-        "def forward(*_, **__):\n    print('last will'); import sys, os; sys.stdout.flush(); os.abort()",
-        "last words: last will",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", DEATHS)
-def test_a_death_is_that_implementations_verdict_and_the_others_are_kept(name, tmp_path, prepared):
-    code, message = DEATHS[name]
-    path, out = module(tmp_path, name, code), tmp_path / "out"
-    limits = ("--timeout", 15 if name == "hangs" else 120, "--memory", 2)
-    done = parity("verify", "--impl", path, "--impl", "numpy", "--out", out, *limits)
-    assert done.returncode == 1, done.stdout + done.stderr
-    frame = results.read(out)
-    assert set(frame[frame.implementation == "numpy"].verdict) == {"pass"}
-    dead = frame[frame.implementation == name]
-    assert "pass" not in set(dead.verdict)
-    assert dead.detail.str.contains(message, regex=False).any(), dead.detail.tolist()
-    assert "Traceback" not in done.stderr
-
-
-def test_a_crash_on_one_target_spares_the_next(tmp_path, prepared):
-    code = """
-    real = forward
-    def forward(model, *args, **kw):
-        if model.dtype == "float32":
-            import os; os.kill(os.getpid(), 11)
-        return real(model, *args, **kw)
-    """
-    path, out = module(tmp_path, "half", code), tmp_path / "out"
-    assert parity("verify", "--impl", path, "--out", out).returncode == 1
-    frame = results.read(out)
-    by_dtype = frame.groupby("dtype").verdict.agg(set).to_dict()
-    assert by_dtype == {"float32": {"fail"}, "float64": {"pass"}}
-
-
-def test_output_to_stdout_does_no_harm(tmp_path, prepared):
-    code = 'print(\'{"event": "end"}\')\n'
-    assert parity("verify", "--impl", module(tmp_path, "chatty", code)).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,9 @@ def test_a_check_measures_and_does_not_judge(path):
     assert "harness.limits.LIMITS" not in found
 
 
-@pytest.mark.parametrize("module", ["harness", "harness.cli", "harness.worker", "harness.golden"])
+@pytest.mark.parametrize(
+    "module", ["harness", "harness.cli", "harness.worker", "harness.golden", "harness.bench.worker"]
+)
 def test_importing_the_harness_imports_no_framework(module):
     code = f"import sys, {module}; print(sorted({FRAMEWORKS!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
-from faults import ADDED, CACHE, GELU, LOAD, LOGITS, MASK, PLAIN, PROBS, SCALE, VARIANCE, Edit
+from faults import ADDED, GELU, HIDE, LOAD, LOGITS, PLAIN, PROBS, SCALE, VARIANCE, Edit, instead
 
 from harness import golden, shapes
 from harness.checkpoint import Checkpoint
@@ -39,62 +39,60 @@ def variant(name: str, *edits: Edit, specimen: str = "numpy", dtype: str = "floa
 
 variant("plain")
 variant("float64", dtype="float64")
-variant("sums_reversed", (PLAIN, "    return x[..., ::-1] @ w[::-1] + b"))
-variant("sums_in_blocks", (PLAIN, "    return sum(x[..., i::7] @ w[i::7] for i in range(7)) + b"))
-variant("sums_one_by_one", (PLAIN, "    y = x[..., :1] * w[0]\n    for i in range(1, len(w)):\n"
+variant("sums_reversed", instead(PLAIN, "return x[..., ::-1] @ w[::-1] + b"))
+variant("sums_in_blocks", instead(PLAIN, "return sum(x[..., i::7] @ w[i::7] for i in range(7)) + b"))
+variant("sums_one_by_one", instead(PLAIN, "y = x[..., :1] * w[0]\n    for i in range(1, len(w)):\n"
         "        y += x[..., i : i + 1] * w[i]\n    return y + b"))  # fmt: skip
-variant("bias_first", (PLAIN, "    return (np.concatenate([np.ones_like(x[..., :1]), x], -1)"
+variant("bias_first", instead(PLAIN, "return (np.concatenate([np.ones_like(x[..., :1]), x], -1)"
         " @ np.concatenate([b[None], w])).astype(x.dtype)"))  # fmt: skip
-variant("einsum", (PLAIN, '    return np.einsum("...i,io->...o", x, w, optimize=True) + b'))
-variant("weights_out_in", (PLAIN, "    return x @ np.ascontiguousarray(w.T).T + b"))
+variant("einsum", instead(PLAIN, 'return np.einsum("...i,io->...o", x, w, optimize=True) + b'))
+variant("weights_out_in", instead(PLAIN, "return x @ np.ascontiguousarray(w.T).T + b"))
 variant("head_by_einsum", (LOGITS, '    return np.einsum("bne,ve->bnv", x, p["wte"]), present'))
 variant("qkv_in_three_products", (ADDED, "parts(value, p[f'{scope}/{leaf}/w'], p[f'{scope}/{leaf}/b'])"),
         ("def softmax(x):", "def parts(x, w, b):\n    n = len(w) if w.shape[1] == 3 * len(w) else w.shape[1]\n"
          "    return np.concatenate([linear(x, w[:, i : i + n], b[i : i + n])"
          " for i in range(0, w.shape[1], n)], axis=-1)\n\n\ndef softmax(x):"))  # fmt: skip
-variant("mask_-1e4", (PROBS, PROBS.replace("-np.inf", "np.float32(-1e4)")))
+variant("mask_-1e4", (HIDE, HIDE.replace("-np.inf", "-1e4")))
 variant(
     "mask_additive",
-    (PROBS, "    probs = softmax(scores + np.where(visible, 0, -np.inf).astype(scores.dtype))\n"),
+    (
+        HIDE,
+        "            scores[..., n_past + start :] += np.where(future, -np.inf, 0).astype(scores.dtype)\n",
+    ),
 )
 variant(
-    "scale_on_the_query",
+    "scale_on_the_scores",
     (SCALE, ""),
-    ("    scores = q @", "    scores = q * (1 / math.sqrt(q.shape[-1])) @"),
+    ("q[:, :, start:stop] @ k", "q[:, :, start:stop] @ k / math.sqrt(q.shape[-1])"),
 )
-variant("softmax_by_division_last", (PROBS, "    weights = np.where(visible, scores, -np.inf)\n"
-        "    probs = np.exp(weights - weights.max(axis=-1, keepdims=True))\n"),
-        ("heads = (probs @ v)", "heads = (probs @ v / probs.sum(axis=-1, keepdims=True))"))  # fmt: skip
-variant(
-    "a_head_at_a_time",
-    ("(probs @ v)", "np.stack([probs[:, i] @ v[:, i] for i in range(n_head)], axis=1)"),
-)
+variant("softmax_by_division_last", (PROBS,
+        "        probs = np.exp(scores - scores.max(axis=-1, keepdims=True))\n"
+        "        heads[:, start:stop] = (probs @ v.swapaxes(-1, -2) / probs.sum(axis=-1, keepdims=True)).swapaxes(1, 2)\n"))  # fmt: skip
+variant("a_head_at_a_time", ("softmax(scores) @ v.swapaxes(-1, -2)",
+        "np.stack([softmax(scores[:, i]) @ v[:, i].swapaxes(-1, -2) for i in range(n_head)], axis=1)"))  # fmt: skip
 variant("variance_in_one_pass", (VARIANCE, "    mean = x.mean(axis=-1, keepdims=True)\n"
         "    variance = (x * x).mean(axis=-1, keepdims=True) - mean * mean\n"))  # fmt: skip
 variant("norm_in_float64", ("def layer_norm(x, g, b, eps=1e-5):\n", "def layer_norm(x, g, b, eps=1e-5):\n"
         "    return norm64(x.astype(float), g, b, eps).astype(x.dtype)\n\n\ndef norm64(x, g, b, eps):\n"))  # fmt: skip
 variant(
     "gelu_by_sigmoid",
-    (GELU, "return x / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))"),
+    instead(GELU, "return x / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))"),
 )
 variant(
     "gelu_horner",
-    (
+    instead(
         GELU,
         "c = math.sqrt(2 / math.pi)\n    return 0.5 * x * (1 + np.tanh(x * (c + c * 0.044715 * x * x)))",
     ),
 )
-variant("all_in_float64", (LOAD, LOAD.replace("np.asarray(w, dtype)", "np.asarray(w, float)")))
-variant("cache_copied", (CACHE, CACHE.replace("past[0]", "past[0].copy()")))
-variant("cache_preallocated", (CACHE,
-        "room = [np.zeros((batch, n_head, past[0].shape[2] + n, q.shape[-1]), q.dtype) for _ in range(2)]\n"
-        "        for place, old, new in zip(room, past, (k, v)):\n"
-        "            place[:, :, : old.shape[2]], place[:, :, old.shape[2] :] = old, new\n        k, v = room"))  # fmt: skip
-variant("mask_only_in_prefill", (MASK, f"({MASK}) if n > 1 else np.ones((1, n_keys), bool)"))
+variant("all_in_float64", (LOAD, LOAD.replace("dtype", "float")))
+variant("cache_copied", ("if past and past.filled == [n_past]", "if past and not past.filled"))
+variant("cache_preallocated", ("room = min(2 * (n_past + n), n_ctx)", "room = n_ctx"))
+variant("mask_in_decode_too", ("        if n > 1:", "        if True:"))
 
 # -- PyTorch: kernels, threads, precisions
 
-SDPA = "heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past is None)"
+SDPA = "heads = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal)"
 DTYPES = '("float32", "bfloat16")'
 THREADS = '    torch.set_float32_matmul_precision("highest")\n'
 for _dtype in ("float32", "bfloat16", "float16", "float64"):
@@ -108,11 +106,21 @@ for _backend in ("MATH", "FLASH_ATTENTION"):
 variant("one_thread", (THREADS, THREADS + "    torch.set_num_threads(1)\n"), specimen="torch")
 variant("two_threads", (THREADS, THREADS + "    torch.set_num_threads(2)\n"), specimen="torch")
 variant("attention_by_hand", (SDPA,
-        "scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5\n"
-        "    seen = torch.ones(n, k.shape[2], dtype=torch.bool).tril(k.shape[2] - n)\n"
-        "    heads = scores.masked_fill(~seen, float('-inf')).softmax(-1) @ v"), specimen="torch")  # fmt: skip
-variant("weights_out_in", ("torch.addmm(b, x.flatten(0, -2), w).view(*x.shape[:-1], -1)",
-        "F.linear(x, w.T.contiguous(), b)"), specimen="torch")  # fmt: skip
+        "scores = q @ keys.transpose(-1, -2) / q.shape[-1] ** 0.5\n"
+        "    seen = torch.arange(keys.shape[2]) <= positions[:, None]\n"
+        "    heads = scores.masked_fill(~seen, float('-inf')).softmax(-1) @ values"), specimen="torch")  # fmt: skip
+PRODUCT = "F.linear(x, w.T, b)"
+variant("weights_out_in", (PRODUCT, "F.linear(x, w.T.contiguous(), b)"), specimen="torch")
+variant(
+    "addmm", (PRODUCT, "torch.addmm(b, x.flatten(0, -2), w).view(*x.shape[:-1], -1)"), specimen="torch"
+)
+variant("cache_always_copied", ("if past.taken[0] > past.n or", "if True or"), specimen="torch")
+variant(
+    "decode_under_a_mask", ("if n_past and n > 1 else None", "if n_past else None"), specimen="torch"
+)
+# what a CUDA graph would record, run step by step on the CPU
+variant("fixed_shapes", ('fixed = model.device.type == "cuda"', "fixed = True"), ("step = recorded(step)", "pass"),
+        specimen="torch")  # fmt: skip
 
 # -- JAX and TensorFlow
 
@@ -123,8 +131,11 @@ for _dtype in ("float32", "bfloat16", "float16"):
         specimen="jax",
         dtype=_dtype,
     )
-variant("not_jitted", ('@functools.partial(jax.jit, static_argnames=("n_layer", "n_head", "n_keys", "want_taps"))\n', ""),
+variant("not_jitted", ("kept = jax.jit(block, static_argnames=STATIC)", "kept = block"),
+        ('in_place = jax.jit(block, static_argnames=STATIC, donate_argnames=("k_past", "v_past"))', "in_place = block"),
+        *(("@jax.jit\n" + function, function) for function in ("def embed(", "def head(", "def choose(")),
         specimen="jax")  # fmt: skip
+variant("small_buckets", ("STEP = 128", "STEP = 16"), specimen="jax")
 variant("plain", specimen="tensorflow")
 variant("float64", specimen="tensorflow", dtype="float64")
 

@@ -73,11 +73,31 @@ def _judge(subject: Subject, record: Record, scope: str, ids: np.ndarray) -> Ite
         # compare up to a row's first difference: what follows it answers another question
         parted = np.cumsum(ids != golden, axis=1)
         certified = certified & ((parted == 0) | ((parted == 1) & (ids != golden)))
-    wrong = int((certified & (ids != golden)).sum())
-    detail = f"{subject.text(ids[0].tolist())!r}"
-    if wrong:
-        detail += f", golden {subject.text(golden[0].tolist())!r}"
+    wrong_at = certified & (ids != golden)
+    wrong = int(wrong_at.sum())
     conclusive = bool(certified.any())
+    detail = tell(subject, record, ids, wrong_at)
     yield Measurement(record.name, scope, "wrong_tokens", wrong, detail, conclusive)
     detail = f"{near_ties} of {golden.size} positions are within the noise"
     yield Measurement(record.name, scope, "near_ties", near_ties, detail)
+
+
+def tell(subject: Subject, record: Record, ids: np.ndarray, wrong_at: np.ndarray) -> str:
+    """The text chosen; where it departs from golden, golden's text, the first such place, its margin.
+
+    Of a batch it is the first row that is wrong, or else the first that differs within the noise.
+    """
+    golden = record.arrays["greedy"]
+    differs = wrong_at if wrong_at.any() else ids != golden
+    row = int(differs.any(axis=1).argmax())
+    got, right = ids[row].tolist(), golden[row].tolist()
+    detail = repr(subject.text(got))
+    if not differs.any():
+        return detail
+    at = int(differs[row].argmax())
+    instead, rightly = (repr(subject.text(ids[at : at + 1])) for ids in (got, right))
+    margin, tie = record.arrays["margins"][row, at], near_tie(record.noise(subject.target.dtype))
+    return (
+        f"{detail}, golden {subject.text(right)!r}; first difference at token {at} of row {row}: "
+        f"{instead} for {rightly}, golden margin {margin:.3g}, noise could bridge {tie:.3g}"
+    )

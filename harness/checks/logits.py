@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from harness import numerics
-from harness.limits import near_tie
+from harness import numerics, what_if
+from harness.limits import limit, near_tie
 from harness.subject import Key, Measurement, Plan, Subject
 
 METRICS = ("noise_units", "rms_noise_units", "kl_noise_units", "top5_wrong")
@@ -22,6 +22,7 @@ def expected(plan: Plan) -> Iterable[Key]:
 
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
+    wrong: dict[str, list[Measurement]] = {}
     for record in subject.records:
         got, want = subject.logits(record), record.logits
         greatest, rms, kl = record.logits_noise(subject.target.dtype)
@@ -33,8 +34,25 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
             top_wrong(got, want, near_tie(greatest)),
         )
         detail = f"greatest difference {difference:.3g}"
-        for metric, value in zip(METRICS, values, strict=True):
-            yield Measurement(record.name, "logits", metric, value, detail)
+        measured = [
+            Measurement(record.name, "logits", metric, value, detail)
+            for metric, value in zip(METRICS, values, strict=True)
+        ]
+        if not plan.taps and np.isfinite(got).all() and any(map(beyond, measured)):
+            wrong[record.name] = measured  # kept until the reason is known
+        else:
+            yield from measured
+    if wrong:
+        records = [record for record in subject.records if record.name in wrong]
+        words = what_if.explain(subject, records)
+        for found in (found for measured in wrong.values() for found in measured):
+            yield found._replace(diagnosis=words.get(found.case, "") if beyond(found) else "")
+
+
+def beyond(found: Measurement) -> bool:
+    """Whether a diagnosis is called for; whether it fails is for judge.py to say."""
+    allowed = limit("logits", found.scope, found.metric)
+    return allowed is not None and not found.value <= allowed.most
 
 
 def top_wrong(got: np.ndarray, want: np.ndarray, tie: float) -> float:

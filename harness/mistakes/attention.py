@@ -216,6 +216,21 @@ for _dtype in ("float16", "bfloat16"):
     )
 
 
+def in_float16_cache(qkv: np.ndarray) -> np.ndarray:
+    """c_attn's result [batch, n, 3 n_embd] with keys and values, not queries, rounded to float16."""
+    q, k, v = np.split(qkv, 3, axis=-1)
+    with np.errstate(over="ignore"):
+        return np.concatenate([q, *(np.asarray(x, np.float16) for x in (k, v))], axis=-1)
+
+
+simple(
+    "float16_cache",
+    "keys and values are kept as float16",
+    "attention",
+    lambda s: oracle.attention(in_float16_cache(s.inputs[0]), s.hparams.n_head),
+)
+
+
 @mistake(
     "cache_mask",
     "in decode, new positions do not see all of the cache, or see it wrongly masked",

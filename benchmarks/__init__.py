@@ -1,0 +1,1 @@
+"""What asv follows from commit to commit; see asv.conf.json. For a comparison now: parity bench."""

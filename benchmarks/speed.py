@@ -1,0 +1,136 @@
+"""Speed and memory of each implementation on each model, as `parity bench` measures them.
+
+One benchmark run on each model is made for a commit, in setup_cache: implementations take turns
+there, each in a process of its own and verified before and after, and what is wrong has no figure. The
+functions below only say which figure is which.
+
+Lower is better to asv, so what is gated is seconds per token. Tokens per second stand beside it as two
+samples, those of the slowest and of the fastest round: asv's interval around two is 50 times as wide as
+they are apart, so that it does not take a change of them, which it would read upside down, for real.
+"""
+
+IMPLEMENTATIONS = ("numpy", "torch", "jax")
+MODELS = ("micro", "shape:124M")
+SAMPLES = 10  # with ten, asv's interval is that of the samples' own extremes
+
+
+def measure(model: str) -> list[dict]:
+    """The rows of one benchmark run; none at a commit that cannot be benchmarked yet."""
+    try:
+        from harness import discover, models
+        from harness.bench import session
+        from harness.bench.trial import Plans
+        from harness.contract import Target
+        from harness.isolation import Limits
+    except ImportError:
+        return []
+    found = [discover.find(name) for name in IMPLEMENTATIONS if name in discover.names()]
+    where = models.locate(model)
+    plans = Plans(Target("cpu", "float32"), samples=SAMPLES, limits=Limits(seconds=300.0))
+    return [row._asdict() for row in session.measure(found, where, plans, quick=True).rows]
+
+
+def unit(name: str):
+    """What a figure is in, for asv."""
+
+    def mark(method):
+        method.unit = name
+        return method
+
+    return mark
+
+
+class Speed:
+    """Each method is a figure of a row."""
+
+    params = (IMPLEMENTATIONS, MODELS)
+    param_names = ("implementation", "model")
+    timeout = 1800
+
+    def setup_cache(self):
+        return {model: measure(model) for model in MODELS}
+
+    setup_cache.timeout = 1800
+
+    def setup(self, rows, implementation, model):
+        self.rows = [row for row in rows[model] if row["implementation"] == implementation]
+        if not self.rows or all(row["verdict"] == "skipped" for row in self.rows):
+            raise NotImplementedError("not at this commit, or its framework is not installed")
+
+    def row(self, phase: str, metric: str) -> dict:
+        """The one row; raises for what is not verified, which asv then shows as failed."""
+        (row,) = [row for row in self.rows if (row["phase"], row["metric"]) == (phase, metric)]
+        if row["verdict"] != "verified":
+            raise RuntimeError(f"{row['verdict']}: {row['detail']}")
+        return row
+
+    def samples(self, phase: str, metric: str) -> dict:
+        return {"samples": self.row(phase, metric)["samples"], "number": 1}
+
+    def shown(self, phase: str, metric: str) -> dict:
+        """Tokens per second of the slowest and the fastest round, for people."""
+        row = self.row(phase, metric)
+        n_tokens = row["tokens_per_second"] * row["median"]
+        taken = [seconds for seconds in row["samples"] if seconds > 0]
+        return {"samples": [n_tokens / max(taken), n_tokens / min(taken)], "number": 1}
+
+    @unit("seconds")
+    def track_decode_seconds_per_token(self, rows, implementation, model):
+        return self.samples("decode", "seconds_per_token")
+
+    @unit("tokens/s")
+    def track_decode_tokens_per_second(self, rows, implementation, model):
+        return self.shown("decode", "seconds_per_token")
+
+    @unit("seconds")
+    def track_prefill_seconds(self, rows, implementation, model):
+        return self.samples("prefill", "seconds")
+
+    @unit("tokens/s")
+    def track_prefill_tokens_per_second(self, rows, implementation, model):
+        return self.shown("prefill", "seconds")
+
+    @unit("seconds")
+    def track_first_logits_seconds(self, rows, implementation, model):
+        return self.samples("start", "seconds")
+
+    @unit("seconds")
+    def track_load_seconds(self, rows, implementation, model):
+        return self.samples("load", "seconds")
+
+    @unit("bytes")
+    def track_peak_memory(self, rows, implementation, model):
+        return self.samples("memory", "peak_rss")
+
+    @unit("bytes")
+    def track_anonymous_memory(self, rows, implementation, model):
+        return self.samples("memory", "anonymous")
+
+
+class Verification:
+    """What the full verdict on micro costs, all checks on all cases."""
+
+    params = (IMPLEMENTATIONS,)
+    param_names = ("implementation",)
+    timeout = 1800
+    unit = "seconds"
+
+    def setup(self, implementation):
+        try:
+            from harness import discover, run  # noqa: F401
+        except ImportError as error:
+            raise NotImplementedError from error
+
+    def track_verify_seconds(self, implementation):
+        import time
+
+        from harness import discover, judge, models, run
+        from harness.contract import Target
+
+        start = time.perf_counter()
+        found = [discover.find(implementation)]
+        target = [Target("cpu", "float32")]
+        outcome = run.verify(run.Request(found, models.locate("micro"), seed=0, targets=target))
+        if judge.exit_code(outcome.rows):
+            raise RuntimeError("not verified")
+        return time.perf_counter() - start

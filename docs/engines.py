@@ -1,0 +1,142 @@
+"""Verify engines and write docs/engines.md: python docs/engines.py [--install] [NAME...]
+
+Each engine (all, if none is named) is run by `parity verify`, on micro and on shape:124M, into
+out/engines/NAME-MODEL. With --install its extra is installed first. The table is made from what is in
+out/engines afterwards. What cannot be installed or imported is listed as untested, with the error.
+"""
+
+import argparse
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness import discover, results
+from harness.judge import Row, exit_code
+from harness.results import escape, table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROOT = Path(__file__).parent.parent
+MODELS = ("micro", "shape:124M")
+WORDS = "error.txt"  # in place of results: the last line of what went wrong
+DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python", "keras_hub": "keras-hub"}  # or the engine's own name
+VERDICTS = {0: "passes (0)", 1: "disagrees (1)", 2: "not judged (2)"}
+HEADER = [
+    *("engine", "version", "model", "verdict (exit code)", "worst share of a limit", "found"),
+    "not localised",
+]
+TEXT = """# Engines through the verification
+
+Written by docs/engines.py, which `nox -s engines` runs; do not edit. Every engine got the same float32
+weights from the same checkpoint and was judged as any implementation is (`parity verify --impl NAME`),
+declared `cpu-float32`.
+
+*Worst share of a limit*: the measurement that came nearest to its limit, or went furthest beyond it.
+*Not localised*: operations whose result the engine does not show, so that an error in one could not be
+blamed on it. A black box that is wrong is diagnosed as a whole, by evaluating GPT-2 with one known
+mistake in every layer.
+"""
+
+
+def place(name: str, model: str) -> Path:
+    return ROOT / "out" / "engines" / f"{name}-{model.removeprefix('shape:')}"
+
+
+def install(name: str) -> str:
+    """Install an engine's extra. Returns the last line of the error, or "" where it went well."""
+    wanted = ["-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[{name.replace('_', '-')}]"]
+    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *wanted]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    errors = [line.strip() for line in done.stderr.splitlines() if "error" in line.lower()]
+    return (errors or [f"pip exited with {done.returncode}"])[-1] if done.returncode else ""
+
+
+def verify(name: str, model: str) -> None:
+    """Run parity verify in a process of its own; where it leaves no results, keep its last words."""
+    out = place(name, model)
+    parity = [sys.executable, "-c", "from harness.cli import main; main()", "verify"]
+    options = ["--impl", name, "--model", model, "--target", "cpu-float32", "--out", str(out)]
+    done = subprocess.run(
+        [*parity, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    print(done.stdout, flush=True)
+    if not (out / results.NAME).is_file():
+        excuse(name, model, (done.stdout.strip().splitlines() or ["it said nothing"])[-1])
+
+
+def excuse(name: str, model: str, words: str) -> None:
+    """Leave the reason why there are no results, and none of an earlier run."""
+    out = place(name, model)
+    out.mkdir(parents=True, exist_ok=True)
+    results.clear(out)
+    (out / WORDS).write_text(words, encoding="utf-8")
+
+
+def line(name: str, model: str) -> list[str]:
+    """One row of the table."""
+    out = place(name, model)
+    if not (out / results.NAME).is_file():
+        words = (out / WORDS).read_text(encoding="utf-8") if (out / WORDS).is_file() else "not run"
+        return [f"`{name}`", "", model, "untested", "", escape(words), ""]
+    frame = results.read(out)
+    refused = frame[(frame.check == "load") & frame.detail.str.match("ImportError|ModuleNotFoundError")]
+    if len(refused):
+        return [f"`{name}`", "", model, "untested", "", escape(refused.detail.iloc[0]), ""]
+    version = frame.attrs["versions"][DISTRIBUTIONS.get(name, name)]
+    verdict = VERDICTS[exit_code(Row(*row) for row in frame.itertuples(index=False))]
+    silent = int((frame.verdict == "unlocalised").sum())
+    hidden = f"all {silent} operations" if silent else "nothing"
+    return [f"`{name}`", version, model, verdict, worst(frame), escape(found(frame)), hidden]
+
+
+def worst(frame: "pd.DataFrame") -> str:
+    """The greatest share of a limit that any measurement used, and which that was."""
+    if frame.ratio.notna().sum() == 0:
+        return ""
+    row = frame.loc[frame.ratio.idxmax()]
+    share = f"{row.ratio:.0%}" if row.ratio < 10 else f"{row.ratio:.2g} times"
+    where = ", ".join(part for part in (row.case, row.scope, row.metric) if part)
+    return f"{share} ({escape(f'{row.check}: {where}')})"
+
+
+def found(frame: "pd.DataFrame") -> str:
+    """What failed, where and why; for a pass, how much was compared."""
+    failed = frame[frame.verdict == "fail"]
+    if failed.empty:
+        return f"nothing wrong in {(frame.verdict == 'pass').sum()} measurements"
+    counts = failed.groupby("check", sort=False).size()
+    checks = ", ".join(f"{check} ({count})" for check, count in counts.items())
+    explained = failed[failed.diagnosis != ""]
+    shown = (failed if explained.empty else explained).sort_values("ratio", ascending=False).iloc[0]
+    return f"fails in {checks}. At worst, {shown.blame}: {shown.diagnosis or shown.detail}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--install", action="store_true", help="install each engine's extra first")
+    parser.add_argument("names", nargs="*", help="engines; all, if none is named")
+    arguments = parser.parse_args()
+    for name in arguments.names or discover.engines():
+        error = install(name) if arguments.install else ""
+        for model in MODELS:
+            if error:
+                excuse(name, model, error)
+            else:
+                verify(name, model)
+    write()
+
+
+def write() -> None:
+    """Make the page from what the runs left."""
+    lines = [line(name, model) for name in discover.engines() for model in MODELS]
+    made = f"Made with Python {platform.python_version()} on {platform.system()} {platform.machine()}."
+    text = "\n".join([TEXT, *table(HEADER, lines), "", made, ""])
+    (ROOT / "docs" / "engines.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""One implementation in a benchmark: its process, its turns, and what came of them."""
+
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness import limits
+from harness.bench.process import Lost, Refused, Worker
+from harness.bench.roofline import Rates
+from harness.bench.trial import Plans, Trial
+from harness.bench.truth import Truth
+from harness.bench.worker import VERIFIED
+from harness.contract import Target
+from harness.discover import Found
+from harness.judge import Judge
+from harness.models import Model
+from harness.subject import Measurement, Plan, shape_of
+
+DECODE_SECONDS = 2.0  # a sample of decode is cut to about so long, down to one token
+
+
+class Session(Protocol):
+    """The run that it takes part in."""
+
+    model: Model
+    plans: Plans
+    folder: Path
+    truth: Truth
+    rates: dict[Trial, list[Rates]]
+
+    def job(self, found: Found | None) -> dict[str, Any]:
+        """What its process is told."""
+
+
+class Entrant:
+    """One implementation, its process, and what came of it."""
+
+    def __init__(self, found: Found, session: "Session"):
+        self.found, self.session = found, session
+        self.verdict, self.detail = "verified", ""
+        self.samples: dict[Trial, list[float]] = defaultdict(list)
+        self.fresh: dict[str, list[float]] = defaultdict(list)  # of the fresh processes
+        self.failed: dict[Trial, tuple[str, str]] = {}
+        self.decoded: dict[Trial, int] = {}
+        self.ids: dict[Trial, list[list[list[int]]]] = defaultdict(list)
+        self.how: dict[Trial, str] = {}
+        self.versions: dict[str, str] = {}
+        self.offered: list[Target] = []
+        self.worker: Worker | None = None
+
+    @property
+    def running(self) -> bool:
+        return self.verdict == "verified"
+
+    def end(self, verdict: str, detail: str) -> None:
+        """It is out: no figure of it will stand."""
+        self.verdict, self.detail = verdict, detail
+        self.close()
+
+    def close(self) -> None:
+        if self.worker is not None:
+            self.worker.close()
+            self.worker = None
+
+    def begin(self) -> None:
+        """Start its process and load the model."""
+        target = self.session.plans.target
+        try:
+            self.worker = Worker(self.session.job(self.found), self.session.folder, self.session.plans)
+            self.worker.hear()
+            hello = self.worker.ask("hello")
+        except Refused as error:
+            missing = error.args[1]
+            self.end("skipped" if missing else "crashed", str(error.args[0]))
+            return
+        except Lost as error:
+            self.end("crashed", str(error))
+            return
+        self.versions, self.generates = hello["versions"], hello["generates"]
+        self.offered = [Target(*offered) for offered in hello["offered"]]
+        if target not in self.offered:
+            offered = ", ".join(map(str, self.offered)) or "nothing"
+            self.end("skipped", f"{target} is not offered (offered: {offered})")
+
+    def verify(self, when: str) -> None:
+        """The checks on the records; a failure ends it."""
+        reply = self.attempt(None, "verify")
+        if reply is None:
+            return
+        truth = self.session.truth
+        cases = tuple(shape_of(record) for record in truth.records)
+        plan = Plan(truth.hparams, cases, tuple(reply["plan"]["taps"]), reply["plan"]["generates"])
+        measured = [(check, Measurement(*found)) for check, found in reply["measured"]]
+        judge = Judge(self.found.name, self.session.plans.target, self.session.model.name)
+        rows = [row for row in judge.rows(plan, measured, {}) if row.check in VERIFIED]
+        wrong = [row for row in rows if row.verdict == "fail"]
+        if wrong or not any(row.verdict == "pass" for row in rows):
+            row = wrong[0] if wrong else None
+            told = f"{row.check} {row.case} {row.metric} {row.value}: {row.detail}" if row else "no pass"
+            self.end("wrong output", f"{when} the timing: {told}")
+
+    def attempt(self, trial: Trial | None, op: str, **request: Any) -> dict[str, Any] | None:
+        """Ask; whatever goes wrong is noted, and None comes back. trial None: all of it is at stake."""
+        if self.worker is None:
+            return None
+        try:
+            return self.worker.ask(op, **request)
+        except Refused as error:
+            if trial is None:
+                self.end("crashed", f"{op}: {error.args[0]}")
+            else:
+                self.failed[trial] = ("crashed", str(error.args[0]))
+        except Lost as error:
+            self.end("crashed", f"{trial or op}: {error}")
+        return None
+
+    def warm(self, trial: Trial) -> None:
+        """Untimed first goes: compilation, page faults, and how many tokens fit in a sample."""
+        if trial.phase == "prefill":
+            self.time(trial, keep=False)
+        if trial.phase != "decode":
+            return
+        self.decoded[trial] = min(2, trial.n)
+        for _ in range(2):  # the first one compiles
+            pace = self.time(trial, keep=False)
+        if pace is None:
+            return
+        fits = int(DECODE_SECONDS / max(pace, 1e-9))
+        self.decoded[trial] = max(1, min(trial.n, fits))
+        if self.decoded[trial] > 2:
+            self.time(trial, keep=False)
+
+    def time(self, trial: Trial, keep: bool = True) -> float | None:
+        """One timed call, its result checked; seconds (of decode, for each token)."""
+        if trial in self.failed or not self.running:
+            return None
+        if trial.phase == "start":
+            return self._start(trial, keep)
+        if trial.phase == "prefill":
+            reply = self.attempt(trial, "prefill", n=trial.n, batch=trial.batch)
+        else:
+            n = self.decoded[trial]
+            reply = self.attempt(trial, "decode", n_past=trial.n_past, n=n, batch=trial.batch)
+        if reply is None:
+            return None
+        self.hold(trial, reply)
+        if keep:
+            self.samples[trial].append(reply["seconds"])
+        return float(reply["seconds"])
+
+    def hold(self, trial: Trial, reply: dict[str, Any]) -> None:
+        """Hold a timed call's result against the truth; token ids wait until all timing is over."""
+        if "ids" in reply:
+            self.how[trial] = reply["how"]
+            rows = len(reply["ids"]), {len(row) for row in reply["ids"]}
+            if rows != (trial.batch, {self.decoded[trial] + 1}):
+                self.end("wrong output", f"{trial}: ids of the wrong shape")
+            elif reply["ids"] not in self.ids[trial]:
+                self.ids[trial].append(reply["ids"])
+            return
+        units = self.session.truth.units(reply["difference"])
+        if not units <= limits.NOISE.most:
+            self.end("wrong output", f"{trial}: a timed call's logits are {units:.3g} noise units off")
+
+    def _start(self, trial: Trial, keep: bool) -> float | None:
+        """A fresh process, from its start to its first logits; then what memory it has used."""
+        job = self.session.job(self.found) | {"first": trial.n}
+        resident, self.worker = self.worker, Worker(job, self.session.folder, self.session.plans)
+        try:
+            self.worker.hear()
+            taken = time.perf_counter() - self.worker.started
+            memory = self.worker.ask("memory")
+            first = self.worker.ask("agree")
+            self.hold(trial, first)
+        except (Lost, Refused) as error:
+            self.end("crashed", f"{trial}: {error.args[0]}")
+            return None
+        finally:
+            self.close()
+            if self.running:
+                self.worker = resident
+            elif resident is not None:
+                resident.close()
+        if keep:
+            self.samples[trial].append(taken)
+            for name, value in {**memory, "load": first["load_seconds"]}.items():
+                if value is not None:
+                    self.fresh[name].append(float(value))
+        return taken
+
+    def check_ids(self) -> None:
+        """Every sequence of tokens that a timed call chose, against the oracle."""
+        for trial, sequences in self.ids.items():
+            for ids in sequences:
+                if self.running and (told := self.session.truth.unlikely(trial.n_past, ids)):
+                    self.end("wrong output", f"{trial}: {told}")

@@ -1,0 +1,96 @@
+"""From samples to rows: medians, intervals, ratios to the baseline, shares of the roofline."""
+
+from harness.bench import interval, roofline
+from harness.bench.entrant import Entrant, Session
+from harness.bench.roofline import ITEMSIZE
+from harness.bench.trial import Row, Trial
+
+
+def entrant_rows(entrant: Entrant, baseline: Entrant) -> list[Row]:
+    """A row for each trial, and for the load and memory of a fresh process."""
+    session = entrant.session
+    rows = []
+    for trial in session.plans.trials:
+        rows.append(time_row(entrant, baseline, trial))
+        if trial.phase == "start":
+            rows += fresh_rows(entrant, baseline, trial)
+    return rows
+
+
+def blank(entrant: Entrant, trial: Trial, against: str) -> Row:
+    """A row without figures."""
+    target = entrant.session.plans.target
+    verdict, detail = entrant.verdict, entrant.detail
+    if entrant.running:
+        verdict, detail = entrant.failed.get(trial, ("verified", entrant.how.get(trial, "")))
+    metric = "seconds_per_token" if trial.phase == "decode" else "seconds"
+    n = entrant.decoded.get(trial, trial.n)
+    model = entrant.session.model.name
+    return Row(
+        entrant.found.name, *target, model, trial.phase, metric, trial.n_past, n, trial.batch,
+        [], None, None, None, "seconds", None, None, against, None, None, None, verdict, detail,
+    )  # fmt: skip
+
+
+def filled(row: Row, samples: list[float], of_baseline: list[float]) -> Row:
+    """A verified row with its figures; paired with the baseline's where both have all rounds."""
+    found = interval.median(samples)
+    row = row._replace(samples=samples, median=found.median, low=found.low, high=found.high)
+    if len(of_baseline) != len(samples) or not all(value > 0 for value in samples):
+        return row
+    ratio = interval.median([b / own for b, own in zip(of_baseline, samples, strict=True)])
+    return row._replace(speedup=ratio.median, speedup_low=ratio.low, speedup_high=ratio.high)
+
+
+def time_row(entrant: Entrant, baseline: Entrant, trial: Trial) -> Row:
+    row = blank(entrant, trial, baseline.found.name)
+    samples = entrant.samples.get(trial, [])
+    if row.verdict != "verified":
+        return row
+    if len(samples) < entrant.session.plans.samples:
+        return row._replace(verdict="crashed", detail="not all rounds were measured")
+    row = filled(row, samples, baseline.samples.get(trial, []) if baseline.running else [])
+    if row.median is None or row.median <= 0:
+        return row._replace(samples=[], median=None, low=None, high=None, verdict="skipped",
+                            detail="too short to be timed by a difference")  # fmt: skip
+    n_tokens = trial.batch * (1 if trial.phase == "decode" else trial.n)
+    if trial.phase == "start":
+        return row
+    share = roofline_share(entrant.session, trial, row)
+    return row._replace(tokens_per_second=n_tokens / row.median, roofline=share)
+
+
+def roofline_share(session: Session, trial: Trial, row: Row) -> float | None:
+    """The least time over the time taken, each with the machine's rates of the same round."""
+    itemsize, shares = ITEMSIZE[session.plans.target.dtype], []
+    for rates, taken in zip(session.rates[trial], row.samples, strict=True):
+        if trial.phase == "decode":  # at the middle of the tokens decoded
+            n, n_past = 1, trial.n_past + (row.n + 1) // 2
+        else:
+            n, n_past = trial.n, 0
+        least = roofline.seconds(session.truth.hparams, rates, n, n_past, trial.batch, itemsize)
+        if least is None or taken <= 0:
+            return None
+        shares.append(least / taken)
+    return interval.median(shares).median
+
+
+def fresh_rows(entrant: Entrant, baseline: Entrant, trial: Trial) -> list[Row]:
+    """Load time and memory of the fresh processes of a start trial, after their first logits."""
+    row = blank(entrant, trial, baseline.found.name)
+    memory = row._replace(phase="memory", unit="bytes")
+    wanted = {"load": row._replace(phase="load"), "peak_rss": memory, "anonymous": memory}
+    if entrant.session.plans.target.device != "cpu":
+        wanted["gpu"] = memory
+    rows = []
+    for name, empty in wanted.items():
+        plain = empty if name == "load" else empty._replace(metric=name)
+        samples = entrant.fresh.get(name, [])
+        if row.verdict != "verified":
+            rows.append(plain)
+        elif len(samples) < entrant.session.plans.samples:
+            rows.append(plain._replace(verdict="skipped", detail="this system does not tell"))
+        else:
+            others = baseline.fresh.get(name, []) if baseline.running else []
+            rows.append(filled(plain, samples, others))
+    return rows

@@ -1,0 +1,170 @@
+"""A run of a benchmark, from the request to the rows."""
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from harness import checkpoint, noise, run
+from harness.bench import interval, roofline
+from harness.bench.entrant import Entrant
+from harness.bench.process import Lost, Refused, Worker, cores, threads
+from harness.bench.roofline import ITEMSIZE, Rates
+from harness.bench.rows import entrant_rows
+from harness.bench.trial import SAMPLES, Outcome, Plans, Row, Trial, trials
+from harness.bench.truth import Truth
+from harness.contract import CannotJudge, HParams, Target
+from harness.discover import Found
+from harness.models import Model
+
+REST = 0.05  # seconds between turns, in which the last one's spinning threads go to sleep
+
+Report = Callable[[str, int, int], None]  # what is going on, requests done, requests in all
+
+
+class Session:
+    """One run on one model."""
+
+    def __init__(self, found: Sequence[Found], model: Model, plans: Plans, folder: Path, report: Report):
+        self.model, self.plans, self.folder, self.report = model, plans, folder, report
+        self.done, self.all = 0, len(found) * (2 + sum(plans.samples + 1 for _ in plans.trials)) + 1
+        self.step("preparing the truth")
+        self.truth = Truth(model, plans, folder)
+        self.entrants = [Entrant(one, self) for one in found]
+        self.rates: dict[Trial, list[Rates]] = defaultdict(list)
+
+    def step(self, what: str) -> None:
+        self.report(what, self.done, self.all)
+        self.done += 1
+
+    def job(self, found: Found | None) -> dict[str, Any]:
+        """A worker's job; of no implementation: the bare machine's."""
+        return {
+            "name": found.name.replace("/", "-") if found else "machine",
+            "where": found.where if found else "",
+            "target": self.plans.target,
+            "hparams": self.truth.hparams._asdict(),
+            "weights": str(self.truth.checkpoint.weights),
+            "truth": str(self.truth.path),
+            "records": self.truth.paths,
+            "cpus": cores()[: threads(self.plans)],
+        }
+
+    def run(self) -> None:
+        """Everything, in order; processes that are left are ended, whatever happens."""
+        machine = Worker(self.job(None), self.folder, self.plans)
+        try:
+            machine.hear()
+            for entrant in self.entrants:
+                self.step(f"{entrant.found.name}: loading and verifying")
+                entrant.begin()
+                if entrant.running:
+                    entrant.verify("before")
+            for trial in self.plans.trials:
+                self._time(trial, machine)
+            for entrant in self.entrants:
+                self.step(f"{entrant.found.name}: verifying again")
+                if entrant.running:
+                    entrant.verify("after")
+                    entrant.check_ids()
+        except (Lost, Refused) as error:
+            raise CannotJudge(f"the machine's own rates: {error.args[0]}") from error
+        finally:
+            for entrant in self.entrants:
+                entrant.close()
+            machine.close()
+
+    def _time(self, trial: Trial, machine: Worker) -> None:
+        """Warm up apart, then rounds in which everyone has a turn, a different one first each time."""
+        for entrant in self.entrants:
+            self.step(f"{entrant.found.name}: {trial}, warming up")
+            entrant.warm(trial)
+        for i in range(self.plans.samples):
+            first = i % max(1, len(self.entrants))
+            time.sleep(REST)
+            self.rates[trial].append(Rates(**machine.ask("rates")))
+            for entrant in [*self.entrants[first:], *self.entrants[:first]]:
+                self.step(f"{entrant.found.name}: {trial}, round {i + 1} of {self.plans.samples}")
+                time.sleep(REST)
+                entrant.time(trial)
+
+
+def measure(
+    found: Sequence[Found],
+    model: Model,
+    plans: Plans,
+    against: str = "",
+    quick: bool = False,
+    report: Report = lambda what, done, of: None,
+) -> Outcome:
+    """Run a benchmark. against: the baseline's name; the first implementation, if empty.
+
+    Raises CannotJudge for a baseline that is not among the implementations, a dtype unknown to the
+    noise floor, too few samples, too little memory, or golden that cannot be trusted.
+    """
+    if plans.samples < SAMPLES:
+        raise CannotJudge(f"--samples {plans.samples}: an interval of 95 % needs at least {SAMPLES}")
+    names = [one.name for one in found]
+    baseline = against or names[0]
+    if baseline not in names:
+        raise CannotJudge(f"--against {baseline}: not measured in this run ({', '.join(names)})")
+    if plans.target.dtype not in noise.DTYPES:
+        raise CannotJudge(f"target {plans.target}: dtype is not one of {', '.join(noise.DTYPES)}")
+    hparams = checkpoint.read_hparams(model.checkpoint / "hparams.json")
+    if lacking := too_big(hparams, plans.target, len(names)):
+        raise CannotJudge(f"model {model.name}: {lacking}")
+    plans = plans._replace(trials=plans.trials or trials(hparams, quick))
+    started = time.time()
+    with tempfile.TemporaryDirectory(prefix="parity-bench-") as folder:
+        session = Session(found, model, plans, Path(folder), report)
+        session.run()
+        first = next(one for one in session.entrants if one.found.name == baseline)
+        rows = [row for entrant in session.entrants for row in entrant_rows(entrant, first)]
+        return Outcome(rows, environment(session, baseline, started))
+
+
+def too_big(hparams: HParams, target: Target, n_implementations: int) -> str:
+    """Why so many implementations of a model do not fit in memory; "" if they do.
+
+    Twice the weights for each (most copy them, and work besides), the mapped file, and the oracle's
+    largest weight and logits in float64.
+    """
+    one = roofline.parameters(hparams) * ITEMSIZE[target.dtype]
+    truth = 8 * hparams.n_vocab * (hparams.n_embd + 2 * hparams.n_ctx)
+    needed = one * (1 + 2 * n_implementations) + truth
+    free = psutil.virtual_memory().available
+    if needed <= free:
+        return ""
+    return f"{needed / 2**30:.1f} GiB of memory are needed and {free / 2**30:.1f} are free"
+
+
+def environment(session: Session, baseline: str, started: float) -> dict[str, Any]:
+    """results.json's environment, and what timing depends on besides."""
+    truth, plans, entrants = session.truth, session.plans, session.entrants
+    versions = {name: v for entrant in entrants for name, v in entrant.versions.items()}
+    offered = {target for entrant in entrants for target in entrant.offered}
+    rates = [rate for found in session.rates.values() for rate in found]
+    gemm = [rate.gemm for rate in rates if rate.gemm is not None]
+    return run.environment(
+        session.model, truth.checkpoint, truth.records, plans.seed, versions, offered, started
+    ) | {
+        "threads": threads(plans),
+        "samples": plans.samples,
+        "interval_confidence": interval.median([0.0] * plans.samples).confidence,
+        "bandwidth_bytes_per_s": interval.median([rate.bandwidth for rate in rates]).median,
+        "gemm_flop_per_s": interval.median(gemm).median if gemm else None,
+        "truth": truth.source,
+        "against": baseline,
+    }
+
+
+def exit_code(rows: Sequence[Row]) -> int:
+    """0: something was measured and nothing was wrong. 1: wrong output, or a crash. 2: no figures."""
+    verdicts = {row.verdict for row in rows}
+    if verdicts & {"wrong output", "crashed"}:
+        return 1
+    return 0 if "verified" in verdicts else 2

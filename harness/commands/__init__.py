@@ -1,0 +1,1 @@
+"""The commands of parity, one kind a file; cli.py puts them together."""

@@ -1,0 +1,72 @@
+"""parity bench: implementations are timed side by side."""
+
+import secrets
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness import discover, models, terminal
+from harness.bench import growth, scoreboard, session
+from harness.bench.trial import Plans
+from harness.commands.options import (
+    DEFAULT,
+    MemoryOption,
+    ModelOption,
+    TimeoutOption,
+    limits,
+    parse_target,
+    writable,
+)
+
+
+def bench(
+    impl: Annotated[
+        list[str] | None,
+        typer.Option(help="Name, module, or PATH.py; repeat for several. Default: all in impls/."),
+    ] = None,
+    model: ModelOption = "shape:124M",
+    target: Annotated[str, typer.Option(help="DEVICE-DTYPE.")] = "cpu-float32",
+    against: Annotated[str, typer.Option(help="The baseline. Default: the first --impl.")] = "",
+    quick: Annotated[bool, typer.Option(help="Prefill of 128 and decode after 16 only.")] = False,
+    growing: Annotated[
+        bool, typer.Option("--growth", help="How cost grows with tokens, batch and model, instead.")
+    ] = False,
+    samples: Annotated[int, typer.Option(help="Rounds in which everyone has a turn; 6 or more.")] = 6,
+    threads: Annotated[int, typer.Option(help="Threads of each implementation. 0: all cores.")] = 0,
+    timeout: TimeoutOption = DEFAULT.seconds,
+    memory: MemoryOption = DEFAULT.gigabytes,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for bench.json, bench.md, report.html.")
+    ] = None,
+) -> None:
+    """Time implementations side by side; only what is verified, before and after, gets a figure."""
+    console = terminal.console()
+    found = [discover.find(name) for name in impl or discover.names()]
+    allowed = limits(timeout, memory)
+    plans = Plans(parse_target(target), (), samples, threads, secrets.randbelow(2**31), allowed)
+    if out is not None:
+        writable(out)
+        scoreboard.clear(out)
+    fits = None
+    with scoreboard.progress(console) as progress:
+        if growing:
+            outcome, fits = growth.measure(found, growth.names(model), plans, against, progress)
+        else:
+            outcome = session.measure(found, models.locate(model), plans, against, quick, progress)
+    outcome.environment["command"] = shlex.join(["parity", *sys.argv[1:]])
+    scoreboard.show(console, outcome, fits)
+    if out is not None:
+        scoreboard.write(out, outcome, fits)
+        draw(out)
+        console.print(f"  written: {out}/{', '.join(scoreboard.FILES)}", highlight=False)
+    raise typer.Exit(session.exit_code(outcome.rows))
+
+
+def draw(out: Path) -> None:
+    """The page of all that is in out: this benchmark, and a verification that was there before."""
+    from harness import report  # what draws takes a second to import
+
+    report.write([out], out / "report.html")

@@ -1,0 +1,67 @@
+"""parity fetch, known: what others have published is got, and asked for."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness import discover, models, terminal
+from harness.commands.options import parse_target
+from harness.contract import CannotJudge
+
+
+def fetch(
+    size: Annotated[str, typer.Argument(help="124M, 355M, 774M or 1558M.")],
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PARITY_BASE_URL", help="Address with SIZE/FILE below it. Default: OpenAI's."
+        ),
+    ] = None,
+) -> None:
+    """Download an official checkpoint, going on where an earlier attempt stopped, and prove it."""
+    from harness import fetch as fetching  # only here is the network's library needed
+
+    if size not in models.OFFICIAL:
+        raise CannotJudge(f"size {size!r}: expected one of {', '.join(models.OFFICIAL)}")
+    console = terminal.console()
+    release = fetching.published(size)
+    try:
+        with terminal.downloads(console) as report:
+            got = fetching.fetch(release, base_url or fetching.default_url(), report)
+    except KeyboardInterrupt as error:
+        raise CannotJudge(
+            f"fetch {size}: interrupted. What has come is kept: the same command goes on from there"
+        ) from error
+    console.print(f"  {fetching.told(release)}", highlight=False, soft_wrap=True)
+    console.print(f"[green]PASS[/green]: {models.locate(size).checkpoint}, {len(got)} files downloaded")
+
+
+def known(
+    model: Annotated[str, typer.Argument(help="124M and so on, micro, or a folder named like one.")],
+    impl: Annotated[str, typer.Option(help="Name in impls/, module, or PATH.py.")] = "numpy",
+    target: Annotated[str, typer.Option(help="DEVICE-DTYPE; the facts are float32's.")] = "cpu-float32",
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="Folder with published texts and tokens. Default: $PARITY_REFERENCE_DATA."),
+    ] = None,
+    gluon_logits: Annotated[
+        Path | None, typer.Option(help="gluon_117M_gt_logits.npy and so on, or their folder.")
+    ] = None,
+) -> None:
+    """Ask an implementation what others have published about a checkpoint."""
+    from harness import known as answering  # it knows the published files through fetch
+
+    console = terminal.console()
+    found, where, on = discover.find(impl), models.locate(model), parse_target(target)
+    facts = answering.about(where.name, answering.read())
+    if not facts:
+        raise CannotJudge(f"model {model}: nobody has published anything about a {where.name!r}")
+    place = answering.place_of(where, texts, gluon_logits)
+    answers = []
+    with console.status("known answers") as status:
+        for answer in answering.ask(facts, found, on, place):
+            answers.append(answer)
+            status.update(f"known answers: {len(answers)} of {len(facts)}")
+    terminal.answers(console, f"{where.name}: known answers, {found.name} {on}", answers)
+    raise typer.Exit(answering.exit_code(answers))

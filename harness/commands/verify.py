@@ -1,0 +1,143 @@
+"""parity verify, gate, resume, new: implementations are run and judged."""
+
+import secrets
+import shutil
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.markup import escape
+
+from harness import discover, models, results, run, skeleton, terminal
+from harness import ledger as ledgers
+from harness.commands.options import (
+    DEFAULT,
+    LedgerOption,
+    MemoryOption,
+    ModelOption,
+    OutOption,
+    SeedOption,
+    TargetOption,
+    ThreadsOption,
+    TimeoutOption,
+    limits,
+    parse_target,
+    writable,
+)
+from harness.contract import CannotJudge
+from harness.isolation import Limits
+from harness.judge import exit_code
+
+JOURNAL = "journal"  # in --out, while a run is under way
+
+
+def verify(
+    impl: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name in impls/, MODULE[:attr] or PATH.py[:attr]; repeat. Default: all in impls/."
+        ),
+    ] = None,
+    model: ModelOption = "micro",
+    target: TargetOption = None,
+    out: OutOption = None,
+    seed: SeedOption = None,
+    timeout: TimeoutOption = DEFAULT.seconds,
+    memory: MemoryOption = DEFAULT.gigabytes,
+    threads: ThreadsOption = None,
+    ledger: LedgerOption = None,
+) -> None:
+    """Verify implementations against the golden records, each in a process of its own."""
+    found = [discover.find(name) for name in impl or discover.names()]
+    allowed = limits(timeout, memory, threads)
+    start(request(found, model, target, seed, "", allowed, ledger), out)
+
+
+def gate(
+    implementation: Annotated[str, typer.Argument(help="PATH.py[:attr], MODULE[:attr] or a name.")],
+    model: ModelOption = "micro",
+    target: TargetOption = None,
+    require_device: Annotated[
+        str, typer.Option(help="Exit 2 unless the implementation runs on this device here.")
+    ] = "",
+    out: OutOption = None,
+    seed: SeedOption = None,
+    timeout: TimeoutOption = DEFAULT.seconds,
+    memory: MemoryOption = DEFAULT.gigabytes,
+    threads: ThreadsOption = None,
+    ledger: LedgerOption = None,
+) -> None:
+    """Gate one backend in CI: the whole suite over one implementation of the contract."""
+    found = [discover.find(implementation)]
+    allowed = limits(timeout, memory, threads)
+    start(request(found, model, target, seed, require_device, allowed, ledger), out)
+
+
+def resume(
+    out: Annotated[Path, typer.Argument(help="The --out folder of a run that was killed.")],
+) -> None:
+    """Go on with a verify or gate that was killed: nothing that it had measured is measured again."""
+    start(run.interrupted(out / JOURNAL), out, anew=False)
+
+
+def new(name: Annotated[str, typer.Argument(help="NAME; NAME.py is written here.")]) -> None:
+    """Write a commented skeleton of an implementation, to be filled in and gated."""
+    path = skeleton.write(name, Path.cwd())
+    terminal.console().print(f"written: {path.name}; fill it in, then: parity gate {path.name}")
+
+
+def request(
+    found: list[discover.Found],
+    model: str,
+    target: list[str] | None,
+    seed: int | None,
+    require: str,
+    allowed: Limits,
+    ledger: Path | None,
+) -> run.Request:
+    """What the options ask for. Raises CannotJudge for what no run can be made of."""
+    return run.Request(
+        implementations=found,
+        model=models.locate(model),
+        seed=secrets.randbelow(2**31) if seed is None else seed,
+        targets=[parse_target(text) for text in target or ()],
+        require=require,
+        limits=allowed,
+        ledger=ledger and ledger.resolve(),
+    )
+
+
+def make(
+    asked: run.Request, out: Path | None, progress: run.Progress = run.silent, *, anew: bool = True
+) -> run.Results:
+    """Make the run and write it down in out; its journal is there for as long as it is under way."""
+    if out is None:
+        return run.verify(asked, None, progress)
+    writable(out)
+    if anew:
+        results.clear(out)
+        shutil.rmtree(out / JOURNAL, ignore_errors=True)
+    try:
+        outcome = run.verify(asked, out / JOURNAL, progress)
+    except CannotJudge:
+        if anew:  # it would be refused again; what was resumed is left for whoever can mend it
+            shutil.rmtree(out / JOURNAL, ignore_errors=True)
+        raise
+    results.write(outcome, out)
+    shutil.rmtree(out / JOURNAL)
+    return outcome
+
+
+def start(asked: run.Request, out: Path | None, *, anew: bool = True) -> NoReturn:
+    """Make the run, show it, and exit with its verdict."""
+    console = terminal.console()
+    with terminal.progress(console) as progress:
+        outcome = make(asked, out, progress, anew=anew)
+    terminal.show(console, outcome)
+    if out is not None:
+        console.print(f"  written: {out}/{', '.join(results.FILES)}", highlight=False)
+    if asked.ledger and (lines := ledgers.suggest(outcome.rows)):
+        console.print("  not in the ledger:", highlight=False)
+        for line in lines:
+            console.print(f"    {escape(line)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(exit_code(outcome.rows))

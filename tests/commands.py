@@ -1,0 +1,26 @@
+"""The command as users run it, and implementations written for the occasion."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from harness.discover import IMPLS
+
+SPECIMEN = (IMPLS / "gpt2_numpy.py").read_text(encoding="utf-8")
+
+
+def parity(*arguments, **options):
+    """Run the command; returns the finished process with its text."""
+    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, **options)
+
+
+def command(*arguments) -> list[str]:
+    return [sys.executable, "-c", "from harness.cli import main; main()", *map(str, arguments)]
+
+
+def module(folder: Path, name: str, extra: str) -> Path:
+    """The NumPy specimen with code added at its end, as a file of its own."""
+    path = folder / f"{name}.py"
+    path.write_text(SPECIMEN + "\n\n" + textwrap.dedent(extra), encoding="utf-8")
+    return path

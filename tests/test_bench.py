@@ -1,0 +1,466 @@
+"""Benchmarks: what is wrong gets no figure, and the arithmetic of the rest. No time is asserted."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import module, parity
+from faults import FAULTS, plant
+
+from harness import models, oracle, run, shapes
+from harness.bench import growth, history, interval, process, roofline, rows, scoreboard, session
+from harness.bench.roofline import Rates
+from harness.bench.trial import Plans, Row, Trial, trials
+from harness.contract import CannotJudge, HParams, Target
+from harness.discover import Found, find
+from harness.isolation import THREADS
+from harness.oracle import Arithmetic
+
+ROOT = Path(__file__).parent.parent
+FLOAT32 = Target("cpu", "float32")
+SMALL = HParams(n_vocab=257, n_ctx=64, n_embd=48, n_head=4, n_layer=3)
+TRIALS = (Trial("prefill", 24), Trial("decode", 20, 16), Trial("start", 24))
+
+# How an implementation can go wrong where a check before the timing would not see it: only the timed
+# prefill is of 24 tokens, and after three of them (one to warm up) it misbehaves.
+LATE = """
+real, timed = forward, 0
+def forward(model, tokens, past=None, tap=None, **kw):
+    global timed
+    timed += tokens.shape[1] == 24
+    logits, present = real(model, tokens, past, tap, **kw)
+    if timed > 3: {misbehaviour}
+    return logits, present
+"""
+BAD = {
+    "turns_wrong": ("logits = logits + np.float32(0.1)", "wrong output", "a timed call's logits"),
+    "nan_when_timed": ("logits[0, -1, 5] = np.nan", "wrong output", "nan noise units"),
+    "wrong_afterwards": (
+        "logits = logits + (tokens.shape[1] < 14 and past is None)",
+        "wrong output",
+        "after the timing",
+    ),
+    "crashes": ("import os; os.kill(os.getpid(), 11)", "crashed", "died of SIGSEGV"),
+    "hangs": ("import time; time.sleep(600)", "crashed", "no answer for 20 s"),
+    "leaves": ("raise SystemExit(0)", "crashed", "it ended too early"),
+    "raises": ("assert tokens.shape[1] != 24, 'enough'", "crashed", "enough"),
+}
+WRONG_GENERATE = """
+real = generate
+def generate(model, tokens, n_new):
+    ids = real(model, tokens, n_new)
+    if n_new > 20: ids[:, 15] = (ids[:, 15] + 1) % 50
+    return ids
+"""
+
+
+def misbehaving(folder: Path, name: str) -> Found:
+    code = LATE.replace("{misbehaviour}", BAD[name][0])
+    return find(str(module(folder, name, code)))
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory, prepared):
+    """One run on micro of everything that goes wrong, beside two that do not."""
+    folder = tmp_path_factory.mktemp("bad")
+    fault = next(fault for fault in FAULTS if fault.name == "erf_gelu")
+    plant(fault, folder)
+    chatty = "print('{\"seconds\": 1e-9}')\nimport os; os.write(1, b'noise')"
+    found = [
+        find("numpy"),
+        find(str(folder / "erf_gelu.py")),
+        find(str(module(folder, "wrong_generate", WRONG_GENERATE))),
+        *(misbehaving(folder, name) for name in BAD),
+        find(str(module(folder, "chatty", chatty))),
+        find(str(module(folder, "no_framework", "import no_such_framework"))),
+        find(str(module(folder, "elsewhere", "def targets():\n    return [('cuda', 'float32')]"))),
+        find(str(module(folder, "without_generate", "del generate"))),
+    ]
+    plans = Plans(FLOAT32, TRIALS, threads=1, seed=3, limits=run.Limits(seconds=20.0))
+    return session.measure(found, models.locate("micro"), plans)
+
+
+def rows_of(outcome, name):
+    return [row for row in outcome.rows if row.implementation == name]
+
+
+@pytest.mark.parametrize("name", ["numpy", "chatty", "without_generate"])
+def test_what_is_right_has_figures_whatever_the_others_do(outcome, name):
+    rows = rows_of(outcome, name)
+    assert [(row.phase, row.metric) for row in rows] == [
+        ("prefill", "seconds"),
+        ("decode", "seconds_per_token"),
+        ("start", "seconds"),
+        ("load", "seconds"),
+        ("memory", "peak_rss"),
+        ("memory", "anonymous"),
+    ]
+    for row in rows:
+        assert row.verdict == "verified", row
+        assert len(row.samples) == 6
+        assert row.low <= row.median <= row.high
+        assert (row.low, row.high) == (min(row.samples), max(row.samples))
+        assert (row.tokens_per_second is not None) == (row.phase in ("prefill", "decode"))
+
+
+def test_how_decode_was_timed_is_said(outcome):
+    said = {name: rows_of(outcome, name)[1].detail for name in ("numpy", "without_generate")}
+    assert said == {"numpy": "generate(1 + n) less generate(1)", "without_generate": "forward with past"}
+
+
+EXPECTED = {name: (verdict, detail) for name, (_, verdict, detail) in BAD.items()} | {
+    "erf_gelu": ("wrong output", "before the timing: logits"),
+    "wrong_generate": ("wrong output", "new token 15 after 16"),
+    "no_framework": ("skipped", "no_such_framework"),
+    "elsewhere": ("skipped", "cpu-float32 is not offered (offered: cuda-float32)"),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_what_is_wrong_crashes_or_hangs_has_no_figure(outcome, name):
+    verdict, detail = EXPECTED[name]
+    rows = rows_of(outcome, name)
+    assert len(rows) >= len(TRIALS)
+    bad = [row for row in rows if row.verdict != "verified"]
+    assert {row.verdict for row in bad} == {verdict}, [row.detail for row in bad]
+    assert any(detail in row.detail for row in bad), {row.detail for row in bad}
+    for row in bad:
+        assert row.samples == []
+        assert {row.median, row.low, row.high, row.tokens_per_second, row.roofline, row.speedup} == {
+            None
+        }
+    if name != "raises":  # an exception costs the trial it came in; anything worse costs all
+        assert bad == rows
+    else:
+        assert bad[0].phase == "prefill"
+
+
+def test_a_crash_or_wrong_output_exits_1_and_no_figure_at_all_exits_2(outcome):
+    assert session.exit_code(outcome.rows) == 1
+    assert session.exit_code(rows_of(outcome, "numpy")) == 0
+    assert session.exit_code(rows_of(outcome, "elsewhere")) == 2
+    assert session.exit_code([]) == 2
+
+
+def test_the_files_say_what_the_rows_say(outcome, tmp_path):
+    scoreboard.write(tmp_path, outcome)
+    frame = scoreboard.read(tmp_path)
+    assert list(frame.columns) == list(Row._fields)
+    assert len(frame) == len(outcome.rows)
+    assert frame.attrs["threads"] == 1
+    assert frame.attrs["interval_confidence"] == 1 - 2 / 2**6
+    assert frame.attrs["bandwidth_bytes_per_s"] > 0
+    assert frame.attrs["gemm_flop_per_s"] > 0
+    text = (tmp_path / "bench.md").read_text()
+    tabled = [line for line in text.splitlines() if line.startswith("| micro")]
+    assert len(tabled) == len(outcome.rows)
+    assert {line.count(" | ") for line in tabled} == {7}
+    assert "WRONG OUTPUT" in text
+    with pytest.raises(CannotJudge, match="not readable"):
+        scoreboard.read(tmp_path / "nowhere")
+    (tmp_path / scoreboard.NAME).write_text('{"schema": 99}')
+    with pytest.raises(CannotJudge, match="not a benchmark of schema"):
+        scoreboard.read(tmp_path)
+
+
+def test_the_command_writes_both_files_and_shows_the_table(tmp_path, prepared):
+    out = tmp_path / "out"
+    chosen = ("--impl", "numpy", "--impl", "numpy", "--model", "micro", "--quick", "--threads", 1)
+    done = parity("bench", *chosen, "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.name for path in out.iterdir()) == sorted(scoreboard.FILES)
+    assert "decode after 16" in done.stdout
+    document = json.loads((out / scoreboard.NAME).read_text())
+    assert document["schema"] == 1
+    assert document["environment"]["command"].startswith("parity bench --impl numpy")
+    assert {row["verdict"] for row in document["rows"]} <= {"verified", "skipped"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--impl", "numpy", "--samples", 5], "needs at least 6"),
+        (["--impl", "numpy", "--against", "torch"], "--against torch: not measured"),
+        (["--impl", "numpy", "--target", "cpu-int8"], "dtype is not one of"),
+        (["--impl", "nonesuch"], "implementation 'nonesuch'"),
+        (["--model", "nonesuch"], "model 'nonesuch'"),
+    ],
+)
+def test_what_cannot_be_measured_exits_2_with_one_clear_line(arguments, message, prepared):
+    done = parity("bench", "--model", "micro", *arguments)
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_loaded(monkeypatch):
+    shape = shapes.OFFICIAL["774M"]
+    assert session.too_big(shape, FLOAT32, 10**6).endswith("are free")
+    assert session.too_big(SMALL, FLOAT32, 1) == ""
+
+
+def test_children_run_as_users_run_them(monkeypatch):
+    for name in process.TUNED:
+        monkeypatch.setenv(name, "x")
+    found = process.child_environment(3, "mark")
+    assert not set(process.TUNED) & set(found)
+    assert {found[name] for name in THREADS} == {"3"}
+
+
+def test_trials_are_clipped_to_the_context():
+    for n_ctx in (1, 2, 40, 1024):
+        for trial in trials(SMALL._replace(n_ctx=n_ctx)):
+            assert (trial.phase == "decode" and n_ctx < 3) or trial.longest <= n_ctx
+    standard = trials(shapes.OFFICIAL["124M"])
+    assert [t.n for t in standard if t.phase == "prefill"] == [128, 512, 1023]
+    assert [t.n_past for t in standard if t.phase == "decode"] == [16, 900]
+
+
+# -- arithmetic
+
+
+def test_the_interval_of_a_median_has_the_confidence_that_it_says():
+    assert interval.median([6, 5, 4, 3, 2, 1]) == (3.5, 1, 6, 1 - 2 / 64)
+    assert interval.median([7.0])[:3] == (7, 7, 7)
+    assert interval.median([7.0]).confidence == 0
+    rng = np.random.default_rng(0)
+    for n in (6, 10, 15, 40):
+        draws = rng.exponential(size=(4000, n))  # skewed: no distribution is assumed
+        found = [interval.median(row) for row in draws]
+        hit = np.mean([f.low <= np.log(2) <= f.high for f in found])
+        assert found[0].confidence >= 0.95
+        assert abs(hit - found[0].confidence) < 0.012
+    with pytest.raises(ValueError, match="no samples"):
+        interval.median([])
+
+
+def test_flops_are_those_that_the_oracle_does():
+    """Counted in every product of a real forward pass, whose attention does not skip the future."""
+    counted = 0
+
+    def matmul(x, w):
+        nonlocal counted
+        y = np.matmul(x, w)
+        counted += 2 * y.size * x.shape[-1]
+        return y
+
+    n, batch = 20, 3
+    counting = Arithmetic(matmul=matmul, affine=lambda x, w, b: matmul(x, w) + b)
+    tokens = np.zeros((batch, n), np.int32)
+    oracle.forward(shapes.generate(SMALL), SMALL, tokens, None, counting)
+    unseen = 4 * SMALL.n_embd * SMALL.n_layer * batch * (n * n - n * (n + 1) / 2)
+    assert roofline.flops(SMALL, n, 0, batch) == counted - unseen
+
+
+def test_decoding_costs_what_prefill_would_have_added():
+    for n_past in (1, 7, 40):
+        more = roofline.flops(SMALL, n_past + 1) - roofline.flops(SMALL, n_past)
+        assert roofline.flops(SMALL, 1, n_past) == pytest.approx(more)
+
+
+def test_bytes_are_those_of_the_weights_and_the_cache():
+    """The reference figures of the 124M shape: 498 MB of weights, 69 MB of cache at 932 tokens."""
+    hparams = shapes.OFFICIAL["124M"]
+    assert roofline.parameters(hparams) == 124_439_808
+    moved = roofline.bytes_moved(hparams, 1, 931, 1, 4)
+    logits = 4 * hparams.n_vocab
+    assert moved - logits == 4 * (124_439_808 - 1024 * 768) + 932 * 12 * 2 * 768 * 4
+    assert roofline.bytes_moved(hparams, 1, 931, 1, 2) * 2 == moved
+
+
+def test_the_roofline_is_the_slower_of_the_two_limits():
+    rates = Rates(bandwidth=1e9, gemm=1e12)
+    assert roofline.seconds(SMALL, rates, 1, 0, 1, 4) == roofline.bytes_moved(SMALL, 1, 0, 1, 4) / 1e9
+    slow = Rates(bandwidth=1e15, gemm=1e6)
+    assert roofline.seconds(SMALL, slow, 9, 0, 2, 4) == roofline.flops(SMALL, 9, 0, 2) / 1e6
+    assert roofline.seconds(SMALL, Rates(1e9, None), 9, 0, 2, 4) is None
+
+
+def test_the_machines_own_rates_are_measured():
+    found = roofline.rates("cpu", "float32", SMALL)
+    assert found.bandwidth > 1e8
+    assert found.gemm > 1e8
+    assert roofline.rates("cpu", "bfloat16", SMALL).gemm is None  # NumPy has no bfloat16 product
+
+
+def row(n=1, n_past=0, batch=1, phase="prefill", samples=(), model="a", verdict="verified"):
+    median = interval.median(samples).median if samples else None
+    return Row("x", "cpu", "float32", model, phase, "seconds", n_past, n, batch, list(samples), median,
+               None, None, "seconds", None, None, "x", None, None, None, verdict, "")  # fmt: skip
+
+
+def test_ratios_are_taken_within_rounds():
+    """A machine that is ten times slower in one round changes no ratio."""
+    slow = np.array([1, 1, 10, 1, 1, 1])
+    found = rows.filled(row(), list(2.0 * slow), list(3.0 * slow))
+    assert (found.speedup, found.speedup_low, found.speedup_high) == (1.5, 1.5, 1.5)
+    assert rows.filled(row(), [1.0] * 6, [1.0] * 5).speedup is None
+
+
+def test_a_power_law_has_its_exponent_and_theory_beside_it():
+    rates, rng = Rates(1e9, 1e12), np.random.default_rng(1)
+    larger = SMALL._replace(n_embd=96)
+    cost = lambda x, p: (1e-3 * x**p * rng.uniform(0.999, 1.001, 6)).tolist()  # noqa: E731
+    rows = [row(n, samples=cost(n, 1.5)) for n in (16, 32, 64, 24)]
+    rows += [row(24, batch=b, samples=cost(b, 0.7)) for b in (4, 16)]
+    rows += [row(24, samples=cost(24, 1.5), model="b")]
+    rows += [row(48, samples=cost(48, 9), verdict="wrong output")]
+    found = {
+        f.against: f for f in growth.fits(rows, {"a": SMALL, "b": larger}, rates) if f.phase == "prefill"
+    }
+    tokens = found["tokens"]
+    assert tokens.sizes == [16, 32, 64, 24]
+    assert tokens.exponent == pytest.approx(1.5, abs=0.01)
+    assert tokens.low <= tokens.exponent <= tokens.high
+    assert 1 < tokens.flops < 1.2
+    assert 0 < tokens.bytes < 1
+    assert found["batch"].sizes == [1, 4, 16]
+    assert found["batch"].flops == pytest.approx(1)
+    assert len(found["parameters"].sizes) == 2
+    decode = next(f for f in growth.fits(rows, {"a": SMALL, "b": larger}, rates) if f.phase == "decode")
+    assert decode.exponent is None
+    assert "no slope" in decode.detail
+
+
+def test_growth_is_measured_and_fitted(tmp_path, home, monkeypatch):
+    """On two shapes that have no golden records: their truth is made on the spot."""
+    sizes = {"tiny": SMALL, "small": SMALL._replace(n_embd=96), "huge": SMALL._replace(n_embd=2**20)}
+    monkeypatch.setattr(shapes, "OFFICIAL", sizes)
+    monkeypatch.setattr(models, "OFFICIAL", tuple(sizes))
+    few = [Trial("prefill", n, batch=batch) for n, batch in ((32, 1), (64, 1), (64, 4))]
+    monkeypatch.setattr(growth, "trials", lambda hparams: [*few, Trial("decode", 16, 16)])
+    named = [f"shape:{size}" for size in sizes]
+    outcome, fits = growth.measure([find("numpy")], named, Plans(FLOAT32, threads=1, seed=3))
+    assert outcome.environment["truth"] == "float64 oracle on the spot"
+    verdicts = {row.model: row.verdict for row in outcome.rows}
+    assert verdicts == dict(zip(named, ("verified", "verified", "skipped"), strict=True))
+    assert {"GiB of memory are needed" in r.detail for r in outcome.rows if r.model == named[2]} == {
+        True
+    }
+    told = {(fit.phase, fit.against): fit for fit in fits}
+    assert told["prefill", "tokens"].sizes == [32, 64]
+    assert told["prefill", "batch"].sizes == [1, 4]
+    assert told["prefill", "parameters"].sizes == [
+        roofline.parameters(sizes[s]) for s in ("tiny", "small")
+    ]
+    assert told["prefill", "tokens"].exponent is not None
+    scoreboard.write(tmp_path, outcome, fits)
+    document = json.loads((tmp_path / scoreboard.NAME).read_text())
+    assert document["rows"] == []
+    assert len(document["growth"]["rows"]) == len(outcome.rows)
+    assert "## How cost grows" in (tmp_path / "bench.md").read_text()
+
+
+def test_a_larger_model_that_does_not_fit_is_skipped_with_its_reason(monkeypatch):
+    found, plans = [find("numpy")], Plans(FLOAT32)
+    rows = growth.skipped(found, "shape:774M", plans, "numpy", "too little")
+    assert {(r.verdict, r.detail, r.median) for r in rows} == {("skipped", "too little", None)}
+    assert growth.names("shape:355M") == ["shape:355M", "shape:774M"]
+    assert growth.names("micro") == ["micro"]
+
+
+# -- asv
+
+
+def asv_results(folder: Path) -> Path:
+    """A results folder as asv 0.6.6 writes it, cut down by hand."""
+    name = "speed.Speed.track_decode_seconds_per_token"
+    (folder / "box").mkdir(parents=True)
+    benchmarks = {name: {"unit": "seconds", "param_names": ["implementation", "model"]}, "version": 2}
+    (folder / "benchmarks.json").write_text(json.dumps(benchmarks))
+    (folder / "box" / "machine.json").write_text('{"machine": "box", "version": 1}')
+    columns = ["result", "params", "version", "started_at", "duration", "stats_ci_99_a", "stats_ci_99_b"]
+    params = [["'numpy'", "'torch'"], ["'micro'", "'shape:124M'"]]
+    values = [
+        [0.5, None, float("nan"), 2.0],
+        params,
+        "v",
+        0,
+        1.0,
+        [0.4, None, None, 1.5],
+        [0.6, None, None, 3],
+    ]
+    document = {"commit_hash": "c" * 40, "env_name": "virtualenv-py3.11", "date": 1763900000000,
+                "params": {"machine": "box"}, "python": "3.11", "result_columns": columns,
+                "results": {name: values}, "durations": {}, "version": 2}  # fmt: skip
+    (folder / "box" / "cccccccc-env.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_asv_results_become_a_frame_in_one_call(tmp_path):
+    frame = history.read(asv_results(tmp_path / "results"))
+    assert frame[["implementation", "model", "status"]].values.tolist() == [
+        ["numpy", "micro", "measured"],
+        ["numpy", "shape:124M", "failed"],
+        ["torch", "micro", "skipped"],
+        ["torch", "shape:124M", "measured"],
+    ]
+    assert frame.value.tolist()[::3] == [0.5, 2.0]
+    assert frame.high.tolist()[::3] == [0.6, 3.0]
+    assert set(frame.unit) == {"seconds"}
+    assert str(frame.date[0]).startswith("2025-11-23")
+
+
+@pytest.mark.parametrize("damage", ["missing", "version", "truncated", "shape"])
+def test_damaged_asv_results_are_named(tmp_path, damage):
+    folder = asv_results(tmp_path / "results")
+    path = folder / "box" / "cccccccc-env.json"
+    text = path.read_text()
+    match damage:
+        case "missing":
+            path = folder / "benchmarks.json"
+            path.unlink()
+        case "version":
+            path.write_text(text.replace('"version": 2', '"version": 3'))
+        case "truncated":
+            path.write_text(text[:200])
+        case "shape":
+            path.write_text(text.replace("[0.5, null, NaN, 2.0]", "[0.5, null, NaN]"))
+    with pytest.raises(CannotJudge, match=re.escape(str(path))):
+        history.read(folder)
+
+
+def test_asv_finds_every_benchmark_it_is_to_follow():
+    """Read, not imported: asv runs where the project may be older than its benchmarks."""
+    import ast
+
+    tree = ast.parse((ROOT / "benchmarks" / "speed.py").read_text())
+    tops = {name for node in tree.body for name in imported(node)}
+    assert not tops & {"numpy", "torch", "jax", "harness"}, "a missing framework would kill the suite"
+
+
+def asv_figures(verdict):
+    """benchmarks/speed.py as asv has it, set up on rows of one verdict."""
+    path = ROOT / "benchmarks" / "speed.py"
+    spec = importlib.util.spec_from_file_location("speed", path)
+    speed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(speed)
+    samples = [2.0, 1.0, 4.0] if verdict == "verified" else []
+    told = row(n=8, samples=samples, verdict=verdict)._replace(implementation="numpy")
+    told = told._replace(tokens_per_second=8 / 2.0 if samples else None)
+    figures = speed.Speed()
+    figures.setup({"micro": [told._asdict()]}, "numpy", "micro")
+    return figures
+
+
+def test_asv_gets_the_figures_of_the_rows():
+    figures = asv_figures("verified")
+    assert figures.track_prefill_seconds(None, None, None) == {"samples": [2.0, 1.0, 4.0], "number": 1}
+    shown = figures.track_prefill_tokens_per_second(None, None, None)
+    assert shown == {"samples": [2.0, 8.0], "number": 1}
+    assert figures.track_prefill_tokens_per_second.unit == "tokens/s"
+
+
+def test_asv_gets_no_figure_of_what_is_not_verified():
+    with pytest.raises(RuntimeError, match="wrong output"):
+        asv_figures("wrong output").track_prefill_seconds(None, None, None)
+    with pytest.raises(NotImplementedError):
+        asv_figures("skipped")
+
+
+def imported(node) -> set[str]:
+    names = [alias.name for alias in getattr(node, "names", ())]
+    return {name.partition(".")[0] for name in [*names, getattr(node, "module", None) or ""]}

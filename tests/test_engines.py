@@ -1,0 +1,223 @@
+"""Other people's engines through the real worker, and what is said of a black box that is wrong."""
+
+import ast
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import SEED
+from examine import examine
+from faults import FAULTS, Fault, plant
+
+from harness import discover, models, oracle, results, run, what_if
+from harness.contract import Target, tap_names
+from harness.diagnosis import MISTAKES
+from harness.judge import Judge, exit_code
+
+FLOAT32 = Target("cpu", "float32")
+BLACK_BOXES = {"ctranslate2", "llama_cpp"}
+QUICK = {"seed", "one_token", "fresh"}
+
+
+def installed(name):
+    """An engine's package is named as the engine is; tinygrad compiles with clang besides."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip("engine not installed")
+    if name == "tinygrad" and not shutil.which("clang"):
+        pytest.skip("tinygrad needs clang")
+
+
+def test_engines_are_found_by_name_and_only_where_named():
+    expected = {"transformers", "ctranslate2", "llama_cpp", "onnxruntime", "tinygrad", "keras_hub"}
+    assert expected <= set(discover.engines())
+    assert not set(discover.engines()) & set(discover.names())
+    assert discover.find("transformers").where == "impls.engine_transformers"
+
+
+IMPORTS = {
+    "transformers": {"torch", "transformers"},
+    "ctranslate2": {"ctranslate2", "numpy"},
+    "llama_cpp": {"llama_cpp", "gguf", "numpy"},
+    "onnxruntime": {"onnxruntime", "onnx", "numpy"},
+    "tinygrad": {"tinygrad", "numpy"},
+    "keras_hub": {"keras_hub", "keras", "numpy"},
+}
+
+
+@pytest.mark.parametrize("name", discover.engines())
+def test_an_engine_imports_its_own_and_nothing_of_ours_and_stays_short(name):
+    source = (discover.IMPLS / f"{discover.ENGINE}{name}.py").read_text(encoding="utf-8")
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.partition(".")[0])
+    assert found - set(sys.stdlib_module_names) == IMPORTS[name]
+    assert len(source.splitlines()) <= 200
+
+
+LOAD = """
+import sys, numpy as np
+from harness import discover
+from harness.contract import HParams, variable_shapes
+hparams = HParams(n_vocab=50, n_ctx=256, n_embd=64, n_head=2, n_layer=2)
+shapes = {k: v[1:] if k.endswith("/w") else v for k, v in variable_shapes(hparams).items()}
+params = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+impl = discover.find(sys.argv[1]).load()
+model = impl.load(params, hparams, device="cpu", dtype="float32")
+print(impl.numpy(impl.forward(model, np.array([[1, 2]], np.int32))[0]).shape)
+"""
+
+
+@pytest.mark.parametrize("name", ["ctranslate2", "llama_cpp"])
+def test_an_engine_leaves_no_file_behind(name, tmp_path):
+    installed(name)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, name],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "(1, 2, 50)" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", discover.engines())
+def test_an_engine_comes_to_its_known_verdict(name, home):
+    installed(name)
+    request = run.Request([discover.find(name)], models.locate("micro"), SEED, [FLOAT32])
+    outcome = run.verify(request)
+    failed = [row for row in outcome.rows if row.verdict == "fail"]
+    silent = {row.scope for row in outcome.rows if row.verdict == "unlocalised"}
+    assert silent == (set(tap_names(4)) if name in BLACK_BOXES else set())
+    if name != "llama_cpp":
+        assert failed == []
+        assert exit_code(outcome.rows) == 0
+        return
+    assert {row.blame for row in failed} == {"logits"}
+    assert {row.check for row in failed} == {"logits", "kv_cache", "lengths"}
+    reasons = {row.diagnosis.partition(":")[0] for row in failed if row.check == "logits"}
+    assert reasons == {"gelu_float16_table"}
+
+
+# -- a black box that is wrong
+
+
+def boxed(module):
+    """A specimen that shows nothing but its logits."""
+    return SimpleNamespace(
+        **{name: getattr(module, name) for name in ("targets", "load", "numpy")},
+        forward=lambda model, tokens, past=None, tap=None: module.forward(model, tokens, past),
+        TAPS=(),
+        __name__="boxed",
+    )
+
+
+def said(rows):
+    """The diagnoses of wrong logits, by name, and where blame falls."""
+    failed = [row for row in rows if row.verdict == "fail"]
+    names = {row.diagnosis.partition(": ")[0] for row in failed if row.check == "logits"}
+    return names, {row.blame for row in failed}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("erf_gelu", "gelu_float16_table", "epsilon_1e-06", "tf32_inputs", "float16_weights"),
+        *("mask_one_too_far", "no_positions", "head_of_neighbours"),
+    ],
+)
+def test_a_fault_made_in_every_layer_of_a_black_box_is_diagnosed(name, prepared, tmp_path):
+    fault = next(found for found in FAULTS if found.name == name)
+    assert fault.diagnosis in what_if.NAMES
+    names, blamed = said(examine(boxed(plant(fault, tmp_path)), prepared, only=QUICK))
+    assert names == {fault.diagnosis}
+    assert blamed == {"logits"}
+
+
+def test_a_float16_cache_is_diagnosed_in_and_out_of_the_box(prepared, tmp_path):
+    place = "    kv[0, ..., new], kv[1, ..., new] ="
+    edit = (place, f"    k, v = (x.astype(np.float16) for x in (k, v))\n{place}")
+    module = plant(Fault("float16_cache", [edit], frozenset(), "float16_cache", frozenset()), tmp_path)
+    assert said(examine(boxed(module), prepared, only=QUICK)) == ({"float16_cache"}, {"logits"})
+    local = [
+        row for row in examine(module, prepared, only=QUICK) if row.check == "local" and row.diagnosis
+    ]
+    assert {row.diagnosis.partition(": ")[0] for row in local} == {"float16_cache"}
+
+
+def test_an_unknown_mistake_in_a_black_box_is_said_to_be_unexplained(prepared, tmp_path):
+    edit = ("y *= 0.5", "y *= 0.5 + 0.01 * np.sin(9 * some)")
+    module = plant(Fault("strange", [edit], frozenset(), "", frozenset()), tmp_path)
+    rows = examine(boxed(module), prepared, only=QUICK)
+    told = {row.diagnosis for row in rows if row.check == "logits" and row.verdict == "fail"}
+    assert told
+    assert all(text.startswith("no known mistake, made in every layer, explains it") for text in told)
+
+
+def test_an_honest_black_box_passes_and_no_mistake_is_looked_for(prepared, monkeypatch):
+    monkeypatch.setattr(what_if, "explain", lambda *_: pytest.fail("there is nothing to explain"))
+    rows = examine(boxed(discover.find("numpy").load()), prepared)
+    assert {row.verdict for row in rows} == {"pass", "unlocalised"}
+    assert exit_code(rows) == 0
+
+
+def test_every_mistake_tried_on_a_whole_model_is_on_the_shelf_and_changes_it(prepared):
+    assert {mistake.name for mistake in MISTAKES} >= what_if.NAMES
+    record = next(record for record in prepared.records if record.name == "fresh")
+    checkpoint = prepared.checkpoint
+    right = oracle.forward(checkpoint.params, checkpoint.hparams, record.tokens)
+    subject = SimpleNamespace(params=checkpoint.params, hparams=checkpoint.hparams)
+    for mistake in (mistake for mistake in MISTAKES if mistake.name in what_if.NAMES):
+        wrong = what_if.Hypothesis(subject, mistake, mistake.kinds, 0).logits(record.tokens)
+        assert wrong is not None, mistake.name
+        assert not np.array_equal(wrong, right), mistake.name
+
+
+# -- the table
+
+
+@pytest.fixture
+def engines(tmp_path, monkeypatch):
+    """docs/engines.py, with a folder of its own for what the runs left."""
+    path = discover.IMPLS.parent / "docs" / "engines.py"
+    spec = importlib.util.spec_from_file_location("docs_engines", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    return module
+
+
+def write(engines, name, rows):
+    out = engines.place(name, "micro")
+    out.mkdir(parents=True)
+    results.write(run.Results(rows, {"versions": {name: "1.2"}, "model": "micro"}), out)
+
+
+def test_the_table_says_what_was_not_run_and_what_could_not_be_installed(engines):
+    assert engines.line("tinygrad", "micro")[3:6] == ["untested", "", "not run"]
+    engines.excuse("tinygrad", "micro", "ERROR: no matching distribution")
+    assert engines.line("tinygrad", "micro")[3:6] == ["untested", "", "ERROR: no matching distribution"]
+
+
+def test_the_table_does_not_take_an_import_error_for_a_verdict(engines):
+    judge = Judge("tinygrad", FLOAT32, "micro")
+    write(engines, "tinygrad", [judge.failure("load", "ImportError at x.py:3: no clang")])
+    assert engines.line("tinygrad", "micro")[3:6] == ["untested", "", "ImportError at x.py:3: no clang"]
+
+
+def test_the_table_says_what_was_found(engines, prepared, tmp_path):
+    fault = next(found for found in FAULTS if found.name == "erf_gelu")
+    rows = examine(boxed(plant(fault, tmp_path)), prepared, only=QUICK)
+    write(engines, "tinygrad", rows)
+    _, version, _, verdict, share, found, silent = engines.line("tinygrad", "micro")
+    assert (version, verdict, silent) == ("1.2", "disagrees (1)", "all 42 operations")
+    assert "times (logits: " in share
+    assert "erf instead of tanh GELU explains it" in found
+    write(engines, "onnxruntime", examine(boxed(discover.find("numpy").load()), prepared, only=QUICK))
+    assert engines.line("onnxruntime", "micro")[3] == "passes (0)"

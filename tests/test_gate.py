@@ -1,0 +1,329 @@
+"""The doors to the gate: kind complaints, the skeleton, the ledger, and pytest."""
+
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from types import SimpleNamespace
+
+import pytest
+from commands import SPECIMEN, module, parity
+from faults import FAULTS, plant
+
+from harness import conformance, ledger, results, skeleton
+from harness.contract import CannotJudge, Target
+from harness.discover import Found, find, split
+from harness.judge import Row, exit_code
+from harness.subject import Wrong
+
+NUMPY = find("numpy").load()
+
+
+def like_numpy(**changes) -> SimpleNamespace:
+    """The NumPy specimen as an object, with other functions; None takes one away."""
+    functions = {name: getattr(NUMPY, name) for name in (*conformance.REQUIRED, "generate")}
+    kept = {name: value for name, value in (functions | changes).items() if value is not None}
+    return SimpleNamespace(**kept)
+
+
+def test_the_specimen_has_nothing_to_complain_about():
+    assert conformance.check(like_numpy()) == [Target("cpu", "float32"), Target("cpu", "float64")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"load": None}, "it lacks load(params, hparams, *, device, dtype), which returns the model"),
+        ({"numpy": None}, "it lacks numpy(x)"),
+        ({"forward": 3}, "forward is no function but int"),
+        ({"load": lambda params, hparams: 0}, "cannot be called as load(params, hparams, *, device"),
+        ({"forward": lambda model, tokens: 0}, "cannot be called as forward(model, tokens, past=None"),
+        ({"forward": lambda a, b, c, d, e: 0}, "missing a required argument: 'e'"),
+        ({"generate": lambda model: 0}, "cannot be called as generate(model, tokens, n_new)"),
+        ({"targets": lambda: None}, "targets() returned None"),
+        ({"targets": lambda: ["cpu"]}, "expected (device, dtype)"),
+        ({"targets": lambda: [("cpu", 32)]}, "expected (device, dtype)"),
+        ({"targets": lambda: [("cpu", "int8")]}, "judged are float64, float32, bfloat16, float16"),
+        ({"targets": lambda: [("cpu", "float32")] * 2}, "the same target twice"),
+    ],
+)
+def test_a_complaint_says_which_function_and_how_it_is_called(changes, complaint):
+    with pytest.raises(Wrong) as refused:
+        conformance.check(like_numpy(**changes))
+    assert complaint in str(refused.value)
+
+
+def test_all_complaints_come_at_once():
+    with pytest.raises(Wrong) as refused:
+        conformance.check(SimpleNamespace())
+    assert all(f"it lacks {name}(" in str(refused.value) for name in conformance.REQUIRED)
+
+
+def test_optional_functions_may_be_lacking():
+    assert conformance.check(like_numpy(generate=None))
+
+
+@pytest.mark.parametrize(
+    ("where", "parts"),
+    [
+        ("a/b.py", ("a/b.py", "")),
+        ("a/b.py:Model", ("a/b.py", "Model")),
+        ("pkg.mod:a.b", ("pkg.mod", "a.b")),
+        ("shape:12", ("shape:12", "")),
+    ],
+)
+def test_an_attribute_may_be_named_behind_a_colon(where, parts):
+    assert split(where) == parts
+
+
+def test_an_object_in_a_file_is_an_implementation_too(tmp_path, prepared):
+    path = module(tmp_path, "holds", "import sys\nclass inside:\n    it = sys.modules[__name__]\n")
+    found = find(f"{path}:inside.it")
+    assert found.source() == path
+    assert conformance.check(found.load())
+    assert parity("gate", f"{path}:inside.it", "--target", "cpu-float32").returncode == 0
+
+
+SHAPES = {
+    "last_only": ("return logits[:, -1], past", "logits is float32 array (1, 10, 512)"),
+    "no_cache": ("return logits", "forward returned float32 array"),
+    "three": (
+        "return logits, past, 1",
+        "forward returned tuple of 3, the contract says (logits, cache)",
+    ),
+    "integers": ("return logits.astype(int), past", "logits is int64 array"),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_wrong_shape_is_said_kindly(name, tmp_path, prepared):
+    code, _ = SHAPES[name]
+    extra = (
+        f"real = forward\ndef forward(*args, **kw):\n    logits, past = real(*args, **kw)\n    {code}"
+    )
+    out = tmp_path / "out"
+    done = parity("gate", module(tmp_path, name, extra), "--target", "cpu-float32", "--out", out)
+    assert done.returncode == 1
+    frame = results.read(out)
+    wanted = SHAPES[name][1].split(" (")[0]
+    assert frame[frame.verdict == "fail"].detail.str.contains(wanted, regex=False).any()
+    assert frame.detail.str.contains("the contract says", regex=False).any()
+
+
+def test_a_required_device_that_is_absent_is_exit_2(tmp_path, prepared):
+    done = parity("gate", "numpy", "--require-device", "cuda", "--out", tmp_path)
+    assert done.returncode == 2
+    assert "device cuda is required, but numpy offers cpu-float32, cpu-float64 here" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert parity("gate", "numpy", "--require-device", "cpu").returncode == 0
+
+
+def test_the_skeleton_is_written_once_and_gated_says_what_to_write(tmp_path, prepared):
+    done = parity("new", "mine", cwd=tmp_path)
+    assert done.returncode == 0
+    text = (tmp_path / "mine.py").read_text()
+    assert "parity gate mine.py" in text
+    assert "NAME" not in text
+    assert parity("new", "mine", cwd=tmp_path).returncode == 2
+    assert (tmp_path / "mine.py").read_text() == text
+    done = parity("gate", "mine.py", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "load is yours to write" in done.stdout
+    assert conformance.check(Found("mine", str(tmp_path / "mine.py")).load())
+
+
+@pytest.mark.parametrize("name", ["../up", "a-b", "1st", "", "a/b", "x.y"])
+def test_a_skeleton_has_the_name_of_a_module(name, tmp_path):
+    with pytest.raises(CannotJudge, match="not a name"):
+        skeleton.write(name, tmp_path)
+
+
+def test_the_skeleton_filled_with_the_specimens_body_passes(tmp_path):
+    """What it says of signatures is what the specimen has."""
+    for name, function in conformance.REQUIRED.items():
+        assert f"def {function.signature}:" in skeleton.TEXT, name
+        assert f"def {function.signature[:-1]}" in SPECIMEN, name  # it may take more besides
+
+
+# -- the ledger
+
+ROW = Row("mine", "cpu", "float32", "m", "seed", "local", "h0/mlp/gelu", "rounding_units",
+          800.0, 16.0, 50.0, "fail", "h0/mlp/gelu", "erf_gelu: ...", "at [0, 0, 0]")  # fmt: skip
+PASS = ROW._replace(check="logits", scope="logits", value=1.0, ratio=0.1, verdict="pass", blame="")
+LOST = ROW._replace(value=None, ratio=None)
+
+
+def known(at_most=100.0, blame="h0/mlp/gelu", target="mine-cpu-float32"):
+    return ledger.Known(target, "local", blame, at_most, "not yet", 1)
+
+
+def verdicts(rows):
+    return [row.verdict for row in rows]
+
+
+def test_a_known_failure_is_known_and_passes():
+    rows = ledger.apply([ROW, PASS], [known()])
+    assert verdicts(rows) == ["known", "pass"]
+    assert rows[0].detail.startswith("known: not yet.")
+    assert exit_code(rows) == 0
+    assert exit_code([ROW, PASS]) == 1
+
+
+def test_a_known_failure_that_has_grown_fails():
+    rows = ledger.apply([ROW, PASS], [known(at_most=49.0)])
+    assert verdicts(rows) == ["fail", "pass"]
+    assert "beyond the 49 limits" in rows[0].detail
+
+
+def test_where_the_limit_is_0_the_count_is_what_may_be_known():
+    wrong = ROW._replace(value=3.0, limit=0.0, ratio=None)
+    assert verdicts(ledger.apply([wrong, PASS], [known(3.0)])) == ["known", "pass"]
+    assert verdicts(ledger.apply([wrong, PASS], [known(2.0)])) == ["fail", "pass"]
+
+
+def test_a_lost_measurement_is_known_only_where_the_ledger_says_lost():
+    assert verdicts(ledger.apply([LOST, PASS], [known(1e30)])) == ["fail", "pass"]
+    assert verdicts(ledger.apply([LOST, PASS], [known(float("inf"))])) == ["known", "pass"]
+
+
+@pytest.mark.parametrize("blame", ["h0/mlp", "h0/mlp/gelu2", "h*/mlp/gelu", "H0/mlp/gelu"])
+def test_names_match_exactly_and_a_line_that_matches_nothing_is_out_of_date(blame):
+    rows = ledger.apply([ROW, PASS], [known(blame=blame)])
+    assert verdicts(rows) == ["fail", "pass", "fail"]
+    assert rows[-1].check == "ledger"
+    assert "line 1 is out of date" in rows[-1].detail
+
+
+def test_a_line_about_what_was_not_examined_is_left_alone():
+    assert verdicts(ledger.apply([ROW, PASS], [known(target="other-cpu-float32")])) == ["fail", "pass"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "mine-cpu-float32 | local | h0/mlp/gelu | 5",
+        "mine-cpu-float32 | local | h0/mlp/gelu | 5 |",
+        "mine-cpu-float32 | local | h0/mlp/gelu | much | reason",
+        "mine-cpu-float32 | local | h0/mlp/gelu | nan | reason",
+        "mine-cpu-float32 | local | h0/mlp/gelu | 0.5 | reason",
+        "a | b | c | 5 | reason\na | b | c | 6 | reason",
+    ],
+)
+def test_a_malformed_ledger_is_refused_by_line(line, tmp_path):
+    path = tmp_path / "ledger.txt"
+    path.write_text(f"# comment\n\n{line}\n")
+    with pytest.raises(CannotJudge, match=r"ledger\.txt:[34]: "):
+        ledger.read(path)
+
+
+def test_what_is_suggested_is_what_is_read(tmp_path):
+    lines = ledger.suggest([ROW, PASS, LOST._replace(check="logits")])
+    path = tmp_path / "ledger.txt"
+    path.write_text("\n".join(lines))
+    found = ledger.read(path)
+    assert [(one.check, one.at_most) for one in found] == [("local", 100.0), ("logits", float("inf"))]
+    assert verdicts(ledger.apply([ROW, PASS], found[:1])) == ["known", "pass"]
+
+
+def test_the_ledger_at_the_door(tmp_path, prepared):
+    """A known fault passes the gate, is shown as known, and mending it makes its line fail."""
+    plant(next(fault for fault in FAULTS if fault.name == "erf_gelu"), tmp_path)
+    path, out, book = tmp_path / "erf_gelu.py", tmp_path / "out", tmp_path / "ledger.txt"
+    options = ("--target", "cpu-float32", "--ledger", book, "--out", out, "--seed", 4)
+    book.write_text("")
+    done = parity("gate", path, *options)
+    assert done.returncode == 1
+    suggested = done.stdout.partition("not in the ledger:")[2]
+    book.write_text("\n".join(line.strip() for line in suggested.splitlines() if " | " in line))
+    done = parity("gate", path, *options)
+    assert done.returncode == 0, done.stdout
+    assert "known" in set(results.read(out).verdict)
+    assert "known" in done.stdout.rpartition("PASS")[2]
+    skipped = [
+        case for case in ET.parse(out / "junit.xml").iter("testcase") if case.find("skipped") is not None
+    ]
+    assert skipped
+    path.write_text(SPECIMEN)
+    done = parity("gate", path, *options)
+    assert done.returncode == 1
+    assert "out of date" in done.stdout
+
+
+# -- pytest
+
+
+def pytest_in(folder, *arguments):
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "error",
+        *map(str, arguments),
+    ]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_pytest_has_a_test_for_each_target_and_check(tmp_path, prepared):
+    done = pytest_in(tmp_path, "-v", "--parity-impl", "numpy", "--parity-target", "cpu-float32")
+    assert done.returncode == 0, done.stdout
+    assert "parity[numpy-cpu-float32-kv_cache] PASSED" in done.stdout
+    assert "13 passed" in done.stdout
+
+
+def test_a_wrong_implementation_fails_its_tests_in_words_under_xdist_too(tmp_path, prepared):
+    plant(next(fault for fault in FAULTS if fault.name == "erf_gelu"), tmp_path)
+    (tmp_path / "test_own.py").write_text("def test_own(): pass\n")
+    chosen = ("--parity-impl", tmp_path / "erf_gelu.py", "--parity-target", "cpu-float32")
+    done = pytest_in(tmp_path, "-n", 2, *chosen, "--parity-out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "erf instead of tanh GELU explains it" in done.stdout
+    assert "FAILED ::parity[erf_gelu-cpu-float32-local]" in done.stdout
+    counts = dict(re.findall(r"(\d+) (passed|failed)", done.stdout)[i][::-1] for i in range(2))
+    assert int(counts["failed"]) + int(counts["passed"]) == 13 + 1
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
+def test_tests_can_be_chosen_by_name(tmp_path, prepared):
+    chosen = ("--parity-impl", "numpy", "--parity-target", "cpu-float32", "-k", "kv_cache")
+    assert "1 passed, 12 deselected" in pytest_in(tmp_path, *chosen).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--parity-impl", "nonesuch"], "implementation 'nonesuch'"),
+        (["--parity-impl", "numpy", "--parity-require-device", "cuda"], "device cuda is required"),
+        (["--parity-impl", "numpy", "--parity-model", "nonesuch"], "model 'nonesuch'"),
+    ],
+)
+def test_what_cannot_be_judged_is_an_error_of_pytest(arguments, message, tmp_path, prepared):
+    done = pytest_in(tmp_path, *arguments)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert message in done.stderr
+
+
+def test_an_import_that_fails_is_a_failure_and_no_skip(tmp_path, prepared):
+    path = tmp_path / "absent.py"
+    path.write_text("import no_such_framework\n")
+    done = pytest_in(tmp_path, "--parity-impl", path)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert "parity[absent-load]" in done.stdout
+    assert "No module named 'no_such_framework'" in done.stdout
+
+
+def test_without_an_implementation_the_plugin_does_nothing(tmp_path):
+    (tmp_path / "test_own.py").write_text("def test_own(): pass\n")
+    done = pytest_in(tmp_path)
+    assert "1 passed" in done.stdout
+
+
+def test_the_plugin_is_light():
+    code = (
+        "import sys, harness.pytest_plugin; "
+        "print(sorted({'numpy', 'pandas', 'typer', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,447 @@
+"""The report says what the rows say, whatever they say; and what it is made of does no harm."""
+
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jsonschema
+import pytest
+from commands import SPECIMEN, parity
+from faults import FAULTS, source
+from gallery import CRASH
+
+from harness import judge, report, results
+from harness.contract import CannotJudge, HParams, Target, tap_names
+from harness.judge import Judge, Row, expected
+from harness.run import Results
+from harness.subject import CaseShape, Measurement, Plan
+
+DOCS = Path(__file__).parent.parent / "docs"
+SCHEMA = json.loads((DOCS / "results.schema.json").read_text(encoding="utf-8"))
+HPARAMS = HParams(n_vocab=50257, n_ctx=1024, n_embd=1600, n_head=25, n_layer=48)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, prepared):
+    """Real runs by name, each a folder: clean, one with a planted fault, one with a crash."""
+    folder = tmp_path_factory.mktemp("runs")
+    fault = next(fault for fault in FAULTS if fault.name == "erf_gelu")
+    (folder / "erf_gelu.py").write_text(source(fault), encoding="utf-8")
+    (folder / "crashes.py").write_text(SPECIMEN + CRASH, encoding="utf-8")
+    for name, impls in {"clean": [], "fault": ["erf_gelu.py"], "crash": ["crashes.py"]}.items():
+        chosen = [word for impl in [*impls, "numpy"] for word in ("--impl", impl)]
+        done = parity(
+            "verify", *chosen, "--target", "cpu-float32", "--seed", "7", "--out", name, cwd=folder
+        )
+        assert done.returncode == (1 if impls else 0), done.stderr
+    return {name: folder / name for name in ("clean", "fault", "crash")}
+
+
+class Page(HTMLParser):
+    """What is on a page: the texts of table rows by table class, of other elements, and all tags."""
+
+    def __init__(self, text: str):
+        super().__init__(convert_charrefs=True)
+        self.tables: dict[str, list[list[str]]] = {}
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.items: list[str] = []
+        self.words = ""
+        self.open: list[str] = []
+        self.table = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        self.attributes += attrs
+        self.open.append(tag)
+        if tag == "table":
+            self.table = (dict(attrs).get("class") or "").split(" ")[-2 if "sticky" in str(attrs) else 0]
+            self.tables.setdefault(self.table, [])
+        elif tag == "tr":
+            self.tables[self.table].append([])
+        elif tag in ("td", "th"):
+            self.tables[self.table][-1].append("")
+        elif tag == "li":
+            self.items.append("")
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.words += data
+        if {"td", "th"} & set(self.open) and self.tables[self.table]:
+            self.tables[self.table][-1][-1] += data
+        if "li" in self.open:
+            self.items[-1] += data
+
+
+def page_of(rows, environment=None, bench=None) -> str:
+    made = {"model": "m", **(environment or {})}
+    return report.html([report.Run("run", Results(rows, made), bench)])
+
+
+def row(**change) -> Row:
+    usual = Row("x", "cpu", "float32", "m", "c", "logits", "logits", "noise_units", 9.0, 8.0, 9 / 8,
+                "fail", "logits", "", "words")  # fmt: skip
+    return usual._replace(**change)
+
+
+@pytest.mark.parametrize("name", ["clean", "fault", "crash"])
+def test_all_four_files_have_the_same_numbers(runs, name):
+    out = runs[name]
+    assert sorted(path.name for path in out.iterdir()) == sorted(results.FILES)
+    document = json.loads((out / results.NAME).read_text())
+    rows = [Row(**entry) for entry in document["rows"]]
+    page = Page((out / "report.html").read_text())
+    markdown = (out / "report.md").read_text().replace("\\", "")
+    junit = ET.parse(out / "junit.xml").getroot()
+    labels = list(dict.fromkeys(judge.label(row) for row in rows))
+    checks = list(dict.fromkeys(row.check for row in rows))
+
+    # counts: computed here from the JSON, and read from each of the others
+    for label in labels:
+        own = [row for row in rows if judge.label(row) == label]
+        count = Counter(row.verdict for row in own)
+        suite = next(suite for suite in junit if suite.get("name") == label)
+        assert int(suite.get("tests")) == len(own) == len(suite.findall("testcase"))
+        assert int(suite.get("failures")) == count["fail"] == len(suite.findall("testcase/failure"))
+        shown = next(cells for cells in page.tables["verdicts"] if cells[0] == label)
+        assert {word.split()[1]: int(word.split()[0]) for word in shown[3].split(", ")} == count
+    total = Counter(row.verdict for row in rows)
+    for words in (markdown, page.words):
+        said = re.search(r"(?:^|: )((?:\d+ [a-z]+(?:, )?)+)\.?$", words, re.MULTILINE)[1]
+        assert {part.split()[1]: int(part.split()[0]) for part in said.split(", ")} == total
+
+    # the matrix: from the JSON, by other means than results.cell
+    header, *matrix = page.tables["matrix"]
+    md_header, md_matrix = md_table(markdown, labels)
+    assert [name.replace(" ", "_") for name in header[1:]] == md_header == results.columns(rows)
+    for label in labels:
+        in_html = dict(zip(md_header, next(c for c in matrix if c[0] == label)[1:], strict=True))
+        in_md = dict(zip(md_header, md_matrix[label], strict=True))
+        suite = next(suite for suite in junit if suite.get("name") == label)
+        in_junit = {entry.get("name"): entry.get("value") for entry in suite.iter("property")}
+        for check in checks:
+            own = [row for row in rows if judge.label(row) == label and row.check == check]
+            failed = sum(row.verdict == "fail" for row in own)
+            shares = [row.ratio for row in own if row.verdict == "pass" and row.ratio is not None]
+            want = f"FAIL {failed}/{len(own)}" if failed else f"{max(shares):.0%}" if own else ""
+            assert in_html[check] == in_md[check] == in_junit.get(check, "") == want, (label, check)
+
+    # failures: each listed value is one of the JSON's, and the three say it in the same words
+    failed = [row for row in rows if row.verdict == "fail"]
+    said = Counter(f"{results.place(row)} {results.said(row)}" for row in failed)
+    listed = [item for item in page.items if item.startswith(tuple(checks)) and item != "local"]
+    assert len(listed) == min(len(failed), results.MOST)
+    assert not Counter(listed) - said
+    in_md = re.findall(r"^- \*\*.+?\*\* (.+)$", markdown, re.MULTILINE)
+    md_said = {f"{results.place(row)}: {results.said(row)}".replace("\\", "") for row in failed}
+    assert len(in_md) == min(len(failed), results.MOST)
+    assert set(in_md) <= md_said
+    messages = Counter(failure.get("message") for failure in junit.iter("failure"))
+    assert messages == Counter(results.say(row) for row in failed)
+
+    # every operation's worst error, in the maps of the page
+    for label, cells in zip([t.label for t in report.targets(rows) if t.heat], maps(page), strict=False):
+        for scope, text in cells.items():
+            values = [
+                row.value
+                for row in rows
+                if (judge.label(row), row.check, row.scope) == (label, "local", scope) and row.value
+            ]
+            assert float(re.search(r"[\d.e-]+", text)[0]) == pytest.approx(max(values), rel=0.06), scope
+
+
+def maps(page):
+    """The maps of layers and operations: text by scope, one for each table that was shown last."""
+    found, current, names = [], None, []
+    for header, *cells in page.tables.get("heat", []):
+        if header == "layer":
+            names, current = cells, {}
+            found.append(current)
+        elif len(cells) == 1:
+            current[header] = cells[0]
+        else:
+            leaves = [f"{header}/{name}" if name != "output" else header for name in names]
+            current |= dict(zip(leaves, cells, strict=True))
+    n = len(found)
+    return found[-(n - n // 2) :] if n > 2 else found[-n:]
+
+
+def md_table(markdown, labels):
+    """The header and the rows of report.md's table of shares."""
+    lines = markdown.partition("## Share of each limit used")[2].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+    return cells[0][1:], {line[0]: line[1:] for line in cells if line[0] in labels and len(line) > 3}
+
+
+def test_the_planted_fault_is_told_at_the_top(runs):
+    """What, where and why come before anything else on the page."""
+    page = Page((runs["fault"] / "report.html").read_text())
+    top = page.words[: page.words.index("Verdict on each implementation")]
+    assert "1 of 2 is wrong" in top
+    for words in (
+        "erf_gelu-cpu-float32",
+        "h*/mlp/gelu",
+        "erf instead of tanh GELU",
+        "the tanh form of GELU",
+    ):
+        assert words in top
+    blamed = [text for cells in page.tables["heat"] for text in cells if text.startswith("✘")]
+    assert len(blamed) == 2 * 4  # in four layers: in the card, and in the map below
+    assert "✘ mlp/gelu" in page.words
+
+
+def test_a_crash_is_told_as_one_and_blames_no_mechanism(runs):
+    page = Page((runs["crash"] / "report.html").read_text())
+    top = page.words[: page.words.index("Verdict on each implementation")]
+    assert "1 of 2 crashed" in top
+    assert "died of SIGSEGV" in top
+    assert "during the check local" in top
+    assert "determinism" not in top
+    assert "472" in top or re.search(r"\d+ measurements are lost", top)
+
+
+def test_one_page_has_every_part_and_asks_for_nothing(runs):
+    text = (runs["fault"] / "report.html").read_text()
+    page = Page(text)
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert {"faults", "verdicts", "checks", "operations", "noise", "texts", "precision", "made"} <= set(
+        ids
+    )
+    assert page.tags["script"] == page.tags["img"] == page.tags["iframe"] == 0
+    loads = [v for n, v in page.attributes if n in ("src", "href", "action", "srcset") and v]
+    assert all(value.startswith(("#", "data:")) for value in loads), loads
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+    assert "default-src 'none'" in text
+    assert page.tags["figure"] == 12
+    anchors = {value[1:] for name, value in page.attributes if name == "href" and value.startswith("#")}
+    assert anchors <= set(ids)
+
+
+def test_the_command_repeats_the_run(runs):
+    frame = results.read(runs["fault"])
+    command = frame.attrs["command"]
+    fault = runs["fault"].parent / "erf_gelu.py"
+    assert command == (
+        f"parity verify --impl {fault} --impl numpy --target cpu-float32 --model micro --seed 7"
+    )
+    assert command in Page((runs["fault"] / "report.html").read_text()).words
+    again = parity(*command.split()[1:], "--out", "again", cwd=runs["fault"].parent)
+    assert again.returncode == 1
+    repeated = results.read(runs["fault"].parent / "again")
+    assert repeated.equals(frame)
+    assert repeated.attrs["implementation_sha256"] == frame.attrs["implementation_sha256"]
+
+
+HOSTILE = "$\\foo$ <script>alert(1)</script><img src=x onerror=alert(1)>\"'&]]>--> #010101 \x00\x1b"
+
+
+@pytest.mark.parametrize(
+    "field", [name for name in Row._fields if name not in ("value", "limit", "ratio")]
+)
+def test_hostile_text_is_inert_wherever_it_stands(field):
+    rows = [row(), row(**{field: HOSTILE})]
+    if field not in ("check", "scope"):  # where the page has tables of their own for these
+        rows.append(
+            row(check="local", scope="h0/mlp/gelu", metric="rounding_units")._replace(**{field: HOSTILE})
+        )
+        rows.append(
+            row(check="greedy", scope="free_running", metric="wrong_tokens")._replace(**{field: HOSTILE})
+        )
+    inert(page_of(rows))
+
+
+def test_hostile_text_is_inert_in_environment_and_benchmark():
+    bench = {
+        "schema": 1,
+        "environment": {HOSTILE: HOSTILE},
+        "rows": [timing(implementation=HOSTILE, detail=HOSTILE)],
+    }
+    bench["rows"].append(timing(verdict=HOSTILE, samples=[], median=None, low=None, high=None))
+    inert(
+        page_of([row()], {HOSTILE: HOSTILE, "command": HOSTILE, "versions": {HOSTILE: [HOSTILE]}}, bench)
+    )
+
+
+def inert(text):
+    page = Page(text)
+    assert page.tags["script"] == page.tags["img"] == 0
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert "alert(1)" in page.words + "".join(str(value) for _, value in page.attributes)
+
+
+def timing(**change):
+    usual = {
+        "implementation": "numpy", "device": "cpu", "dtype": "float32", "model": "m", "phase": "prefill",
+        "metric": "seconds", "n_past": 0, "n": 128, "batch": 1, "samples": [0.2, 0.21, 0.22],
+        "median": 0.21, "low": 0.2, "high": 0.22, "unit": "seconds", "tokens_per_second": 610.0,
+        "roofline": 0.5, "verdict": "verified", "detail": "",
+    }  # fmt: skip
+    return usual | change
+
+
+def test_benchmarks_are_drawn_with_their_roofline_and_only_where_verified():
+    wrong = timing(implementation="fast", verdict="wrong output", samples=[], median=None, low=None,
+                   high=None, roofline=None, tokens_per_second=None)  # fmt: skip
+    memory = timing(phase="memory", metric="peak_rss", unit="bytes", median=1.2e9, low=None, high=None,
+                    samples=[1.2e9], roofline=None, tokens_per_second=None)  # fmt: skip
+    bench = {"schema": 1, "environment": {"model": "m"}, "rows": [timing(), wrong, memory]}
+    text = report.html([report.Run("run", None, bench)])
+    page = Page(text)
+    assert "prefill of 128 tokens" in page.words
+    assert "210 ms · 50% of roofline" in page.words
+    assert "wrong output" in page.words
+    assert "1.20 GB" in page.words
+    assert page.tags["figure"] == 2
+    roofless = report.html([report.Run("run", None, bench | {"rows": [timing(roofline=None)]})])
+    assert text.count("stroke-dasharray: 3.2") == 1 > roofless.count("stroke-dasharray: 3.2")
+
+
+def synthetic(n_impls: int, value=0.7, hparams=HPARAMS) -> list[Row]:
+    """Rows as a run of so many implementations on a large model writes them."""
+    cases = [CaseShape(name, 1, 40, 16) for name in ("seed", "one", "two", "fresh")]
+    plan = Plan(hparams, tuple(cases), tap_names(hparams.n_layer), True)
+    keys = expected(plan)
+    rows = []
+    for i in range(n_impls):
+        judge = Judge(f"implementation_{i}", Target("cpu", "float32"), "1558M")
+        measured = [
+            (
+                check,
+                Measurement(
+                    *key, value if "units" in key[2] else 0.0, "at [0, 1, 2]: got 1, right is 2"
+                ),
+            )
+            for check, found in keys.items()
+            for key in found
+        ]
+        rows += judge.rows(plan, measured, {})
+    return rows
+
+
+@pytest.mark.parametrize("value", [0.7, 1e6])
+def test_five_implementations_of_48_layers_stay_below_3_megabytes(value):
+    rows = synthetic(5, value)
+    assert len(rows) > 20_000
+    text = page_of(rows)
+    assert len(text.encode()) < 3_000_000
+    assert "h47" in text
+
+
+def test_markdown_stays_below_a_megabyte_whatever_the_run():
+    rows = [
+        row(implementation=f"{'n' * 3000}{i}", detail="é" * 5000, diagnosis="d" * 5000, scope="s" * 900)
+        for i in range(3000)
+    ]
+    environment = {"model": "m" * 10_000, "versions": {f"v{i}": "1" * 500 for i in range(5000)}}
+    text = results.markdown(Results(rows, environment))
+    assert len(text.encode()) <= results.MOST_BYTES
+    assert "cut here" in text
+    assert "cut here" not in results.markdown(Results(rows[:5], {"model": "m"}))
+
+
+def test_several_runs_merge_and_what_has_the_same_name_is_told_apart(runs, tmp_path):
+    out = tmp_path / "both.html"
+    done = parity("report", runs["clean"], runs["fault"], "--out", out)
+    assert done.returncode == 0, done.stderr
+    page = Page(out.read_text())
+    names = [cells[0] for cells in page.tables["verdicts"][1:]]
+    assert sorted(names) == [
+        "erf_gelu-cpu-float32", "numpy [clean 1]-cpu-float32", "numpy [fault 2]-cpu-float32"
+    ]  # fmt: skip
+    assert "1 of 3 is wrong" in page.words
+    assert page.words.count("parity verify --impl") == 2
+    parity("report", runs["clean"])
+    one, two = (Page((runs["clean"] / "report.html").read_text()).words for _ in range(2))
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "not readable results"),
+        (
+            '{"schema": 1, "environment": {}, "rows": [{"implementation": "x"}]}',
+            "row 0 has not the columns",
+        ),
+        ('{"schema": 1, "environment": {}, "rows": [NaN]}', "NaN is no JSON number"),
+        ('{"schema": 2, "environment": {}, "rows": []}', "not results of schema 1"),
+        ("[1]", "not results of schema 1"),
+    ],
+)
+def test_what_is_no_run_is_refused_in_one_line(tmp_path, content, message):
+    if content:
+        (tmp_path / results.NAME).write_text(content)
+    done = parity("report", tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_damaged_benchmark_is_refused(tmp_path):
+    (tmp_path / report.BENCH).write_text('{"schema": 1, "environment": {}, "rows": [{"n": 1}]}')
+    with pytest.raises(CannotJudge, match="rows without"):
+        report.read([tmp_path])
+
+
+@pytest.mark.parametrize("name", ["clean", "fault", "crash"])
+def test_real_runs_are_valid_by_the_published_schema(runs, name):
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    validator.validate(json.loads((runs[name] / results.NAME).read_text()))
+
+
+def test_the_schema_has_the_columns_and_verdicts_and_refuses_others(runs):
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    validator.check_schema(SCHEMA)
+    described = SCHEMA["$defs"]["row"]
+    assert tuple(described["properties"]) == tuple(described["required"]) == Row._fields
+    assert tuple(described["properties"]["verdict"]["enum"]) == results.VERDICTS
+    assert SCHEMA["properties"]["schema"]["const"] == results.SCHEMA
+    good = json.loads((runs["clean"] / results.NAME).read_text())
+    assert set(good["environment"]) == set(SCHEMA["properties"]["environment"]["properties"])
+    for change in ({"verdict": "ok"}, {"value": None}, {"blame": "h0"}, {"extra": 1}, {"ratio": "1"}):
+        bad = good | {"rows": [good["rows"][0] | change]}
+        assert not validator.is_valid(bad), change
+    assert not validator.is_valid(good | {"schema": 2})
+
+
+def test_the_code_of_reading_results_runs(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / "reading_results.md").read_text(encoding="utf-8")
+    scope = {"DIR": runs["fault"]}
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 7
+    for block in blocks:
+        exec(compile(block, "docs/reading_results.md", "exec"), scope)
+    assert scope["verdicts"].loc[("erf_gelu", "cpu", "float32"), "fail"] > 0
+    assert set(scope["blamed"].index) == {f"h{i}/mlp/gelu" for i in range(4)}
+    assert (tmp_path / "results.parquet").stat().st_size > 1000
+
+
+def test_a_run_without_files_draws_nothing():
+    """matplotlib takes a second to import: a verdict does not wait for it."""
+    code = "import sys, harness.cli, harness.run, harness.terminal; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_gallery_is_whole_and_names_no_folder_of_whoever_made_it():
+    pages = {path.stem for path in (DOCS / "gallery").glob("*.html")}
+    assert pages == {"clean", "planted_fault", "precision_mismatch", "crashed_backend"}
+    for path in (DOCS / "gallery").glob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        assert len(text) < 400_000
+        assert not re.search(r"/(tmp|home|work|root)/", text), path.name
