@@ -1,4 +1,4 @@
-"""The golden records: what is true of a checkpoint, proven before it is written.
+"""The golden records: what is true of a checkpoint, and how it is kept.
 
 A record belongs to one case (a batch of tokens) and holds, as safetensors:
 
@@ -10,26 +10,20 @@ A record belongs to one case (a batch of tokens) and holds, as safetensors:
     greedy, margins     int32, float64 [batch, n_new]
     noise/{dtype}/...   see noise.py
 
-Two oracles that share no code, NumPy and TensorFlow in float64, must agree within the limits for
-float64 at every tap and every logit; only then is the manifest written, and without a manifest
-there is no golden. Where a clone of openai/gpt-2 is given, OpenAI's own code is a third oracle: its
-float32 logits must agree within the limits for float32 (see official.py).
+prove.py makes them, and writes a manifest only where independent oracles agree; without a manifest
+there is no golden.
 """
 
-import json
 import re
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness import checkpoint, limits, mapped, noise, official, oracle, strict_json
-from harness.contract import CannotJudge, HParams, Target, tap_names, tap_width
-from harness.discover import find
+from harness import checkpoint, mapped, noise, oracle, strict_json
+from harness.contract import CannotJudge, HParams, tap_names, tap_width
 from harness.models import Model
-from harness.numerics import max_abs
 from harness.tokenizer import Tokenizer
 
 FORMAT = 1
@@ -133,159 +127,19 @@ def record(
     dtypes: Sequence[str] = noise.DTYPES,
 ) -> Record:
     """The truth about a case by the float64 NumPy oracle, with its noise floor at each dtype."""
-    taps: dict[str, np.ndarray] = {}
-    logits = oracle.forward(params, hparams, case.tokens, taps.__setitem__)
-    greedy, margins = oracle.greedy(params, hparams, case.tokens, case.n_new)
     n = case.tokens.shape[1]
     positions = np.unique(np.linspace(0, n - 1, min(n, KEPT)).astype(np.int32))
-    arrays = {
-        "tokens": case.tokens,
-        "positions": positions,
-        "logits": logits,
-        "greedy": greedy,
-        "margins": margins,
-        **{f"taps/{name}": value[:, positions] for name, value in taps.items()},
-        **noise.measure(params, hparams, case.tokens, taps, logits, seed=0, dtypes=dtypes),
-    }
+    arrays = {"tokens": case.tokens, "positions": positions}
+
+    def keep(name: str, value: np.ndarray) -> None:
+        if name == "logits":
+            arrays[name] = value
+        else:
+            arrays[f"taps/{name}"] = value[:, positions]
+
+    arrays |= noise.measure(params, hparams, case.tokens, keep, seed=0, dtypes=dtypes)
+    arrays["greedy"], arrays["margins"] = oracle.greedy(params, hparams, case.tokens, case.n_new)
     return Record(case.name, arrays, hparams.n_layer)
-
-
-def tensorflow(loaded: checkpoint.Checkpoint, dtype: str) -> Callable[..., Any]:
-    """The TensorFlow specimen, loaded in dtype on the CPU: (tokens, tap) -> logits on the host."""
-    try:
-        impl = find("tensorflow").load()
-    except ImportError as error:
-        raise CannotJudge(
-            f"the second oracle needs TensorFlow; pip install tensorflow ({error})"
-        ) from error
-    target = Target("cpu", dtype)._asdict()
-    model = impl.load(loaded.params, loaded.hparams, **target)
-
-    def forward(tokens: np.ndarray, tap: Callable[[str, np.ndarray], None]) -> np.ndarray:
-        logits, _ = impl.forward(model, tokens, tap=lambda name, x: tap(name, impl.numpy(x)))
-        return impl.numpy(logits)
-
-    return forward
-
-
-def agreement(truth: Record, taps: Mapping[str, np.ndarray], logits: np.ndarray) -> dict[str, float]:
-    """How far a second float64 evaluation is from a record: noise units, by tap and for logits.
-
-    taps [batch, kept, width] at the kept positions. Raises CannotJudge where one is missing.
-    """
-    units = {"logits": max_abs(logits, truth.logits) / truth.noise("float64")}
-    for name in tap_names(truth.n_layer):
-        if name not in taps:
-            raise CannotJudge(f"golden {truth.name}: the second oracle gave no tap {name}")
-        units[name] = max_abs(taps[name], truth.tap(name)) / truth.noise("float64", name)
-    return units
-
-
-def build(
-    model: Model,
-    progress: Callable[[str], None] = lambda text: None,
-    official_source: Path | None = None,
-) -> dict[str, Any]:
-    """Make all records of a model anew, prove them, and put them in place at once.
-
-    official_source: a clone of openai/gpt-2, whose model must agree too. Returns the manifest.
-    Raises CannotJudge where the oracles disagree; nothing is written then.
-    """
-    loaded = checkpoint.load(model.checkpoint)
-    tokenizer = tokenizer_of(model.checkpoint, loaded.hparams)
-    todo = cases(loaded.hparams, tokenizer)
-    published: dict[str, np.ndarray] = {}
-    if official_source is not None:
-        progress("OpenAI's own code")
-        published = official.logits(official_source, loaded, {case.name: case.tokens for case in todo})
-    double, single = tensorflow(loaded, "float64"), tensorflow(loaded, "float32")
-    with mapped.aside(model.records) as place:
-        folder = place / "new"
-        manifest = _manifest(model, loaded)
-        if official_source is not None:
-            manifest["oracles"].append(official.describe(official_source))
-        for case in todo:
-            progress(case.name)
-            truth = record(case, loaded.params, loaded.hparams)
-            entry = _prove(truth, double)
-            if published:
-                entry |= _prove_official(truth, published[case.name])
-            if tokenizer is not None:
-                entry["greedy_text"] = [tokenizer.decode(row) for row in truth.arrays["greedy"].tolist()]
-            path = folder / f"{case.name}.safetensors"
-            tensorflow_logits = single(case.tokens, lambda *_: None)
-            mapped.write(path, {**truth.arrays, "logits_tensorflow": tensorflow_logits})
-            manifest["cases"][case.name] = entry | {"sha256": mapped.sha256(path)}
-        mapped.write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-        mapped.write_text(folder / SEAL, seal(folder / "manifest.json"))
-        _replace(folder, model.records)
-    return manifest
-
-
-def _manifest(model: Model, loaded: checkpoint.Checkpoint) -> dict[str, Any]:
-    import tensorflow as tf
-
-    return {
-        "format": FORMAT,
-        "model": model.name,
-        "hparams": loaded.hparams._asdict(),
-        "checkpoint_sha256": loaded.sha256,
-        "oracles": [
-            "NumPy float64 (harness/oracle.py)",
-            "TensorFlow float64 (impls/gpt2_tensorflow.py)",
-        ],
-        "versions": {"numpy": np.__version__, "tensorflow": tf.__version__},
-        "storage": "float64 as computed: storing adds no error",
-        "kept_positions": KEPT,
-        "cases": {},
-    }
-
-
-def _prove(truth: Record, second: Callable[..., Any]) -> dict[str, Any]:
-    """The agreement of the two oracles on a record; raises CannotJudge beyond the float64 limit."""
-    taps: dict[str, np.ndarray] = {}
-    positions = truth.arrays["positions"]
-
-    def tap(name: str, value: np.ndarray) -> None:
-        taps[name] = value[:, positions]
-
-    logits = second(truth.tokens, tap)
-    units = agreement(truth, taps, logits)
-    where, worst = max(units.items(), key=lambda item: item[1])
-    if not worst <= limits.NOISE.most:
-        raise CannotJudge(
-            f"golden {truth.name}: the oracles disagree at {where} by {worst:.3g} float64 noise units "
-            f"(at most {limits.NOISE.most:g}); nothing was written"
-        )
-    return {
-        "agreement_noise_units": worst,
-        "agreement_worst_at": where,
-        "agreement_logits_max_abs": max_abs(logits, truth.logits),
-    }
-
-
-def _prove_official(truth: Record, logits: np.ndarray) -> dict[str, float]:
-    """How far OpenAI's own float32 logits are from a record; raises CannotJudge beyond the limit."""
-    units = max_abs(logits, truth.logits) / truth.noise("float32")
-    if not units <= limits.NOISE.most:
-        raise CannotJudge(
-            f"golden {truth.name}: OpenAI's src/model.py disagrees at logits by {units:.3g} float32 "
-            f"noise units (at most {limits.NOISE.most:g}); nothing was written"
-        )
-    return {
-        "official_noise_units": units,
-        "official_logits_max_abs": max_abs(logits, truth.logits),
-    }
-
-
-def _replace(new: Path, place: Path) -> None:
-    """Swap a finished folder in; the old one is kept until the new one is in place."""
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
-    new.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def seal(manifest: Path) -> str:
@@ -397,45 +251,3 @@ def _form(
         form[f"noise/{dtype}/taps"] = ("float64", (noise.DRAWS, len(names)), np.inf)
         form[f"noise/{dtype}/logits"] = ("float64", (noise.DRAWS, 3), np.inf)
     return form
-
-
-def verify(model: Model, progress: Callable[[str], None] = lambda text: None) -> None:
-    """Recompute every record and compare all that it holds.
-
-    Raises CannotJudge, naming the record, where a stored value is further from today's float64
-    oracle than rounding explains, or where a record lacks an array.
-    """
-    loaded, records = read(model)
-    for stored in records:
-        progress(stored.name)
-        n_new = stored.arrays["greedy"].shape[1]
-        case = Case(stored.name, np.asarray(stored.tokens), n_new)
-        today = record(case, loaded.params, loaded.hparams)
-        for name in ("greedy", "positions"):
-            if not np.array_equal(stored.arrays[name], today.arrays[name]):
-                raise CannotJudge(f"golden {stored.name}: {name} ids are not what the oracle chooses")
-        taps = {name: today.tap(name) for name in tap_names(stored.n_layer)}
-        _check_noise(stored, today)
-        units = agreement(stored, taps, today.logits)
-        if n_new:
-            margins = max_abs(stored.arrays["margins"], today.arrays["margins"])
-            units["margins"] = margins / (2 * today.noise("float64"))  # a difference of two logits
-        official = max_abs(stored.arrays["logits_tensorflow"], today.logits)
-        units["logits_tensorflow"] = official / today.noise("float32")
-        where, worst = max(units.items(), key=lambda item: item[1])
-        if not worst <= limits.NOISE.most:
-            raise CannotJudge(
-                f"golden {stored.name}: {where} is {worst:.3g} noise units from the oracle; "
-                f"remake it with: parity golden build --model {model.argument}"
-            )
-
-
-def _check_noise(stored: Record, today: Record) -> None:
-    """A forged unit would widen every limit, so the stored ones must be about what is measured."""
-    for dtype in noise.DTYPES:
-        for name in (*tap_names(stored.n_layer), "logits"):
-            share = stored.noise(dtype, name) / today.noise(dtype, name)
-            if not 0.5 <= share <= 2:
-                raise CannotJudge(
-                    f"golden {stored.name}: its {dtype} noise at {name} is {share:.3g} x the measured"
-                )

@@ -7,12 +7,12 @@ float64 truth is noise, and its size is the unit in which an implementation's di
 truth is judged: no tolerance is chosen.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from harness import oracle
-from harness.contract import HParams, tap_names
+from harness.contract import HParams, Tap, tap_names
 from harness.numerics import kl_divergence, max_abs, rms
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -36,8 +36,11 @@ def shuffled_matmul(x: np.ndarray, w: np.ndarray, rng: np.random.Generator) -> n
 
 def shuffled_affine(x: np.ndarray, w: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """x @ w + b with the bias as one more term of the sum, wherever the shuffle puts it."""
+    order = rng.permutation(len(w) + 1)
+    terms = w.take(order, axis=0, mode="clip")  # one copy of w, which may be large
+    terms[order == len(w)] = b
     one = np.ones((*x.shape[:-1], 1), x.dtype)
-    return shuffled_matmul(np.concatenate([x, one], axis=-1), np.concatenate([w, b[None]]), rng)
+    return np.matmul(np.concatenate([x, one], axis=-1)[..., order], terms)
 
 
 def round_nearest(x: np.ndarray, dtype: str) -> np.ndarray:
@@ -62,6 +65,21 @@ def _drop(x: np.ndarray, n_bits: int, carry) -> np.ndarray:  # type: ignore[no-u
     return np.where(np.isfinite(x), rounded, x).astype(np.float32)
 
 
+class Latest:
+    """A conversion of weights that remembers its latest matrix: draws side by side want the same one."""
+
+    def __init__(self, convert: Callable[[np.ndarray], np.ndarray]):
+        self.convert = convert
+        self.kept: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __call__(self, w: np.ndarray) -> np.ndarray:
+        if w.ndim < 2:
+            return self.convert(w)
+        if self.kept is None or self.kept[0] is not w:
+            self.kept = w, self.convert(w)
+        return self.kept[1]
+
+
 def arithmetic(dtype: str, rng: np.random.Generator) -> oracle.Arithmetic:
     """An honest evaluation at dtype with random summation order and random rounding."""
 
@@ -71,25 +89,29 @@ def arithmetic(dtype: str, rng: np.random.Generator) -> oracle.Arithmetic:
     def affine(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
         return shuffled_affine(x, w, b, rng)
 
-    if dtype not in DROPPED_BITS:
-        cast, u = np.dtype(dtype).type, UNIT_ROUNDOFF[dtype]
-        return oracle.Arithmetic(
-            weight=lambda w: np.asarray(w, cast),
-            settle=lambda y: np.asarray(y * (1 + u * rng.uniform(-1, 1, y.shape)), cast),
-            matmul=matmul,
-            affine=affine,
-        )
-    return oracle.Arithmetic(
-        weight=lambda w: round_nearest(w, dtype),
-        settle=lambda y: round_stochastic(y, dtype, rng),
-        matmul=matmul,
-        affine=affine,
-    )
+    def settle(y: np.ndarray) -> np.ndarray:
+        if dtype in DROPPED_BITS:
+            return round_stochastic(y, dtype, rng)
+        return np.asarray(y * (1 + UNIT_ROUNDOFF[dtype] * rng.uniform(-1, 1, y.shape)), dtype)
+
+    return oracle.Arithmetic(lambda w: weight_at(w, dtype), settle, matmul, affine)
 
 
-def floor(logits: np.ndarray, u: float) -> tuple[float, float, float]:
+def weight_at(w: np.ndarray, dtype: str) -> np.ndarray:
+    """A float32 weight as dtype has it; below float32 rounded, and kept as float32."""
+    return round_nearest(w, dtype) if dtype in DROPPED_BITS else np.asarray(w, dtype)
+
+
+def draws(dtype: str, seed: int) -> list[oracle.Arithmetic]:
+    """Honest evaluations at dtype that differ in all that is random, to be run side by side."""
+    weight = Latest(lambda w: weight_at(w, dtype))
+    rngs = [np.random.default_rng([seed, draw]) for draw in range(DRAWS)]
+    return [arithmetic(dtype, rng)._replace(weight=weight) for rng in rngs]
+
+
+def floor(greatest: float, u: float) -> tuple[float, float, float]:
     """The three measures of the logits for one rounding of the greatest logit."""
-    one = u * float(np.abs(logits).max())
+    one = u * greatest
     return one, one / np.sqrt(12), one**2 / 24  # rounding errors are uniform; KL is half a variance
 
 
@@ -97,34 +119,35 @@ def measure(
     params: Mapping[str, np.ndarray],
     hparams: HParams,
     tokens: np.ndarray,
-    taps: Mapping[str, np.ndarray],
-    logits: np.ndarray,
+    tap: Tap,
     seed: int,
     dtypes: Sequence[str] = DTYPES,
 ) -> dict[str, np.ndarray]:
-    """The noise of each dtype around the exact taps and logits, as arrays to be stored.
+    """The noise of each dtype around every exact result, which goes to tap (so do the logits).
 
     ``noise/{dtype}/taps`` [draws, n_taps]: greatest absolute difference at each tap, in tap order;
     ``noise/{dtype}/logits`` [draws, 3]: greatest absolute and root-mean-square difference, and
     greatest KL divergence (nats) of the next-token distribution.
-    No draw counts for less than one rounding of the greatest value: what happens to be exact in
-    one order of operations (a float64 sum of float32 weights, say) need not be in another.
+    Draws are compared as they come, and none is kept. None counts for less than one rounding of the
+    greatest value: what happens to be exact in one order of operations (a float64 sum of float32
+    weights, say) need not be in another.
     """
     names = tap_names(hparams.n_layer)
-    greatest = np.array([np.abs(taps[name]).max() for name in names])
-    found = {}
-    for dtype in dtypes:
+    which = [(dtype, draw) for dtype in dtypes for draw in range(DRAWS)]
+    arithmetics = [oracle.EXACT, *(each for dtype in dtypes for each in draws(dtype, seed))]
+    found = {f"noise/{dtype}/taps": np.zeros((DRAWS, len(names))) for dtype in dtypes}
+    found |= {f"noise/{dtype}/logits": np.zeros((DRAWS, 3)) for dtype in dtypes}
+    for name, i, value in oracle.stream(params, hparams, tokens, arithmetics):
+        if i == 0:
+            exact, greatest = value, float(np.abs(value).max())
+            tap(name, exact)
+            continue
+        dtype, draw = which[i - 1]
         u = UNIT_ROUNDOFF[dtype]
-        at_taps, at_logits = np.zeros((DRAWS, len(names))), np.zeros((DRAWS, 3))
-        for draw in range(DRAWS):
-            rng = np.random.default_rng([seed, draw])
-            row = at_taps[draw]
-
-            def tap(name: str, value: np.ndarray, row: np.ndarray = row) -> None:
-                row[names.index(name)] = max_abs(value, taps[name])
-
-            drawn = oracle.forward(params, hparams, tokens, tap, arithmetic(dtype, rng))
-            at_logits[draw] = max_abs(drawn, logits), rms(drawn, logits), kl_divergence(drawn, logits)
-        found[f"noise/{dtype}/taps"] = np.maximum(at_taps, u * greatest)
-        found[f"noise/{dtype}/logits"] = np.maximum(at_logits, floor(logits, u))
+        if name == "logits":
+            strays = max_abs(value, exact), rms(value, exact), kl_divergence(value, exact)
+            found[f"noise/{dtype}/logits"][draw] = np.maximum(strays, floor(greatest, u))
+        else:
+            stray = max(max_abs(value, exact), u * greatest)
+            found[f"noise/{dtype}/taps"][draw, names.index(name)] = stray
     return found

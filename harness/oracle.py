@@ -5,11 +5,11 @@ operation from an implementation's own input; and under an ``Arithmetic`` of low
 measure how far honest rounding alone moves the result (the noise floor).
 
 Source: Radford et al. 2019 and OpenAI's published model; written apart from impls/ on purpose,
-and believed only because TensorFlow in float64 agrees with it (see golden.py).
+and believed only because TensorFlow in float64 agrees with it (see prove.py).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from harness.contract import HParams, Op, Tap, graph
 
 EPSILON = 1e-5
+VOCABULARY = 2**13  # rows of wte that the head converts at a time
 
 
 def exact(x: np.ndarray) -> np.ndarray:
@@ -86,6 +87,15 @@ def attention(qkv: np.ndarray, n_head: int, arithmetic: Arithmetic = EXACT) -> n
     return merge_heads(arithmetic.matmul(probs, v))
 
 
+def head(x: np.ndarray, wte: np.ndarray, arithmetic: Arithmetic = EXACT) -> np.ndarray:
+    """x [batch, n, n_embd] @ wte.T [n_embd, n_vocab], some tokens of the vocabulary at a time.
+
+    wte is by far the largest weight: a converted copy of it would outweigh all else.
+    """
+    some = (wte[start : start + VOCABULARY] for start in range(0, len(wte), VOCABULARY))
+    return np.concatenate([arithmetic.matmul(x, arithmetic.weight(rows).T) for rows in some], axis=-1)
+
+
 def apply(
     op: Op,
     inputs: list[np.ndarray],
@@ -115,7 +125,7 @@ def apply(
         case "add":
             value = inputs[0] + inputs[1]
         case "head":
-            value = arithmetic.matmul(inputs[0], weight("wte").T)
+            value = head(inputs[0], params["wte"], arithmetic)
         case _:
             raise ValueError(f"unknown kind of operation {op.kind}")
     return arithmetic.settle(value)
@@ -126,6 +136,36 @@ def weight_rows(table: np.ndarray, rows: np.ndarray, arithmetic: Arithmetic) -> 
     return arithmetic.weight(table[rows])
 
 
+def stream(
+    params: Mapping[str, np.ndarray],
+    hparams: HParams,
+    tokens: np.ndarray,
+    arithmetics: Sequence[Arithmetic] = (EXACT,),
+    apply: Callable[..., np.ndarray] = apply,
+) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Every operation's result as it comes, under each arithmetic: name, which, [batch, n, width].
+
+    The last are the logits [batch, n, n_vocab]. apply: what computes each operation, where it is not
+    to be the one above (what_if.py). Evaluations go side by side, one operation at a time, and a
+    weight is converted when it is used: the memory beyond the mapped weights is one weight and the
+    activations that are still needed, whatever n_layer.
+    """
+    ops = graph(hparams.n_layer)
+    last_use = {name: op.name for op in ops for name in op.inputs}
+    live: dict[str, list[np.ndarray]] = {}
+    for op in ops:
+        live[op.name] = []
+        for i, arithmetic in enumerate(arithmetics):
+            inputs = [live[name][i] for name in op.inputs]
+            value = apply(op, inputs, params, hparams, tokens, arithmetic)
+            if op.name in last_use:
+                live[op.name].append(value)
+            yield op.name, i, value
+        for name in op.inputs:
+            if last_use[name] == op.name:
+                del live[name]
+
+
 def forward(
     params: Mapping[str, np.ndarray],
     hparams: HParams,
@@ -134,24 +174,11 @@ def forward(
     arithmetic: Arithmetic = EXACT,
     apply: Callable[..., np.ndarray] = apply,
 ) -> np.ndarray:
-    """Logits [batch, n, n_vocab] for tokens [batch, n]; every other operation's result goes to tap.
-
-    apply: what computes each operation, where it is not to be the one above (what_if.py).
-    Weights are converted one operation at a time and let go again, so the memory beyond the mapped
-    weights is that of the largest single weight and of the activations still needed.
-    """
-    ops = graph(hparams.n_layer)
-    last_use = {name: op.name for op in ops for name in op.inputs}
-    live: dict[str, np.ndarray] = {}
-    for op in ops[:-1]:
-        inputs = [live[name] for name in op.inputs]
-        live[op.name] = apply(op, inputs, params, hparams, tokens, arithmetic)
-        if tap is not None:
-            tap(op.name, live[op.name])
-        for name in op.inputs:
-            if last_use[name] == op.name:
-                del live[name]
-    return apply(ops[-1], [live["ln_f"]], params, hparams, tokens, arithmetic)
+    """Logits [batch, n, n_vocab] for tokens [batch, n]; every other operation's result goes to tap."""
+    for name, _, value in stream(params, hparams, tokens, [arithmetic], apply):
+        if tap is not None and name != "logits":
+            tap(name, value)
+    return value
 
 
 def greedy(

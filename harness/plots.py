@@ -153,8 +153,8 @@ def against_noise(
 ) -> str:
     """Cases downwards, error of the logits in noise units to the right on a log scale."""
     known = [v for line in lines for v in line.values if v is not None]
-    low = 10 ** math.floor(math.log10(max(min([0.5, *known]), 1e-3)))
-    high = 10 ** math.ceil(math.log10(max([limit * 2, *known]) * 1.2))
+    low = 10.0 ** math.floor(math.log10(max(min([0.5, *known]), 1e-3)))
+    high = 10.0 ** math.ceil(math.log10(max([limit * 2, *known]) * 1.2))
     with matplotlib.rc_context(STYLE):
         figure, axes = draw(380, 70 + 24 * len(cases))
         axes.axvspan(limit, high, color=BAD, alpha=0.09, linewidth=0)

@@ -29,8 +29,15 @@ def load(params, hparams, *, device, dtype):
     tf.config.experimental.enable_tensor_float_32_execution(False)  # float32 means float32
     place = "GPU:0" if device == "cuda" else "CPU:0"
     with tf.device(place):
-        placed = {name: tf.cast(tf.constant(w), dtype) for name, w in params.items()}
-    return Model(placed, hparams, place)
+        placed = {name: tf.constant(w) for name, w in params.items()}
+    return Model(Widened(placed) if dtype == "float64" else placed, hparams, place)
+
+
+class Widened(dict):
+    """Float32 weights that widen when they are used: all of them at once would take twice the memory."""
+
+    def __getitem__(self, name):
+        return tf.cast(super().__getitem__(name), tf.float64)
 
 
 def numpy(x):

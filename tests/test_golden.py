@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from harness import checkpoint, golden, limits, mapped, models, noise
+from harness import checkpoint, golden, limits, mapped, models, noise, prove, shapes
 from harness.contract import CannotJudge, tap_names
 from harness.models import Model
 from harness.tokenizer import Tokenizer
@@ -90,7 +90,7 @@ def test_noise_grows_with_the_unit_roundoff(prepared):
 
 
 def test_the_stored_records_are_what_the_oracle_says_today(copy):
-    golden.verify(copy)
+    prove.verify(copy)
 
 
 @pytest.mark.parametrize("case", ["seed", "unconditional", "one_token", "full_context", "batch"])
@@ -159,7 +159,7 @@ def test_a_forged_record_is_found_by_recomputing(change, message, copy):
     edit_record(copy, "seed", change)
     golden.read(copy)  # the hashes agree: only the oracle can tell
     with pytest.raises(CannotJudge, match=message):
-        golden.verify(copy)
+        prove.verify(copy)
 
 
 @pytest.mark.parametrize("name", ["logits_tensorflow", "taps/h0"])
@@ -182,10 +182,10 @@ def test_oracles_that_disagree_write_nothing(copy, monkeypatch):
 
         return forward
 
-    monkeypatch.setattr(golden, "tensorflow", wrong)
+    monkeypatch.setattr(prove, "tensorflow", wrong)
     before = {path.name: path.read_bytes() for path in copy.records.iterdir()}
     with pytest.raises(CannotJudge, match=r"the oracles disagree at .* nothing was written"):
-        golden.build(copy)
+        prove.build(copy)
     assert {path.name: path.read_bytes() for path in copy.records.iterdir()} == before
     assert [path.name for path in copy.records.parent.iterdir()] == ["micro", "records"] or sorted(
         path.name for path in copy.records.parent.iterdir()
@@ -194,9 +194,69 @@ def test_oracles_that_disagree_write_nothing(copy, monkeypatch):
 
 def test_an_oracle_that_taps_too_little_is_refused(prepared):
     truth = prepared.records[0]
-    taps = {name: truth.tap(name) for name in tap_names(4)[1:]}
-    with pytest.raises(CannotJudge, match="gave no tap embed"):
-        golden.agreement(truth, taps, truth.logits)
+    units = dict.fromkeys((*tap_names(4)[1:], "logits"), 0.5)
+    with pytest.raises(CannotJudge, match="gave no embed"):
+        prove.worst_of(truth, units)
+
+
+def test_an_oracle_that_gives_nan_is_refused(copy, monkeypatch):
+    """NaN is no smaller than what stands before it in a list, so a plain maximum would pass over it."""
+    from harness import oracle
+
+    def wrong(loaded, dtype):
+        def forward(tokens, tap):
+            def spoil(name, value):
+                tap(name, np.full_like(value, np.nan) if name == "h2/ln_2" else value)
+
+            return oracle.forward(loaded.params, loaded.hparams, tokens, spoil)
+
+        return forward
+
+    monkeypatch.setattr(prove, "tensorflow", wrong)
+    with pytest.raises(CannotJudge, match=r"disagree at h2/ln_2 by nan"):
+        prove.build(copy)
+
+
+def test_evaluations_side_by_side_are_what_each_is_alone(prepared):
+    from harness import oracle
+
+    params, hparams = prepared.checkpoint.params, prepared.checkpoint.hparams
+    tokens = prepared.records[0].tokens
+    together = {}
+    for name, i, value in oracle.stream(params, hparams, tokens, noise.draws("bfloat16", 3)[:2]):
+        together[name, i] = value
+    for i in range(2):
+        rng = np.random.default_rng([3, i])
+        alone = {}
+        logits = oracle.forward(
+            params, hparams, tokens, alone.__setitem__, noise.arithmetic("bfloat16", rng)
+        )
+        np.testing.assert_array_equal(together["logits", i], logits)
+        for name, value in alone.items():
+            np.testing.assert_array_equal(together[name, i], value)
+    assert (together["logits", 0] != together["logits", 1]).any()
+
+
+def test_the_oracle_keeps_no_more_than_it_needs():
+    """Memory beyond the mapped weights is of one weight and a few activations, however many layers."""
+    import tracemalloc
+
+    from harness import oracle
+
+    def peak(n_layer, keep):
+        hparams = shapes.OFFICIAL["124M"]._replace(n_vocab=20000, n_embd=192, n_layer=n_layer)
+        params = shapes.generate(hparams)
+        tokens = np.arange(32, dtype=np.int32)[None]
+        kept = []
+        tracemalloc.start()
+        for _, _, value in oracle.stream(params, hparams, tokens):
+            kept += [value] * keep  # the fault: a caller, or the oracle, that keeps what it has seen
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    assert peak(8, False) < 1.1 * peak(1, False) < 2.5 * 8 * 192 * oracle.VOCABULARY
+    assert peak(8, True) > 1.1 * peak(1, True)
 
 
 def test_building_anew_gives_the_same_records(copy):
@@ -204,9 +264,9 @@ def test_building_anew_gives_the_same_records(copy):
     pytest.importorskip("tensorflow")
     old = {name: mapped.read(copy.records / f"{name}.safetensors") for name in ("seed", "batch")}
     old = {case: {name: np.array(a) for name, a in arrays.items()} for case, arrays in old.items()}
-    manifest = golden.build(copy)
+    manifest = prove.build(copy)
     assert all(entry["agreement_noise_units"] <= 8 for entry in manifest["cases"].values())
-    golden.verify(copy)
+    prove.verify(copy)
     for case, arrays in old.items():
         new = mapped.read(copy.records / f"{case}.safetensors")
         assert new.keys() == arrays.keys()

@@ -15,7 +15,7 @@ import numpy as np
 import peers
 import pytest
 
-from harness import golden, limits, mapped, models, official
+from harness import golden, limits, mapped, models, official, prove
 from harness.contract import CannotJudge
 from harness.models import Model
 
@@ -46,7 +46,7 @@ def copy(tmp_path, home):
 
 def test_its_logits_enter_the_agreement_figure(copy):
     before = sorted(path.name for path in copy.records.iterdir())
-    manifest = golden.build(copy, official_source=STAND_IN)
+    manifest = prove.build(copy, official_source=STAND_IN)
     for entry in manifest["cases"].values():
         # real float32 noise: neither nothing nor too much
         assert 0 < entry["official_noise_units"] <= limits.NOISE.most
@@ -64,7 +64,7 @@ def test_a_planted_error_makes_the_build_refuse(planted, copy):
     """The smallest of the usual mistakes: epsilon 1e-6."""
     before = {path.name: path.read_bytes() for path in copy.records.iterdir()}
     with pytest.raises(CannotJudge, match=r"OpenAI's src/model.py disagrees .* nothing was written"):
-        golden.build(copy, official_source=planted("variance + 1e-5", "variance + 1e-6"))
+        prove.build(copy, official_source=planted("variance + 1e-5", "variance + 1e-6"))
     assert {path.name: path.read_bytes() for path in copy.records.iterdir()} == before
 
 

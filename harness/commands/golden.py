@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness import golden, models, terminal
+from harness import golden, models, prove, terminal
 from harness.commands.options import ModelOption
 from harness.limits import NOISE
 
@@ -27,7 +27,7 @@ def build(
     console = terminal.console()
     with console.status("golden") as status:
         where = models.locate(model)
-        manifest = golden.build(where, lambda case: status.update(f"golden: {case}"), official_source)
+        manifest = prove.build(where, lambda case: status.update(f"golden: {case}"), official_source)
     show_agreement(console, manifest)
     console.print(f"  written: {where.records}", highlight=False, soft_wrap=True)
 
@@ -38,7 +38,7 @@ def verify(model: ModelOption = "micro") -> None:
     console = terminal.console()
     with console.status("golden") as status:
         where = models.locate(model)
-        golden.verify(where, lambda case: status.update(f"golden: {case}"))
+        prove.verify(where, lambda case: status.update(f"golden: {case}"))
     show_agreement(console, golden.read_manifest(where))
     console.print("[green]PASS[/green]: every record is what the float64 oracle says today")
 
