@@ -17,10 +17,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from harness import mapped, report, results
+from harness import mapped, results
 from harness.contract import CannotJudge
 from harness.judge import Row, label
-from harness.report import Run
+from harness.report import cells, page, runs, speed
+from harness.report.runs import Run
 
 ALPHA = 0.01  # many rows are compared, so one in twenty would cry wolf in every comparison
 WORTH = 1.05  # a change of a few per cent comes and goes with the state of a machine between two runs
@@ -68,7 +69,7 @@ class Comparison(NamedTuple):
 
 def compare(before: Path, after: Path) -> Comparison:
     """Two runs, folders or saved results.json files. Raises CannotJudge where they do not compare."""
-    one, two = report.read([before])[0], report.read([after])[0]
+    one, two = runs.read([before])[0], runs.read([after])[0]
     names = (str(before), str(after))
     changes: list[Change] = []
     drifts: list[Drift] = []
@@ -183,8 +184,8 @@ def drift(before: Sequence[Row], after: Sequence[Row]) -> list[Drift]:
     for (who, check), pairs in groups.items():
         ratio = median((b.value or 0) / (a.value or 1) for a, b in pairs)
         if any(a.value != b.value for a, b in pairs):
-            sides = (max(report.severity(row) for row in side) for side in zip(*pairs, strict=True))
-            found.append(Drift(who, check, len(pairs), ratio, *map(report.times, sides)))
+            sides = (max(cells.severity(row) for row in side) for side in zip(*pairs, strict=True))
+            found.append(Drift(who, check, len(pairs), ratio, *map(cells.times, sides)))
     return found
 
 
@@ -198,7 +199,7 @@ def speeds(one: Run, two: Run, names: tuple[str, str]) -> tuple[list[Change], in
     if one.bench is None or two.bench is None:
         kind = "gone" if one.bench else "new"
         return (
-            [Change(kind, "all", report.BENCH, "", "", f"only one of the runs has {report.BENCH}")],
+            [Change(kind, "all", runs.BENCH, "", "", f"only one of the runs has {runs.BENCH}")],
             0,
             [],
         )
@@ -209,7 +210,7 @@ def speeds(one: Run, two: Run, names: tuple[str, str]) -> tuple[list[Change], in
     if not alike:
         notes.append("Machine or threads differ: speed is shown, and not judged.")
     rows = [
-        {tuple(row[k] for k in report.WHICH): row for row in run.bench["rows"]}
+        {tuple(row[k] for k in runs.WHICH): row for row in run.bench["rows"]}
         for run in (one, two)
         if run.bench
     ]
@@ -226,8 +227,8 @@ def speeds(one: Run, two: Run, names: tuple[str, str]) -> tuple[list[Change], in
 def timed(a: dict[str, Any] | None, b: dict[str, Any] | None, alike: bool) -> Change | None:
     """One row of a benchmark, before and after; None where nothing changed that matters."""
     row = b or a or {}
-    who = "-".join(str(row[name]) for name in report.WHICH[:3])
-    where = report.title_of(*(row[name] for name in report.WHICH[4:]))
+    who = "-".join(str(row[name]) for name in runs.WHICH[:3])
+    where = speed.title_of(*(row[name] for name in runs.WHICH[4:]))
     before, after = (figure(r) for r in (a, b))
     if a is None or b is None:
         bad = row["verdict"] in BAD
@@ -255,7 +256,7 @@ def figure(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
     verified = row["verdict"] in GOOD and row["median"] is not None
-    return report.amount(row["median"], row["unit"]) if verified else str(row["verdict"])
+    return speed.amount(row["median"], row["unit"]) if verified else str(row["verdict"])
 
 
 class Ratio(NamedTuple):
@@ -353,7 +354,7 @@ def sign(change: Change) -> str:
 
 def html(found: Comparison) -> str:
     """The comparison as a page of the same make as report.html."""
-    return report.template("compare.html.j2").render(
+    return page.template("compare.html.j2").render(
         found=found, verdict=verdict(found), summary=summary(found), header=DRIFT, most=MOST,
         changes=[(KINDS[c.kind], sign(c), c) for c in found.changes[:MOST]],
         drifts=[drift_cells(drift) for drift in found.drifts],

@@ -26,7 +26,7 @@ VERDICTS = ("pass", "fail", "known", "inconclusive", "unlocalised", "skipped")
 
 def write(results: Results, out: Path) -> None:
     """Write all four files into out, each all or nothing. Raises CannotJudge where that fails."""
-    from harness import report  # it needs this module, and what draws takes a second to import
+    from harness.report import page, runs  # they need this module, and what draws takes a second
 
     document = {
         "schema": SCHEMA,
@@ -38,7 +38,7 @@ def write(results: Results, out: Path) -> None:
     mapped.write_text(out / NAME, whole)
     mapped.write_text(out / "junit.xml", junit(results.rows))
     mapped.write_text(out / "report.md", markdown(results))
-    mapped.write_text(out / "report.html", report.html([report.Run(out.name, results)]))
+    mapped.write_text(out / "report.html", page.html([runs.Run(out.name, results)]))
 
 
 def clear(out: Path) -> None:

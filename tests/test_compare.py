@@ -11,7 +11,7 @@ from test_report import Page, row, timing
 from harness import compare, results
 from harness.compare import Ratio
 from harness.contract import CannotJudge
-from harness.report import BENCH
+from harness.report.runs import BENCH
 
 MODEL = {"model": "m", "checkpoint_sha256": {"a": "1"}, "seed": 1}
 PASS = row(value=1.0, ratio=0.125, verdict="pass", blame="")

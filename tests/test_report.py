@@ -15,9 +15,12 @@ from commands import SPECIMEN, parity
 from faults import FAULTS, source
 from gallery import CRASH
 
-from harness import judge, report, results
+from harness import judge, results
 from harness.contract import CannotJudge, HParams, Target, tap_names
 from harness.judge import Judge, Row, expected
+from harness.report import page as pages
+from harness.report import runs as folders
+from harness.report import verdicts
 from harness.run import Results
 from harness.subject import CaseShape, Measurement, Plan
 
@@ -86,7 +89,7 @@ class Page(HTMLParser):
 
 def page_of(rows, environment=None, bench=None) -> str:
     made = {"model": "m", **(environment or {})}
-    return report.html([report.Run("run", Results(rows, made), bench)])
+    return pages.html([folders.Run("run", Results(rows, made), bench)])
 
 
 def row(**change) -> Row:
@@ -151,7 +154,9 @@ def test_all_four_files_have_the_same_numbers(runs, name):
     assert messages == Counter(results.say(row) for row in failed)
 
     # every operation's worst error, in the maps of the page
-    for label, cells in zip([t.label for t in report.targets(rows) if t.heat], maps(page), strict=False):
+    for label, cells in zip(
+        [t.label for t in verdicts.targets(rows) if t.heat], maps(page), strict=True
+    ):
         for scope, text in cells.items():
             values = [
                 row.value
@@ -298,14 +303,14 @@ def test_benchmarks_are_drawn_with_their_roofline_and_only_where_verified():
     memory = timing(phase="memory", metric="peak_rss", unit="bytes", median=1.2e9, low=None, high=None,
                     samples=[1.2e9], roofline=None, tokens_per_second=None)  # fmt: skip
     bench = {"schema": 1, "environment": {"model": "m"}, "rows": [timing(), wrong, memory]}
-    text = report.html([report.Run("run", None, bench)])
+    text = pages.html([folders.Run("run", None, bench)])
     page = Page(text)
     assert "prefill of 128 tokens" in page.words
     assert "210 ms · 50% of roofline" in page.words
     assert "wrong output" in page.words
     assert "1.20 GB" in page.words
     assert page.tags["figure"] == 2
-    roofless = report.html([report.Run("run", None, bench | {"rows": [timing(roofline=None)]})])
+    roofless = pages.html([folders.Run("run", None, bench | {"rows": [timing(roofline=None)]})])
     assert text.count("stroke-dasharray: 3.2") == 1 > roofless.count("stroke-dasharray: 3.2")
 
 
@@ -392,9 +397,9 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, content, message):
 
 
 def test_a_damaged_benchmark_is_refused(tmp_path):
-    (tmp_path / report.BENCH).write_text('{"schema": 1, "environment": {}, "rows": [{"n": 1}]}')
+    (tmp_path / folders.BENCH).write_text('{"schema": 1, "environment": {}, "rows": [{"n": 1}]}')
     with pytest.raises(CannotJudge, match="rows without"):
-        report.read([tmp_path])
+        folders.read([tmp_path])
 
 
 @pytest.mark.parametrize("name", ["clean", "fault", "crash"])

@@ -67,6 +67,6 @@ def bench(
 
 def draw(out: Path) -> None:
     """The page of all that is in out: this benchmark, and a verification that was there before."""
-    from harness import report  # what draws takes a second to import
+    from harness.report import page  # what draws takes a second to import
 
-    report.write([out], out / "report.html")
+    page.write([out], out / "report.html")

@@ -19,12 +19,12 @@ def report(
     ] = None,
 ) -> None:
     """Draw report.html from the results of one or several runs."""
-    from harness import report as drawing  # what draws takes a second to import
+    from harness.report import page  # what draws takes a second to import
 
     target = out or runs[0] / "report.html"
     if target.suffix != ".html":
         raise CannotJudge(f"{target}: the report is one .html file; name it with --out FILE.html")
-    drawing.write(runs, target)
+    page.write(runs, target)
     terminal.console().print(f"written: {target}", highlight=False, soft_wrap=True)
 
 

@@ -1,0 +1,68 @@
+"""The page itself: rows in, one HTML file out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from harness import mapped, plots, results
+from harness.contract import CannotJudge
+from harness.report.cells import number
+from harness.report.noise import noise
+from harness.report.operations import panels
+from harness.report.precision import precision
+from harness.report.runs import Run, made_with, merge, models, read
+from harness.report.speed import speed
+from harness.report.texts import texts
+from harness.report.verdicts import STATES, Target, headline, matrix, targets
+
+
+def write(paths: Sequence[Path], out: Path) -> None:
+    """The report of one or several runs. Raises CannotJudge where it cannot be read or written."""
+    page = html(read(paths))
+    try:
+        mapped.write_text(out, page)
+    except OSError as error:
+        raise CannotJudge(f"{out}: the report cannot be written ({error})") from error
+
+
+def html(runs: Sequence[Run]) -> str:
+    """The page."""
+    rows = merge(runs)
+    found = targets(rows)
+    state = next((state for state in STATES if any(t.state == state for t in found)), "open")
+    return template("report.html.j2").render(
+        state=state,
+        states=STATES,
+        headline=headline(found),
+        models=models(runs),
+        counts=results.headline(rows),
+        targets=sorted(found, key=lambda target: list(STATES).index(target.state)),
+        matrix=matrix(found),
+        columns=[name.replace("_", " ") for name in results.columns(rows)],
+        keys={part: keys(part, found) for part in ("operations", "noise")},
+        panels=panels([(target.style, target.rows) for target in found]),
+        noise=noise(found),
+        texts=texts(rows),
+        precision=precision(found),
+        speed=speed(runs),
+        runs=[made_with(run) for run in runs],
+    )
+
+
+def keys(part: str, found: Sequence[Target]) -> list[tuple[str, str]]:
+    """The key to the lines of a part of the page: swatch and label."""
+    return [(plots.swatch(f"{part}{target.style}", target.style), target.label) for target in found]
+
+
+def template(name: str) -> jinja2.Template:
+    """A template of this package; everything put into it is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("harness"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    return environment.get_template(name)

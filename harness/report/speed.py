@@ -1,0 +1,74 @@
+"""Speed and memory as bars, with the roofline."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from harness import plots
+from harness.report.cells import number
+from harness.report.runs import WHICH, Run
+
+
+class Speed(NamedTuple):
+    """One thing that was timed or weighed, for every implementation."""
+
+    title: str
+    figure: str
+    rows: Sequence[tuple[str, ...]]
+
+
+PHASES = {"prefill": "prefill of {n} tokens", "decode": "a token, after {n_past}"}
+
+
+METRICS = {"peak_rss": "memory: peak resident", "anonymous": "memory: its own, no file behind it"}
+METRICS |= {"gpu": "memory of the GPU"}
+
+
+def speed(runs: Sequence[Run]) -> list[Speed]:
+    """Bars for each thing that was benchmarked; a row that is not verified has no figure."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        for row in run.bench["rows"] if run.bench else ():
+            groups[tuple(row[key] for key in WHICH[3:])].append(row)
+    styles: dict[str, int] = {}
+    return [one_speed(i, key, rows, styles) for i, (key, rows) in enumerate(groups.items())]
+
+
+def one_speed(
+    index: int, key: tuple[Any, ...], rows: list[dict[str, Any]], styles: dict[str, int]
+) -> Speed:
+    model, title = key[0], title_of(*key[1:])
+    found, table = [], []
+    for row in rows:
+        label = "-".join(str(row[name]) for name in WHICH[:3])
+        style = styles.setdefault(label, len(styles))
+        median, verified = row["median"], row["verdict"] == "verified" and row["median"] is not None
+        words = amount(median, row["unit"]) if verified else str(row["verdict"])
+        reached = row["roofline"] if verified and row["unit"] == "seconds" else None
+        words += f" · {reached:.0%} of roofline" if reached else ""
+        best = median * reached if reached else None
+        low, high = (row["low"], row["high"]) if verified else (None, None)
+        found.append(plots.Bar(style, label, median if verified else None, low, high, best, words))
+        span = f"{amount(low, row['unit'])} to {amount(high, row['unit'])}" if low is not None else ""
+        rate = row["tokens_per_second"]
+        table.append(
+            (label, words, span, str(len(row["samples"])), number(rate) if rate else "", row["detail"])
+        )
+    said = "; ".join(f"{bar.name} {bar.words}" for bar in found)
+    figure = plots.bars(f"speed{index}", found, f"{title}: {said}")
+    return Speed(f"{title} · {model}", figure, table)
+
+
+def title_of(phase: str, metric: str, n_past: int, n: int, batch: int) -> str:
+    """What a row of a benchmark timed or weighed, in words."""
+    title = METRICS.get(metric) or PHASES.get(phase, "start to first logits").format(n=n, n_past=n_past)
+    return title + f", batch {batch}" * (batch not in (None, 0, 1))
+
+
+def amount(value: float | None, unit: str) -> str:
+    """Seconds or bytes in a unit that suits the size."""
+    if value is None:
+        return ""
+    if unit == "bytes":
+        return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
