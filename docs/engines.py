@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import discover, results
+from harness import discover, golden, models, results
+from harness.contract import CannotJudge
 from harness.judge import Row, exit_code
 from harness.results import escape, table
 
@@ -54,14 +55,27 @@ def install(name: str) -> str:
     return (errors or [f"pip exited with {done.returncode}"])[-1] if done.returncode else ""
 
 
-def verify(name: str, model: str) -> None:
-    """Run parity verify in a process of its own; where it leaves no results, keep its last words."""
-    out = place(name, model)
-    parity = [sys.executable, "-c", "from harness.cli import main; main()", "verify"]
-    options = ["--impl", name, "--model", model, "--target", "cpu-float32", "--out", str(out)]
-    done = subprocess.run(
-        [*parity, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+def parity(*words: str) -> "subprocess.CompletedProcess[str]":
+    """The command in a process of its own, its output kept."""
+    command = [sys.executable, "-c", "from harness.cli import main; main()", *words]
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
+
+
+def prepare(model: str) -> None:
+    """Make the golden records of a model that has none yet, or stale ones."""
+    try:
+        golden.read(models.locate(model))
+    except CannotJudge:
+        print(parity("golden", "build", "--model", model).stdout, flush=True)
+
+
+def verify(name: str, model: str) -> None:
+    """Run parity verify; where it leaves no results, keep its last words."""
+    out = place(name, model)
+    options = ["--impl", name, "--model", model, "--target", "cpu-float32", "--out", str(out)]
+    done = parity("verify", *options)
     print(done.stdout, flush=True)
     if not (out / results.NAME).is_file():
         excuse(name, model, (done.stdout.strip().splitlines() or ["it said nothing"])[-1])
@@ -119,6 +133,8 @@ def main() -> None:
     parser.add_argument("--install", action="store_true", help="install each engine's extra first")
     parser.add_argument("names", nargs="*", help="engines; all, if none is named")
     arguments = parser.parse_args()
+    for model in MODELS:
+        prepare(model)
     for name in arguments.names or discover.engines():
         error = install(name) if arguments.install else ""
         for model in MODELS:
