@@ -137,6 +137,13 @@ def engines(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def scale(session: nox.Session) -> None:
+    """Measure memory and time by model size, into docs/scale.md; `-- 124M` for one size."""
+    install(session, extras=("torch", "tensorflow"))
+    session.run("python", "docs/scale.py", *session.posargs, env=kernels(session))
+
+
+@nox.session(default=False)
 def micro(session: nox.Session) -> None:
     """Train the micro checkpoint anew (about 15 minutes), then remake its golden records."""
     install(session, "micro")

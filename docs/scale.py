@@ -1,0 +1,171 @@
+"""Measure memory and time against parameters and tokens, and write docs/scale.md:
+
+    python docs/scale.py [SIZE...]
+
+For each size (all four, if none is named): the float64 oracle alone on 16, 64 and 256 tokens, then
+`parity golden build` and `parity verify --impl numpy --impl torch` on shape:SIZE, each in processes
+of their own that are watched from here. The tables are made from what is in out/scale afterwards.
+"""
+
+import argparse
+import contextlib
+import json
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from harness import mapped, models, oracle, shapes
+from harness.contract import variable_shapes
+from harness.results import table
+
+ROOT = Path(__file__).parent.parent
+OUT = ROOT / "out" / "scale"
+TOKENS = (16, 64, 256)
+JOBS = {
+    "golden": ("golden", "build"),
+    "verify": ("verify", "--impl", "numpy", "--impl", "torch", "--target", "cpu-float32"),
+}
+GIB = 2**30
+TEXT = """# Memory and time
+
+Written by docs/scale.py, which `nox -s scale` runs; do not edit. Times are of one run on a machine
+that may have done other things besides: how they grow is what they tell. Memory is the peak of what
+was seen ten times a second.
+"""
+ORACLE = """## The float64 oracle
+
+All weights stay in the mapped file; *own memory* is all that the process has besides (RssAnon),
+NumPy itself included. It is bounded by the 8,192 rows of wte that the head converts at a time, or
+by one layer's largest matrix in float64, plus the activations of one operation and, at the end, the
+logits: not by n_layer. Time is bounded by float64 products for many tokens, and for few by reading
+every weight and converting it.
+"""
+COMMANDS = """## The commands
+
+Peak memory of the whole process tree (PSS: a page that several processes map counts once). The
+golden of a generated model has three cases, of 1, 48 and 128 tokens; `verify` adds 48 fresh ones,
+and runs NumPy and PyTorch in float32, one after the other, on the same mapped weights. Golden is
+bounded by TensorFlow, which keeps a copy of the float32 weights; its time by 33 evaluations of each
+case side by side (the truth, and eight draws of the noise at four precisions).
+"""
+
+
+@contextlib.contextmanager
+def watched(measure, every: float = 0.1) -> Iterator[list[float]]:  # type: ignore[no-untyped-def]
+    """The greatest value of measure() while the block runs, as the only element of a list."""
+    most, done = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every):
+            most[0] = max(most[0], measure())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield most
+    finally:
+        done.set()
+        thread.join()
+
+
+def anonymous() -> float:
+    """Bytes of this process with no file behind them."""
+    status = Path("/proc/self/status").read_text()
+    return 1024.0 * int(status.partition("RssAnon:")[2].split()[0])
+
+
+def tree(process: psutil.Process) -> float:
+    """PSS in bytes of a process and all its descendants."""
+    total = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for each in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                total += each.memory_full_info().pss
+    return float(total)
+
+
+def evaluate(size: str, n: int) -> dict[str, float]:
+    """The oracle on n tokens, in this process."""
+    folder = models.locate(f"shape:{size}").checkpoint
+    params, hparams = mapped.read(folder / shapes.WEIGHTS), shapes.OFFICIAL[size]
+    tokens = np.random.default_rng(0).integers(0, hparams.n_vocab, (1, n)).astype(np.int32)
+    with watched(anonymous, 0.01) as most:
+        started = time.perf_counter()
+        oracle.forward(params, hparams, tokens)
+        seconds = time.perf_counter() - started
+    return {"seconds": seconds, "bytes": most[0]}
+
+
+def command(words: tuple[str, ...]) -> dict[str, float]:
+    """A parity command in a process tree of its own. Raises CalledProcessError where it fails."""
+    call = [sys.executable, "-c", "from harness.cli import main; main()", *words]
+    started = time.perf_counter()
+    with subprocess.Popen(call) as process, watched(lambda: tree(psutil.Process(process.pid))) as most:
+        code = process.wait()
+    if code:
+        raise subprocess.CalledProcessError(code, call)
+    return {"seconds": time.perf_counter() - started, "bytes": most[0]}
+
+
+def measure(size: str) -> None:
+    """Everything about one size, into out/scale/SIZE.json."""
+    models.locate(f"shape:{size}")  # its weights are generated before anything is timed
+    found = {}
+    for n in TOKENS:
+        call = [sys.executable, __file__, "--oracle", size, str(n)]
+        done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)
+        found[f"oracle {n}"] = json.loads(done.stdout)
+    for name, words in JOBS.items():
+        found[name] = command((*words, "--model", f"shape:{size}"))
+    mapped.write_text(OUT / f"{size}.json", json.dumps(found, indent=1) + "\n")
+
+
+def write() -> None:
+    """Make the page from what the measurements left."""
+    alone, commands = [], []
+    for size, hparams in shapes.OFFICIAL.items():
+        n_params = sum(int(np.prod(shape)) for shape in variable_shapes(hparams).values())
+        what = [f"`shape:{size}`", f"{n_params / 1e6:.0f} M", f"{4 * n_params / GIB:.2f} GiB"]
+        path = OUT / f"{size}.json"
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        for name in [f"oracle {n}" for n in TOKENS] + list(JOBS):
+            seen = found.get(name)
+            cells = ["not run", ""]
+            if seen:
+                cells = [f"{seen['seconds']:.1f} s", f"{seen['bytes'] / GIB:.2f} GiB"]
+            if name in JOBS:
+                commands.append([*what, f"`parity {' '.join(JOBS[name])}`", *cells])
+            else:
+                alone.append([*what, name.split()[1], *cells])
+    size = ["model", "parameters", "weights, mapped"]
+    parts = [TEXT, ORACLE, *table([*size, "tokens", "time", "own memory"], alone), ""]
+    parts += [COMMANDS, *table([*size, "command", "time", "peak of the process tree"], commands), ""]
+    cores, memory = psutil.cpu_count(), psutil.virtual_memory().total / GIB
+    parts += [f"Made with Python {platform.python_version()} on {cores} cores and {memory:.0f} GiB.", ""]
+    mapped.write_text(ROOT / "docs" / "scale.md", "\n".join(parts))
+    print("\n".join(parts))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--oracle", action="store_true", help="SIZE N: one evaluation, told as JSON")
+    parser.add_argument("sizes", nargs="*", metavar="SIZE", help=", ".join(shapes.OFFICIAL))
+    arguments = parser.parse_args()
+    if arguments.oracle:
+        size, n = arguments.sizes
+        print(json.dumps(evaluate(size, int(n))))
+        return
+    for size in arguments.sizes or shapes.OFFICIAL:
+        measure(size)
+    write()
+
+
+if __name__ == "__main__":
+    main()
