@@ -84,6 +84,7 @@ def verify(
     started = time.time()
     known = ledger.read(request.ledger) if request.ledger else []
     with tempfile.TemporaryDirectory(prefix="parity-") as temporary, journals(folder) as place:
+        progress("golden", "", 0)  # minutes, where the model is large
         prepared = prepare(request.model, request.seed, Path(temporary))
         begin(request, prepared, place)
         sheets = []

@@ -45,9 +45,9 @@ def progress(console: Console) -> Iterator[Report]:
             text = escape(f"{name} {target or 'starting'}")
             if text not in tasks:
                 tasks[text] = bars.add_task(text, total=len(CHECKS) if target else None)
-            bars.update(tasks[text], completed=done)
-            for other, task in tasks.items():
-                if other == escape(f"{name} starting") and target:
+            bars.update(tasks[text], completed=done, visible=True)
+            for other, task in tasks.items():  # who starts is done with it once something else is told
+                if other.endswith(" starting") and other != text:
                     bars.update(task, visible=False)
 
         yield report
