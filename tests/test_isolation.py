@@ -158,6 +158,23 @@ def test_a_crash_in_one_check_keeps_what_came_before(tmp_path, prepared):
     assert set(frame[frame.check == "kv_cache"].blame) == {"process"}
 
 
+def test_a_crash_within_a_check_keeps_what_that_check_had_measured(tmp_path, prepared):
+    code = """
+    whole = forward
+    def forward(model, tokens, past=None, tap=None):
+        if past is not None and tap is not None:
+            import os; os.abort()
+        return whole(model, tokens, past, tap)
+    """
+    path, out = module(tmp_path, "decodes", code), tmp_path / "out"
+    assert parity("gate", path, "--target", "cpu-float32", "--out", out).returncode == 1
+    frame = results.read(out)
+    of_prefill = frame[(frame.check == "local") & (frame.case == "seed")].metric == "rounding_units"
+    verdicts = frame.loc[of_prefill.index].verdict
+    assert set(verdicts[of_prefill]) == {"pass"}
+    assert set(verdicts[~of_prefill]) == {"fail"}
+
+
 def test_what_is_printed_and_exiting_in_one_check_does_no_harm_to_the_others(tmp_path, prepared):
     code = """
     print('{"event": "end"}')

@@ -41,6 +41,11 @@ class Finding(NamedTuple):
     detail: str
     left: dict[str, float]
 
+    def told(self, words: str) -> Measurement:
+        """As a measurement, with a diagnosis in words."""
+        where = (self.case, self.op.name, self.metric)
+        return Measurement(*where, self.value, self.detail, True, words)
+
 
 def modes(case: CaseShape) -> dict[str, list[int]]:
     """How a case is run, by the ending of the metric: cuts of the tokens, none for prefill."""
@@ -69,7 +74,7 @@ def expected(plan: Plan) -> Iterable[Key]:
 
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
-    findings: list[Finding] = []
+    failures: list[Finding] = []  # told last: one diagnosis is sought for all of a kind
     diagnosed: dict[str, int] = defaultdict(int)
     for record in subject.records:
         for mode, cuts in modes(shape_of(record)).items() if plan.taps else ():
@@ -78,8 +83,12 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
             for op, metric in judged(plan):
                 if all(name in captured for name in needed(op, metric)):
                     scene = Examined(subject, record, captured, op, tuple(cuts))
-                    findings.append(scene.find(metric + mode, diagnosed))
-    return conclude(findings)
+                    finding = scene.find(metric + mode, diagnosed)
+                    if finding.value <= local_limit(op.kind).most:
+                        yield finding.told("")
+                    else:
+                        failures.append(finding)
+    yield from conclude(failures)
 
 
 def needed(op: Op, metric: str) -> tuple[str, ...]:
@@ -218,7 +227,7 @@ def blocks(op: Op, params: Mapping[str, np.ndarray]) -> Iterator[tuple[slice, Ma
 
 
 def conclude(findings: list[Finding]) -> Iterator[Measurement]:
-    """Measurements, with the diagnosis that all failures at the same kind of place agree on."""
+    """Failures, with the diagnosis that all failures at the same kind of place agree on."""
     groups: dict[str, list[Finding]] = defaultdict(list)
     for finding in findings:
         if finding.left:
@@ -230,9 +239,7 @@ def conclude(findings: list[Finding]) -> Iterator[Measurement]:
             words = INHERITED
         if finding.value > local_limit(finding.op.kind).most and place_of(finding) in agreed:
             words = tell(finding, agreed[place_of(finding)])
-        yield Measurement(
-            finding.case, finding.op.name, finding.metric, finding.value, finding.detail, True, words
-        )
+        yield finding.told(words)
 
 
 def place_of(finding: Finding) -> str:
