@@ -33,8 +33,13 @@ class Found(NamedTuple):
 
     @property
     def argument(self) -> str:
-        """What to give to --impl to name it."""
-        return self.name if self.where.startswith(f"{IMPLS.name}.") else self.where
+        """What to give to --impl to name it: from the working folder where it lies in there,
+
+        so that the command in a report is of use to others and shows nobody's folders.
+        """
+        if self.where.startswith(f"{IMPLS.name}."):
+            return self.name
+        return self.where.removeprefix(f"{Path.cwd()}/")
 
     def source(self) -> Path | None:
         """The file that it is in, found without importing it; None where it is not in one file."""

@@ -8,6 +8,7 @@ environment carries a mark by which processes that it leaves behind are found, w
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -189,7 +190,7 @@ def last_words(words: Path) -> str:
     said, crash, stack = said.partition("Fatal Python error: ")
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     own = stack.partition("Current thread")[2] or stack  # of several threads, the one that crashed
-    where = next((line.strip() for line in own.splitlines() if line.startswith("  File ")), "")
+    where = re.search(r'^  File ".*?([^/"]+)", line (\d+) in (\S+)', own, re.MULTILINE)
     told = [f"last words: {lines[-1][:300]}"] if lines else []
-    told += [f"at {where[:300]}"] if crash and where else []
+    told += ["at {}:{} in {}".format(*where.groups())] if crash and where else []
     return "".join(f"; {text}" for text in told)

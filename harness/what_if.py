@@ -43,6 +43,10 @@ SINGLE = oracle.Arithmetic(weight=np.asarray, settle=lambda y: np.asarray(y, np.
 FALL = 2.0  # at least so many times smaller must the difference become
 
 
+class NoVariant(Exception):
+    """A mistake cannot be made in as many ways. (Not StopIteration: it may not leave a generator.)"""
+
+
 class Hypothesis:
     """GPT-2 with one mistake in every operation of some kinds."""
 
@@ -59,7 +63,7 @@ class Hypothesis:
                 return oracle.forward(
                     self.params, self.hparams, tokens, arithmetic=arithmetic, apply=self.apply
                 )
-            except StopIteration:
+            except NoVariant:
                 return None
 
     def apply(
@@ -77,7 +81,10 @@ class Hypothesis:
         inputs = [np.asarray(x, np.float64) for x in inputs]
         exact = oracle.apply(op, inputs, params, hparams, tokens)
         scene = Scene(op, inputs, exact, exact, np.ones_like(exact), {}, params, hparams, tokens)
-        return arithmetic.settle(next(islice(self.mistake.alter(scene), self.variant, None)))
+        altered = next(islice(self.mistake.alter(scene), self.variant, None), None)
+        if altered is None:
+            raise NoVariant
+        return arithmetic.settle(altered)
 
     def noise(self, tokens: np.ndarray, exact: np.ndarray, dtype: str) -> float:
         """How far rounding at dtype moves these logits: the greatest of the draws."""

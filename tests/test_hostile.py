@@ -25,7 +25,19 @@ from hostile import CASES, NO_JSON, USAGE, World, flipped, put, seal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import checkpoint, cli, discover, golden, mapped, models, results, run, shapes, strict_json
+from harness import (
+    checkpoint,
+    cli,
+    discover,
+    golden,
+    mapped,
+    models,
+    prove,
+    results,
+    run,
+    shapes,
+    strict_json,
+)
 from harness.contract import CannotJudge, HParams, Target
 from harness.judge import Row
 from harness.subject import Measurement
@@ -109,7 +121,7 @@ def enter(root: Path, monkeypatch) -> World:
     monkeypatch.setattr(models, "GOLDEN", root / "golden")
     monkeypatch.setenv("PARITY_HOME", str(root / "home"))
     monkeypatch.setattr(tempfile, "tempdir", str(root / "tmp"))
-    monkeypatch.setattr(golden, "tensorflow", unexpected)
+    monkeypatch.setattr(prove, "tensorflow", unexpected)
     monkeypatch.setattr(golden, "fresh_case", unexpected)
     return World(root)
 

@@ -21,7 +21,7 @@ from harness.judge import exit_code
 MISDEEDS = {
     "segfault": (
         "import os\ndef forward(*_):\n    print('last will', flush=True); os.kill(os.getpid(), 11)",
-        "died of SIGSEGV; last words: last will; at File ",
+        "died of SIGSEGV; last words: last will; at ",
     ),
     "aborts": ("def forward(*_, **__):\n    import os; os.abort()", "died of SIGABRT"),
     "exits": ("def forward(*_, **__):\n    raise SystemExit(0)", "SystemExit"),
@@ -338,6 +338,6 @@ def test_the_last_words_are_the_last_line_before_python_reports_the_crash(tmp_pa
         'a\nlast\nFatal Python error: Segmentation fault\n\nThread 0x1:\n  File "w.py", line 1 in g\n'
         'Current thread 0x2:\n  File "x.py", line 3 in f\n'
     )
-    assert isolation.last_words(words) == '; last words: last; at File "x.py", line 3 in f'
+    assert isolation.last_words(words) == "; last words: last; at x.py:3 in f"
     words.write_text("")
     assert isolation.last_words(words) == ""

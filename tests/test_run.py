@@ -9,7 +9,7 @@ import pytest
 from commands import module, parity
 from faults import FAULTS, plant
 
-from harness import models, results
+from harness import discover, models, results
 from harness.contract import CannotJudge
 from harness.judge import Row
 
@@ -97,6 +97,19 @@ def test_what_cannot_be_judged_exits_2_with_one_clear_line(arguments, message, p
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_implementation_is_named_from_the_working_folder_where_it_lies_in_there(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "own.py").touch()
+    monkeypatch.chdir(tmp_path)
+    assert discover.find("own.py").argument == "own.py"
+    assert discover.find("own.py:it").argument == "own.py:it"
+    assert discover.find("numpy").argument == "numpy"
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert discover.find("../own.py").argument == str(tmp_path / "own.py")
 
 
 def test_a_target_that_only_some_offer_is_skipped_by_the_others_and_says_so(tmp_path, prepared):
