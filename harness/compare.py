@@ -131,7 +131,9 @@ def verdicts(before: Sequence[Row], after: Sequence[Row]) -> tuple[list[Change],
     changes = [gone_or_new("gone", key, one) for key in sorted(whole_before - whole_after)]
     changes += [gone_or_new("new", key, two) for key in sorted(whole_after - whole_before)]
     same = 0
-    for key in dict.fromkeys([*one, *two]):
+    keys = dict.fromkeys([*one, *two])
+    check = Row._fields.index("check")
+    for key in sorted(keys, key=lambda key: key[check] != "local"):  # causes before what inherits them
         if key[:4] not in whole_before & whole_after:
             continue
         a, b = one.get(key), two.get(key)

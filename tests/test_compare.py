@@ -62,6 +62,13 @@ def test_verdicts_are_compared_one_by_one(tmp_path, before, after, kind, regress
     assert (kinds(found), found.regressed) == (kind, regressed)
 
 
+def test_what_introduces_an_error_stands_before_what_inherits_it(tmp_path):
+    rows = [PASS._replace(check=check) for check in ("logits", "local", "lengths")]
+    wrong = [row(check=found.check) for found in rows]
+    found = against(tmp_path, {"rows": rows}, {"rows": wrong})
+    assert [change.where.split()[0] for change in found.changes] == ["local", "logits", "lengths"]
+
+
 def test_what_moves_within_its_limit_is_shown_as_drift(tmp_path):
     after = PASS._replace(value=4.0, ratio=0.5)
     found = against(tmp_path, {"rows": [PASS]}, {"rows": [after]})

@@ -299,16 +299,19 @@ def timing(**change):
 def test_benchmarks_are_drawn_with_their_roofline_and_only_where_verified():
     wrong = timing(implementation="fast", verdict="wrong output", samples=[], median=None, low=None,
                    high=None, roofline=None, tokens_per_second=None)  # fmt: skip
+    load = timing(phase="load", roofline=None)
     memory = timing(phase="memory", metric="peak_rss", unit="bytes", median=1.2e9, low=None, high=None,
                     samples=[1.2e9], roofline=None, tokens_per_second=None)  # fmt: skip
-    bench = {"schema": 1, "environment": {"model": "m"}, "rows": [timing(), wrong, memory]}
+    bench = {"schema": 1, "environment": {"model": "m"}, "rows": [timing(), wrong, load, memory]}
     text = pages.html([folders.Run("run", None, bench)])
     page = Page(text)
+    assert '<h1 class="">Speed and memory</h1>' in text  # no verdict was asked for
     assert "prefill of 128 tokens" in page.words
+    assert "loading the weights, of that" in page.words
     assert "210 ms · 50% of roofline" in page.words
     assert "wrong output" in page.words
     assert "1.20 GB" in page.words
-    assert page.tags["figure"] == 2
+    assert page.tags["figure"] == 3
     roofless = pages.html([folders.Run("run", None, bench | {"rows": [timing(roofline=None)]})])
     assert text.count("stroke-dasharray: 3.2") == 1 > roofless.count("stroke-dasharray: 3.2")
 

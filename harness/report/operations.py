@@ -128,8 +128,10 @@ def panel(
         bad = [row is not None and row.verdict == "fail" for row in own]
         lines.append(plots.Line(style, [row.value if row else None for row in own], bad))
     top = max(present, key=severity)
-    size = number(top.value) if top.value is not None else "no number"
-    words = f"at most {size} at {top.scope}, limit {number(top.limit)}"
+    if top.value is None:
+        words = f"no number at {top.scope}: not finite, or it never came; limit {number(top.limit)}"
+    else:
+        words = f"at most {number(top.value)} at {top.scope}, limit {number(top.limit)}"
     labels = [str(layer) if layer is not None else leaf for layer, leaf in keys]
     title = f"{name or 'output'}: rounding units by layer; {words}"
     figure = plots.by_layer(f"op{index}", lines, labels, limits[:1] if inside else limits, span, title)

@@ -30,7 +30,7 @@ def html(runs: Sequence[Run]) -> str:
     """The page."""
     rows = merge(runs)
     found = targets(rows)
-    state = next((state for state in STATES if any(t.state == state for t in found)), "open")
+    state = next((state for state in STATES if any(t.state == state for t in found)), "")
     return template("report.html.j2").render(
         state=state,
         states=STATES,

@@ -18,8 +18,7 @@ class Speed(NamedTuple):
 
 
 PHASES = {"prefill": "prefill of {n} tokens", "decode": "a token, after {n_past}"}
-
-
+PHASES |= {"start": "start to first logits", "load": "loading the weights, of that"}
 METRICS = {"peak_rss": "memory: peak resident", "anonymous": "memory: its own, no file behind it"}
 METRICS |= {"gpu": "memory of the GPU"}
 
@@ -61,7 +60,7 @@ def one_speed(
 
 def title_of(phase: str, metric: str, n_past: int, n: int, batch: int) -> str:
     """What a row of a benchmark timed or weighed, in words."""
-    title = METRICS.get(metric) or PHASES.get(phase, "start to first logits").format(n=n, n_past=n_past)
+    title = METRICS.get(metric) or PHASES.get(phase, phase).format(n=n, n_past=n_past)
     return title + f", batch {batch}" * (batch not in (None, 0, 1))
 
 
