@@ -639,7 +639,14 @@ def test_ctrl_c_says_that_it_can_be_gone_on_with_and_it_can(server, tmp_path):
 
     server.trouble = trouble
     command = [*COMMAND, "fetch", "124M", "--base-url", server.url]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background job ignores SIGINT, and so would whatever a test started from there
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     staging = tmp_path / "home" / "models" / ".124M.partial"
     part = staging / "encoder.json.part"
     while process.poll() is None and not (part.exists() and part.stat().st_size):
