@@ -297,15 +297,21 @@ def timing(**change):
 
 
 def test_benchmarks_are_drawn_with_their_roofline_and_only_where_verified():
-    wrong = timing(implementation="fast", verdict="wrong output", samples=[], median=None, low=None,
-                   high=None, roofline=None, tokens_per_second=None)  # fmt: skip
+    wrong = timing(implementation="fast", verdict="wrong output", detail="h0 is off", samples=[],
+                   median=None, low=None, high=None, roofline=None, tokens_per_second=None)  # fmt: skip
     load = timing(phase="load", roofline=None)
     memory = timing(phase="memory", metric="peak_rss", unit="bytes", median=1.2e9, low=None, high=None,
                     samples=[1.2e9], roofline=None, tokens_per_second=None)  # fmt: skip
     bench = {"schema": 1, "environment": {"model": "m"}, "rows": [timing(), wrong, load, memory]}
     text = pages.html([folders.Run("run", None, bench)])
     page = Page(text)
-    assert '<h1 class="">Speed and memory</h1>' in text  # no verdict was asked for
+    assert page.tables["timed"][1:] == [
+        ["fast-cpu-float32", "✘ wrong", "wrong output: h0 is off", "0 of 1 measured"],
+        ["numpy-cpu-float32", "✔ right", "right before, during and after", "3 measured"],
+    ]
+    assert '<h1 class="wrong"><span aria-hidden="true">✘</span> 1 of 2 is wrong</h1>' in text
+    figure = text[text.index("<svg", text.index('id="speed"')) :]
+    assert figure.index("fast-cpu-float32") < figure.index("numpy-cpu-float32")  # failures first
     assert "prefill of 128 tokens" in page.words
     assert "loading the weights, of that" in page.words
     assert "210 ms · 50% of roofline" in page.words
@@ -314,6 +320,15 @@ def test_benchmarks_are_drawn_with_their_roofline_and_only_where_verified():
     assert page.tags["figure"] == 3
     roofless = pages.html([folders.Run("run", None, bench | {"rows": [timing(roofline=None)]})])
     assert text.count("stroke-dasharray: 3.2") == 1 > roofless.count("stroke-dasharray: 3.2")
+
+
+def test_an_operation_that_gave_nothing_is_told_so_in_words():
+    lost = {"check": "local", "scope": "h0/ln_1", "metric": "rounding_units"}
+    told = page_of([row(**lost, value=None, ratio=None, detail="NaN at [0, 1]")]).split("<figcaption>")
+    assert any("no number at h0/ln_1: not finite, or it never came; limit 8" in text for text in told)
+    sane = page_of([row(**lost)])
+    assert "no number at" not in sane
+    assert "at most 9 at h0/ln_1, limit 8" in sane
 
 
 def synthetic(n_impls: int, value=0.7, hparams=HPARAMS) -> list[Row]:

@@ -12,9 +12,9 @@ from harness.report.noise import noise
 from harness.report.operations import panels
 from harness.report.precision import precision
 from harness.report.runs import Run, made_with, merge, models, read
-from harness.report.speed import speed
+from harness.report.speed import entrants, speed
 from harness.report.texts import texts
-from harness.report.verdicts import STATES, Target, headline, matrix, targets
+from harness.report.verdicts import STATES, Target, headline, matrix, targets, worst
 
 
 def write(paths: Sequence[Path], out: Path) -> None:
@@ -30,11 +30,12 @@ def html(runs: Sequence[Run]) -> str:
     """The page."""
     rows = merge(runs)
     found = targets(rows)
-    state = next((state for state in STATES if any(t.state == state for t in found)), "")
+    timed = entrants(runs)
+    judged = worst([*((t.label, t.state) for t in found), *((e.label, e.state) for e in timed)])
     return template("report.html.j2").render(
-        state=state,
+        state=next(iter(judged.values()), "open"),
         states=STATES,
-        headline=headline(found),
+        headline=headline(judged),
         models=models(runs),
         counts=results.headline(rows),
         targets=sorted(found, key=lambda target: list(STATES).index(target.state)),
@@ -45,6 +46,7 @@ def html(runs: Sequence[Run]) -> str:
         noise=noise(found),
         texts=texts(rows),
         precision=precision(found),
+        entrants=sorted(timed, key=lambda entrant: list(STATES).index(entrant.state)),
         speed=speed(runs),
         runs=[made_with(run) for run in runs],
     )

@@ -1,4 +1,4 @@
-"""Speed and memory as bars, with the roofline."""
+"""Speed and memory: what each benchmark found right, and its figures as bars with the roofline."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,10 +17,53 @@ class Speed(NamedTuple):
     rows: Sequence[tuple[str, ...]]
 
 
+class Entrant(NamedTuple):
+    """One implementation in a benchmark: whether its output is right, how much was measured."""
+
+    label: str
+    state: str  # as in verdicts.STATES
+    said: str
+    counts: str
+
+
+ENDS = {"wrong output": "wrong", "crashed": "crashed", "verified": "right", "skipped": "skipped"}
 PHASES = {"prefill": "prefill of {n} tokens", "decode": "a token, after {n_past}"}
 PHASES |= {"start": "start to first logits", "load": "loading the weights, of that"}
 METRICS = {"peak_rss": "memory: peak resident", "anonymous": "memory: its own, no file behind it"}
 METRICS |= {"gpu": "memory of the GPU"}
+
+
+def entrants(runs: Sequence[Run]) -> list[Entrant]:
+    """The verdict on each implementation, by its worst row; a skipped row decides nothing."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        for row in run.bench["rows"] if run.bench else ():
+            groups[name_of(row)].append(row)
+    return [entrant(label, rows) for label, rows in groups.items()]
+
+
+def entrant(label: str, rows: list[dict[str, Any]]) -> Entrant:
+    """An implementation and all its rows. Rows that no benchmark writes leave it without a verdict."""
+    worst = min(rows, key=rank)
+    right = sum(row["verdict"] == "verified" for row in rows)
+    said = (
+        "right before, during and after"
+        if rank(worst) == 2
+        else f"{worst['verdict']}: {worst['detail']}"
+    )
+    asked = sum(row["verdict"] != "skipped" for row in rows)
+    counts = f"{right} of {asked} measured" if right < asked else f"{right} measured"
+    return Entrant(label, ENDS.get(str(worst["verdict"]), "open"), said, counts)
+
+
+def rank(row: dict[str, Any]) -> int:
+    """The place of a row among those of its kind: what is wrong stands first, what is skipped last."""
+    order = ["wrong output", "crashed", "verified", "skipped"]
+    return order.index(row["verdict"]) if row["verdict"] in order else 1
+
+
+def name_of(row: dict[str, Any]) -> str:
+    return "-".join(str(row[name]) for name in WHICH[:3])
 
 
 def speed(runs: Sequence[Run]) -> list[Speed]:
@@ -38,8 +81,8 @@ def one_speed(
 ) -> Speed:
     model, title = key[0], title_of(*key[1:])
     found, table = [], []
-    for row in rows:
-        label = "-".join(str(row[name]) for name in WHICH[:3])
+    for row in sorted(rows, key=lambda row: rank(row) > 1):  # failures come first
+        label = name_of(row)
         style = styles.setdefault(label, len(styles))
         median, verified = row["median"], row["verdict"] == "verified" and row["median"] is not None
         words = amount(median, row["unit"]) if verified else str(row["verdict"])

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness import results, story
@@ -61,11 +61,11 @@ def gather(found: list[story.Finding]) -> list[story.Finding]:
     for i, finding in enumerate(found):
         mistake, explains, _ = finding.why.partition(" explains it: ")
         groups[mistake if explains else i].append(finding)
-    worst = [
+    heads = [
         max(group, key=lambda f: severity(f.worst) if f.worst else 0.0) for group in groups.values()
     ]
     where = [", ".join(finding.where for finding in group) for group in groups.values()]
-    return [finding._replace(where=words) for finding, words in zip(worst, where, strict=True)]
+    return [finding._replace(where=words) for finding, words in zip(heads, where, strict=True)]
 
 
 def state_of(rows: list[Row]) -> str:
@@ -77,12 +77,12 @@ def state_of(rows: list[Row]) -> str:
     return ("right", "wrong", "open")[exit_code(rows)]
 
 
-def headline(found: Sequence[Target]) -> str:
-    """The verdict on the whole run in a sentence."""
-    total = len(found)
+def headline(states: Mapping[str, str]) -> str:
+    """The verdict on the whole run in a sentence, from the state of each implementation."""
+    total = len(states)
     if not total:
-        return "Speed and memory"
-    counts = Counter(target.state for target in found)
+        return "Nothing was judged"
+    counts = Counter(states.values())
     if counts["right"] == total:
         return {1: "It is right", 2: "Both are right"}.get(total, f"All {total} are right")
     parts: list[str] = []
@@ -94,6 +94,15 @@ def headline(found: Sequence[Target]) -> str:
     return ", ".join(parts)
 
 
+def worst(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The worst state of each name, the worst names first."""
+    order = list(STATES)
+    found: dict[str, str] = {}
+    for name, state in pairs:
+        found[name] = min(found.get(name, state), state, key=order.index)
+    return dict(sorted(found.items(), key=lambda pair: order.index(pair[1])))
+
+
 def share(rows: list[Row]) -> str:
     """The worst measurement by the share of its limit that it used."""
     judged = [row for row in rows if row.verdict in ("pass", "fail")]
@@ -101,11 +110,11 @@ def share(rows: list[Row]) -> str:
         return rows[0].detail
     ends = [row for row in judged if row.check in ("process", "load")]
     causes = [row for row in judged if row.verdict == "fail" and introduces(row)]
-    worst = max(ends or causes or judged, key=severity)
-    check = worst.check.replace("_", " ")
-    if math.isinf(severity(worst)):
-        return f"{check}: {worst.detail}"
-    return f"{times(severity(worst))}: {check} {worst.case} {worst.scope}".rstrip()
+    row = max(ends or causes or judged, key=severity)
+    check = row.check.replace("_", " ")
+    if math.isinf(severity(row)):
+        return f"{check}: {row.detail}"
+    return f"{times(severity(row))}: {check} {row.case} {row.scope}".rstrip()
 
 
 def matrix(found: Sequence[Target]) -> list[tuple[Target, list[Cell]]]:
