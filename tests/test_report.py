@@ -322,6 +322,13 @@ def test_benchmarks_are_drawn_with_their_roofline_and_only_where_verified():
     assert text.count("stroke-dasharray: 3.2") == 1 > roofless.count("stroke-dasharray: 3.2")
 
 
+def test_who_passes_and_is_wrong_when_it_is_timed_is_wrong():
+    passed = row(implementation="numpy", verdict="pass", value=1.0, ratio=0.1)
+    bench = {"schema": 1, "environment": {}, "rows": [timing(verdict="wrong output")]}
+    assert "✘ It is wrong" in Page(page_of([passed], bench=bench)).words
+    assert "✔ It is right" in Page(page_of([passed], bench=bench | {"rows": [timing()]})).words
+
+
 def test_an_operation_that_gave_nothing_is_told_so_in_words():
     lost = {"check": "local", "scope": "h0/ln_1", "metric": "rounding_units"}
     told = page_of([row(**lost, value=None, ratio=None, detail="NaN at [0, 1]")]).split("<figcaption>")

@@ -17,6 +17,8 @@ STATES = {  # state -> sign, word; in the order in which they are shown
     "skipped": ("-", "skipped"),
     "right": ("✔", "right"),
 }
+VERBS = {"wrong": ("is ", "are "), "crashed": ("", ""), "open": ("has ", "have ")}
+VERBS |= {"skipped": ("was ", "were ")}  # before the word of a state, of one and of several
 
 
 class Target(NamedTuple):
@@ -86,11 +88,11 @@ def headline(states: Mapping[str, str]) -> str:
     if counts["right"] == total:
         return {1: "It is right", 2: "Both are right"}.get(total, f"All {total} are right")
     parts: list[str] = []
-    for state in ("wrong", "crashed", "open", "skipped"):
-        if n := counts[state]:
-            verb = {"wrong": "is ", "crashed": "", "open": "has ", "skipped": "was "}[state]
-            verb = {"is ": "are ", "has ": "have ", "was ": "were "}.get(verb, verb) if n > 1 else verb
-            parts.append(f"{n} {'of ' + str(total) + ' ' if not parts else ''}{verb}{STATES[state][1]}")
+    for state in STATES:
+        if state != "right" and (n := counts[state]):
+            one, several = VERBS[state]
+            who = "It" if total == 1 else f"{n} of {total}" if not parts else str(n)
+            parts.append(f"{who} {several if n > 1 else one}{STATES[state][1]}")
     return ", ".join(parts)
 
 
