@@ -1,10 +1,10 @@
 """GPT-2 in JAX, on CPU or GPU: NumPy's forward pass with ``import jax.numpy as np``.
 
-Needs JAX and nothing else: copy the file and it runs alone. One transformer block is one jitted
-function, compiled once for all layers. Its shapes are few: lengths are padded up to buckets, and
-the number of cached tokens is data. Padding sits behind the real tokens, where causality hides it.
-Taps leave the traced functions as results. Shapes in comments: batch, n (new tokens, padded),
-room (places of the cache), head = n_embd / n_head.
+Needs JAX and nothing else: copy the file and it runs alone. One block is one jitted function, compiled
+once for all layers; in ``generate`` a step is one function of all layers. Shapes are few: lengths are
+padded up to buckets (causality hides what stands behind the real tokens), and how many are cached is
+data. Taps leave the traced functions as results. Shapes in comments: batch, n (new tokens, padded),
+room (places of the cache), rows = batch * n_head, head = n_embd / n_head.
 """
 
 import functools
@@ -28,7 +28,7 @@ class Model(NamedTuple):
 
 
 class Cache(NamedTuple):
-    k: tuple  # per layer [batch, n_head, room, head]
+    k: tuple  # per layer [rows, room, head], as products read it: XLA would make copies of another shape
     v: tuple
     n: int  # how many of the room places are filled
 
@@ -93,16 +93,16 @@ def attention(q, k, v, n_past, fresh):
     """Causal attention, a block of queries at a time; fresh: keys are the queries' own, n_past is 0."""
     dot = functools.partial(np.einsum, **EXACT)
     blocks = []
-    for first in range(0, q.shape[2], 2 * STEP):
-        some = q[:, :, first : first + 2 * STEP]
-        position = n_past + first + np.arange(some.shape[2])
+    for first in range(0, q.shape[1], 2 * STEP):
+        some = q[:, first : first + 2 * STEP]
+        position = n_past + first + np.arange(some.shape[1])
         seen = slice(first + 2 * STEP if fresh else None)  # what comes later need not be looked at
-        keys, values = k[:, :, seen], v[:, :, seen]
-        scores = dot("bhqd,bhkd->bhqk", some, keys) * (1 / math.sqrt(q.shape[-1]))
-        visible = np.arange(keys.shape[2]) <= position[:, None]  # key <= query
+        keys, values = k[:, seen], v[:, seen]
+        scores = dot("rqd,rkd->rqk", some, keys) * (1 / math.sqrt(q.shape[-1]))
+        visible = np.arange(keys.shape[1]) <= position[:, None]  # key <= query
         probs = softmax(np.where(visible, scores, -np.inf)).astype(v.dtype)
-        blocks.append(dot("bhqk,bhkd->bhqd", probs, values))
-    return np.concatenate(blocks, axis=2).transpose(0, 2, 1, 3)  # [batch, n, n_head, head]
+        blocks.append(dot("rqk,rkd->rqd", probs, values))
+    return np.concatenate(blocks, axis=1)
 
 
 def block(x, p, k_past, v_past, n_past, *, n_head, fresh, want_taps):
@@ -121,14 +121,16 @@ def block(x, p, k_past, v_past, n_past, *, n_head, fresh, want_taps):
     def norm(name, value):
         return step(name, layer_norm(wide(value), wide(p[f"{name}/g"]), wide(p[f"{name}/b"])))
 
-    batch, n, n_embd = x.shape
+    batch, n, _ = x.shape
     qkv = affine("attn/c_attn", norm("ln_1", x))  # [batch, n, 3 * n_embd]
-    # -> q, k, v, each [batch, n_head, n, head]
-    q, k_new, v_new = qkv.reshape(batch, n, 3, n_head, n_embd // n_head).transpose(2, 0, 3, 1, 4)
-    k = jax.lax.dynamic_update_slice(k_past, k_new, (0, 0, n_past, 0))  # [batch, n_head, room, head]
-    v = jax.lax.dynamic_update_slice(v_past, v_new, (0, 0, n_past, 0))
+    # -> q, k, v, each [rows, n, head]
+    split = qkv.reshape(batch, n, 3, n_head, -1).transpose(2, 0, 3, 1, 4)
+    q, k_new, v_new = split.reshape(3, batch * n_head, n, -1)
+    k = jax.lax.dynamic_update_slice(k_past, k_new, (0, n_past, 0))  # [rows, room, head]
+    v = jax.lax.dynamic_update_slice(v_past, v_new, (0, n_past, 0))
     keys, values = (k_new, v_new) if fresh else (k, v)
-    heads = step("attn/heads", attention(q, keys, values, n_past, fresh).reshape(x.shape))
+    heads = attention(q, keys, values, n_past, fresh).reshape(batch, n_head, n, -1)
+    heads = step("attn/heads", heads.swapaxes(1, 2).reshape(x.shape))  # merged again
     x = step("resid_mid", wide(x) + wide(affine("attn/c_proj", heads)))
     hidden = affine("mlp/c_fc", norm("ln_2", x))  # [batch, n, 4 * n_embd]
     hidden = affine("mlp/c_proj", step("mlp/gelu", gelu(wide(hidden))))
@@ -156,20 +158,18 @@ def choose(ends, x, at):
     return logits.argmax(axis=-1).astype(np.int32)
 
 
-STATIC = ("n_head", "fresh", "want_taps")
-kept = jax.jit(block, static_argnames=STATIC)  # leaves the cache that it is given as it is
-in_place = jax.jit(block, static_argnames=STATIC, donate_argnames=("k_past", "v_past"))
+one_block = jax.jit(block, static_argnames=("n_head", "fresh", "want_taps"))
 
 
-def hidden(model, tokens, past, fresh, block=kept, tap=None):
+def hidden(ends, layers, tokens, past, tap=None, *, n_head, fresh):
     """What the last block gives for tokens [batch, n], and the keys and values with theirs in."""
-    x = embed(model.ends, tokens, past.n)
+    x = embed(ends, tokens, past.n)
     if tap:
         tap("embed", x)
-    static = dict(n_head=model.hparams.n_head, fresh=fresh, want_taps=tap is not None)
+    static = dict(n_head=n_head, fresh=fresh, want_taps=tap is not None)
     k, v = list(past.k), list(past.v)
-    for i, layer in enumerate(model.layers):
-        x, k[i], v[i], taps = block(x, layer, k[i], v[i], past.n, **static)
+    for i, layer in enumerate(layers):
+        x, k[i], v[i], taps = one_block(x, layer, k[i], v[i], past.n, **static)
         for name, value in taps.items():
             tap(f"h{i}/{name}".removesuffix("/"), value)
     return x, tuple(k), tuple(v)
@@ -183,7 +183,8 @@ def extend(model, tokens, past=None, n_more=0, tap=None):
     n_pad = 1 if n == 1 else max(16, min(up(n), 1 << (n - 1).bit_length()))
     n_pad = min(n_pad, n_ctx - n_past)
     past = with_room(model, past, batch, min(n_ctx, up(n_past + max(n_pad, n + n_more))))
-    x, k, v = hidden(model, onp.pad(tokens, ((0, 0), (0, n_pad - n))), past, n_past == 0, tap=tap)
+    padded, n_head = onp.pad(tokens, ((0, 0), (0, n_pad - n))), model.hparams.n_head
+    x, k, v = hidden(*model[:2], padded, past, tap, n_head=n_head, fresh=n_past == 0)
     return x, Cache(k, v, n_past + n)
 
 
@@ -195,14 +196,12 @@ def with_room(model, past, batch, room):
     """past with room places at least; an empty cache for None."""
     hp = model.hparams
     if past is None:
-        shape = (batch, hp.n_head, room, hp.n_embd // hp.n_head)
+        shape = (batch * hp.n_head, room, hp.n_embd // hp.n_head)
         empty = (np.zeros_like(model.ends["wte"], shape=shape),) * hp.n_layer  # same dtype and device
         return Cache(empty, empty, 0)
-    if (more := room - past.k[0].shape[2]) <= 0:
+    if (more := room - past.k[0].shape[1]) <= 0:
         return past
-    return Cache(
-        *jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))), past[:2]), past.n
-    )
+    return Cache(*jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, more), (0, 0))), past[:2]), past.n)
 
 
 def refuse_bad_tokens(tokens, n_past, hparams):
@@ -229,20 +228,26 @@ def forward(model, tokens, past=None, tap=None):
 def generate(model, tokens, n_new):
     """Greedy continuation: int32 [batch, n_new]; nothing waits for a token until all are there."""
     tokens = onp.asarray(tokens, onp.int32)
-    x, past = extend(model, tokens, n_more=n_new - 1)
+    x, (k, v, n) = extend(model, tokens, n_more=n_new - 1)
     new = [choose(model.ends, x, tokens.shape[1] - 1)]
-    while len(new) < n_new:
-        x, k, v = hidden(model, new[-1], past, fresh=False, block=in_place)
-        past = Cache(k, v, past.n + 1)
-        new.append(choose(model.ends, x, 0))
+    for at in range(n, n + n_new - 1):
+        token, k, v = following(*model[:2], new[-1], k, v, at, n_head=model.hparams.n_head)
+        new.append(token)
     return onp.concatenate(new, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="n_head", donate_argnames=("k", "v"))
+def following(ends, layers, token, k, v, n, *, n_head):
+    """The token [batch, 1] after token, which is at n; k and v in place. One call, not one a layer."""
+    x, k, v = hidden(ends, layers, token, Cache(k, v, n), n_head=n_head, fresh=False)
+    return choose(ends, x, 0), k, v
 
 
 def loss(parts, tokens, hparams):
     """Mean next-token cross entropy in nats of tokens [batch, n]; parts: a model's ends and layers."""
-    model = Model(*parts, hparams)
-    x, *_ = hidden(model, tokens, with_room(model, None, *tokens.shape), fresh=True)
-    log_probs = jax.nn.log_softmax(wide(head(model.ends, x)[1][:, :-1]))
+    empty = with_room(Model(*parts, hparams), None, *tokens.shape)
+    x, *_ = hidden(*parts, tokens, empty, n_head=hparams.n_head, fresh=True)
+    log_probs = jax.nn.log_softmax(wide(head(parts[0], x)[1][:, :-1]))
     return -np.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1).mean()
 
 

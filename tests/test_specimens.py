@@ -215,14 +215,15 @@ def test_jax_lowers_for_cuda_without_cuda(dtype, n):
     past = impl.with_room(model, None, 2, 16)
     taps = {}
 
-    def step(model, tokens, k, v, n_past):
+    def step(ends, layers, tokens, k, v, n_past):
         tap = taps.__setitem__ if n > 1 else None
-        x, k, v = impl.hidden(model, tokens, impl.Cache(k, v, n_past), fresh=False, tap=tap)
-        return impl.head(model.ends, x)[1], impl.choose(model.ends, x, 0), k, v
+        static = {"n_head": HPARAMS.n_head, "fresh": False}
+        x, k, v = impl.hidden(ends, layers, tokens, impl.Cache(k, v, n_past), tap, **static)
+        return impl.head(ends, x)[1], impl.choose(ends, x, 0), k, v
 
-    exported = export.export(
-        jax.jit(lambda *args: step(impl.Model(*args[0], HPARAMS), *args[1:])), platforms=["cuda"]
-    )(model[:2], np.zeros((2, n), np.int32), past.k, past.v, 3)
+    exported = export.export(jax.jit(step), platforms=["cuda"])(
+        *model[:2], np.zeros((2, n), np.int32), past.k, past.v, 3
+    )
     assert exported.platforms == ("cuda",)
     assert exported.out_avals[0].shape == (2, n, 50)
     # float32 must not become TF32: every matrix product asks for the highest precision

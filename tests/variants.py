@@ -131,8 +131,8 @@ for _dtype in ("float32", "bfloat16", "float16"):
         specimen="jax",
         dtype=_dtype,
     )
-variant("not_jitted", ("kept = jax.jit(block, static_argnames=STATIC)", "kept = block"),
-        ('in_place = jax.jit(block, static_argnames=STATIC, donate_argnames=("k_past", "v_past"))', "in_place = block"),
+variant("not_jitted", ('jax.jit(block, static_argnames=("n_head", "fresh", "want_taps"))', "block"),
+        ('@functools.partial(jax.jit, static_argnames="n_head", donate_argnames=("k", "v"))\n', ""),
         *(("@jax.jit\n" + function, function) for function in ("def embed(", "def head(", "def choose(")),
         specimen="jax")  # fmt: skip
 variant("small_buckets", ("STEP = 128", "STEP = 16"), specimen="jax")
