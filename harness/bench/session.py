@@ -21,7 +21,7 @@ from harness.contract import CannotJudge, HParams, Target
 from harness.discover import Found
 from harness.models import Model
 
-REST = 0.25  # seconds between turns; OpenBLAS's idle threads were seen to spin for 0.11
+REST = 0.15  # seconds between turns; OpenBLAS's idle threads were seen to spin for 0.11
 
 Report = Callable[[str, int, int], None]  # what is going on, requests done, requests in all
 

@@ -76,7 +76,7 @@ def trials(hparams: HParams, quick: bool = False) -> list[Trial]:
     """The standard ones, clipped to the context and each kept once."""
     n_ctx = hparams.n_ctx
     lengths, pasts = ((128,), (16,)) if quick else ((128, 512, 1023), (16, 900))
-    n_new = min(DECODED, max(1, n_ctx // 4))
+    n_new = min(DECODED // 2 if quick else DECODED, max(1, n_ctx // 4))
     found = [Trial("prefill", min(n, n_ctx)) for n in lengths]
     found += [Trial("decode", n_new, max(1, min(past, n_ctx - n_new - 1))) for past in pasts]
     found.append(Trial("start", min(128, n_ctx)))
