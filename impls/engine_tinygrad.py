@@ -22,6 +22,9 @@ STEP = 8
 
 class Model(NamedTuple):
     hparams: object
+    embed: (
+        TinyJit  # alone, for all positions before anything else: who asks for no more pays for no more
+    )
     plain: TinyJit  # step() without taps, its operations fused as tinygrad likes
     tapped: TinyJit  # step() with every tap made to be a result
 
@@ -33,20 +36,23 @@ def targets():
 def load(params, hparams, *, device, dtype):
     p = {name: Tensor(np.array(w), device=device.upper()).realize() for name, w in params.items()}
 
+    def embed(ids, positions):
+        return (p["wte"][ids] + p["wpe"][positions]).realize()
+
     def compiled(want_taps):
         return TinyJit(lambda *inputs: step(p, hparams, want_taps, *inputs))
 
-    return Model(hparams, compiled(False), compiled(True))
+    return Model(hparams, TinyJit(embed), compiled(False), compiled(True))
 
 
 def numpy(x):
     return x  # forward has brought it to the host: TinyJit's results live until its next call only
 
 
-def step(p, hparams, want_taps, ids, positions, visible, cache):
+def step(p, hparams, want_taps, x, visible, cache):
     """STEP positions: logits [1, STEP, n_vocab], new keys and values, and the taps if they are wanted.
 
-    ids [1, STEP]; positions [STEP]; visible [STEP, n_ctx + STEP], places of the cache first;
+    x [1, STEP, n_embd], embedded; visible [STEP, n_ctx + STEP], places of the cache first;
     cache [n_layer, 2, 1, n_head, n_ctx, head]. Keys and values [n_layer, 2, 1, n_head, STEP, head].
     """
     taps, present = [], []
@@ -61,7 +67,6 @@ def step(p, hparams, want_taps, ids, positions, visible, cache):
     def layer_norm(name, x):
         return seen(x.layernorm(eps=1e-5) * p[f"{name}/g"] + p[f"{name}/b"])
 
-    x = seen(p["wte"][ids] + p["wpe"][positions])
     for i in range(hparams.n_layer):
         h = f"h{i}"
         qkv = linear(f"{h}/attn/c_attn", layer_norm(f"{h}/ln_1", x))
@@ -81,10 +86,10 @@ def step(p, hparams, want_taps, ids, positions, visible, cache):
 
 
 def tap_names(n_layer):
-    """The names of the taps in the order in which step() sees them."""
+    """The names of the taps in the order in which step() sees them: all but the first, "embed"."""
     leaves = "ln_1 attn/c_attn attn/heads attn/c_proj resid_mid ln_2 mlp/c_fc mlp/gelu mlp/c_proj"
     places = [*(f"/{leaf}" for leaf in leaves.split()), ""]
-    return ["embed", *(f"h{i}{place}" for i in range(n_layer) for place in places), "ln_f"]
+    return [*(f"h{i}{place}" for i in range(n_layer) for place in places), "ln_f"]
 
 
 def forward(model, tokens, past=None, tap=None):
@@ -96,12 +101,17 @@ def forward(model, tokens, past=None, tap=None):
     if past is None:
         head = hparams.n_embd // hparams.n_head
         past = [np.zeros((hparams.n_layer, 2, 1, hparams.n_head, 0, head), np.float32)] * len(tokens)
-    refuse_bad_tokens(tokens, past[0].shape[4] if past else 0, hparams)
+    n_past = past[0].shape[4] if past else 0
+    refuse_bad_tokens(tokens, n_past, hparams)
+    n = tokens.shape[1]
+    x = np.concatenate([embedded(model, ids, n_past)[:, :n] for ids in tokens])
+    if tap:
+        tap("embed", x)
     rows, present = [], []
-    for ids, cache in zip(tokens, past, strict=True):
+    for row, cache in zip(x, past, strict=True):
         parts = []
-        for start in range(0, len(ids), STEP):
-            part, cache = advance(model, ids[start : start + STEP], cache, tap is not None)
+        for start in range(0, len(row), STEP):
+            part, cache = advance(model, row[start : start + STEP], cache, tap is not None)
             parts.append(part)
         rows.append([np.concatenate(pieces, axis=1) for pieces in zip(*parts, strict=True)])
         present.append(cache)
@@ -111,23 +121,31 @@ def forward(model, tokens, past=None, tap=None):
     return logits, present
 
 
-def advance(model, ids, cache, want_taps):
-    """Up to STEP ids of one row: [logits and taps, each [1, n, width]], and the cache after them."""
-    hparams, n, n_past = model.hparams, len(ids), cache.shape[4]
-    places = np.arange(n_past, n_past + STEP)
+def embedded(model, ids, n_past):
+    """The embedding [1, n and padding, n_embd] of one row of ids [n], at the positions after n_past."""
+    steps = range(0, len(ids), STEP)
+    ids = np.pad(ids, (0, -len(ids) % STEP)).astype(np.int32)
+    places = np.minimum(n_past + np.arange(len(ids)), model.hparams.n_ctx - 1).astype(np.int32)
+    found = [
+        run(model.embed, ids[i : i + STEP][None], places[i : i + STEP]).numpy().copy() for i in steps
+    ]
+    return np.concatenate(found, axis=1)
+
+
+def advance(model, x, cache, want_taps):
+    """Up to STEP positions x [n, n_embd] of one row: [logits and taps], and the cache after them."""
+    hparams, n, n_past = model.hparams, len(x), cache.shape[4]
     old = np.arange(hparams.n_ctx) < n_past
     visible = [np.concatenate([old, np.arange(STEP) <= row]) for row in range(STEP)]  # key <= query
     room = [(0, 0)] * 4 + [(0, hparams.n_ctx - n_past), (0, 0)]
-    inputs = (
-        np.pad(ids, (0, STEP - n)).astype(np.int32)[None],
-        np.minimum(places, hparams.n_ctx - 1).astype(np.int32),
-        np.array(visible),
-        np.pad(cache, room),
-    )
-    run = model.tapped if want_taps else model.plain
-    logits, new, *taps = run(*(Tensor(value, device="CPU").realize() for value in inputs))
+    inputs = (np.pad(x, ((0, STEP - n), (0, 0)))[None], np.array(visible), np.pad(cache, room))
+    logits, new, *taps = run(model.tapped if want_taps else model.plain, *inputs)
     found = [value.numpy()[:, :n].copy() for value in (logits, *taps)]
     return found, np.concatenate([cache, new.numpy()[..., :n, :]], axis=4)
+
+
+def run(compiled, *arrays):
+    return compiled(*(Tensor(array, device="CPU").realize() for array in arrays))
 
 
 def refuse_bad_tokens(tokens, n_past, hparams):
