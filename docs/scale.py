@@ -115,16 +115,20 @@ def command(words: tuple[str, ...]) -> dict[str, float]:
 
 
 def measure(size: str) -> None:
-    """Everything about one size, into out/scale/SIZE.json."""
+    """Everything about one size, into out/scale/SIZE.json: each figure as soon as it is there."""
     models.locate(f"shape:{size}")  # its weights are generated before anything is timed
     found = {}
+
+    def keep(name: str, figures: dict[str, float]) -> None:
+        found[name] = figures
+        mapped.write_text(OUT / f"{size}.json", json.dumps(found, indent=1) + "\n")
+
     for n in TOKENS:
         call = [sys.executable, __file__, "--oracle", size, str(n)]
         done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)
-        found[f"oracle {n}"] = json.loads(done.stdout)
+        keep(f"oracle {n}", json.loads(done.stdout))
     for name, words in JOBS.items():
-        found[name] = command((*words, "--model", f"shape:{size}"))
-    mapped.write_text(OUT / f"{size}.json", json.dumps(found, indent=1) + "\n")
+        keep(name, command((*words, "--model", f"shape:{size}")))
 
 
 def write() -> None:
