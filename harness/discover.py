@@ -105,7 +105,8 @@ def _spec(name: str) -> ModuleSpec | None:
         if not part or "\0" in part:
             return None
         full = ".".join(parts[:i])
-        found = (finder.find_spec(full, folders) for finder in sys.meta_path)
+        # None: the import system names the target too, and asv's finder has no default for it
+        found = (finder.find_spec(full, folders, None) for finder in sys.meta_path)
         spec = next((spec for spec in found if spec is not None), None)
         if spec is None or (spec.submodule_search_locations is None and i < len(parts)):
             return None

@@ -274,3 +274,14 @@ def test_jax_gradients_match_differences_of_the_loss():
 
 def test_the_spec_of_a_specimen_is_found_without_importing_it():
     assert importlib.util.find_spec("impls.gpt2_torch") is not None
+
+
+def test_a_finder_that_must_be_told_the_target_is_told_it(monkeypatch):
+    """asv's benchmark runner puts such a one on sys.meta_path."""
+
+    class Strict:
+        def find_spec(self, fullname, path, target):
+            return None
+
+    monkeypatch.setattr(sys, "meta_path", [Strict(), *sys.meta_path])
+    assert discover.find("numpy").source() == path("numpy")
