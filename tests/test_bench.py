@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import re
 from pathlib import Path
 
@@ -459,6 +460,13 @@ def test_asv_gets_no_figure_of_what_is_not_verified():
         asv_figures("wrong output").track_prefill_seconds(None, None, None)
     with pytest.raises(NotImplementedError):
         asv_figures("skipped")
+
+
+def test_asv_is_told_that_one_figure_could_not_be_measured():
+    figures = asv_figures("verified")
+    figures.rows[0] |= {"verdict": "skipped", "samples": []}
+    for benchmark in (figures.track_prefill_seconds, figures.track_prefill_tokens_per_second):
+        assert math.isnan(benchmark(None, None, None))
 
 
 def imported(node) -> set[str]:
