@@ -26,8 +26,9 @@ FLAGS = (
     "--disable-dev-shm-usage --disable-background-networking --disable-component-update "
     "--hide-scrollbars"
 )
-# what must be on a page, whatever came of it: of a verification, a benchmark, a comparison
-KINDS = ({"verdicts", "checks", "made"}, {"speed", "made"}, {"changes"}, {"drift"})
+# what must be on a page of a verification, whatever came of it; and all that may be on others
+VERIFICATION = {"verdicts", "checks", "made"}
+OTHERS = ({"speed", "made"}, {"changes"}, {"drift"}, {"changes", "drift"})  # benchmark, comparisons
 LOOK = """
 const boxes = [...document.querySelectorAll('svg[role=img]')].map(e => e.getBoundingClientRect());
 const wide = [...document.querySelectorAll('body *')].filter(
@@ -85,7 +86,7 @@ def visit(chrome: webdriver.Chrome, page: Path, width: int, scheme: str, shots: 
         wrong.append(f"figures: {seen['figures']} of {seen['captions']}, {seen['small']} without a size")
     if seen["scripts"]:
         wrong.append(f"scripts: {seen['scripts']}")
-    if not any(kind <= set(seen["sections"]) for kind in KINDS):
+    if not VERIFICATION <= set(seen["sections"]) and set(seen["sections"]) not in OTHERS:
         wrong.append(f"sections missing: there is only {seen['sections']}")
     if (sum(map(int, seen["paper"].strip("rgba()").split(",")[:3])) > 384) != (scheme == "light"):
         wrong.append(f"{scheme}: the paper is {seen['paper']}")
