@@ -86,7 +86,7 @@ def visit(chrome: webdriver.Chrome, page: Path, width: int, scheme: str, shots: 
         wrong.append(f"figures: {seen['figures']} of {seen['captions']}, {seen['small']} without a size")
     if seen["scripts"]:
         wrong.append(f"scripts: {seen['scripts']}")
-    if not VERIFICATION <= set(seen["sections"]) and set(seen["sections"]) not in OTHERS:
+    if not set(seen["sections"]) >= VERIFICATION and set(seen["sections"]) not in OTHERS:
         wrong.append(f"sections missing: there is only {seen['sections']}")
     if (sum(map(int, seen["paper"].strip("rgba()").split(",")[:3])) > 384) != (scheme == "light"):
         wrong.append(f"{scheme}: the paper is {seen['paper']}")
