@@ -45,15 +45,15 @@ All weights stay in the mapped file; *own memory* is all that the process has be
 NumPy itself included. It is bounded by the 8,192 rows of wte that the head converts at a time, or
 by one layer's largest matrix in float64, plus the activations of one operation and, at the end, the
 logits: not by n_layer. Time is bounded by float64 products for many tokens, and for few by reading
-every weight and converting it.
+every weight and converting it (from the disk the first time, which for some sizes is the first row).
 """
 COMMANDS = """## The commands
 
 Peak memory of the whole process tree (PSS: a page that several processes map counts once). The
 golden of a generated model has three cases, of 1, 48 and 128 tokens; `verify` adds 48 fresh ones,
 and runs NumPy and PyTorch in float32, one after the other, on the same mapped weights. Golden is
-bounded by TensorFlow, which keeps a copy of the float32 weights; its time by 33 evaluations of each
-case side by side (the truth, and eight draws of the noise at four precisions).
+bounded by TensorFlow, which keeps the weights in float64 beside the mapped ones; its time by 33
+evaluations of each case side by side (the truth, and eight draws of the noise at four precisions).
 """
 
 

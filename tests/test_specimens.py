@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -230,6 +231,25 @@ def test_jax_lowers_for_cuda_without_cuda(dtype, n):
     products = [line for line in exported.mlir_module().splitlines() if "stablehlo.dot_general" in line]
     assert products
     assert all("HIGHEST" in line for line in products)
+
+
+def test_jax_decodes_without_a_copy_of_its_cache():
+    """And the fault that trips it: the same step without donated buffers copies every k and v."""
+    jax = pytest.importorskip("jax")
+    impl = discover.find("jax").load()
+    model = impl.load(params(), HPARAMS, device="cpu", dtype="float32")
+    past = impl.with_room(model, None, 2, HPARAMS.n_ctx)
+    arguments = (*model[:2], np.zeros((2, 1), np.int32), past.k, past.v, 3)
+    shape = ",".join(map(str, past.k[0].shape))
+
+    def copies(step):
+        compiled = step.lower(*arguments, n_head=HPARAMS.n_head).compile().as_text()
+        assert "dynamic-update-slice" in compiled
+        return len(re.findall(rf"= f32\[{shape}\]\S* copy\(", compiled))
+
+    assert copies(impl.following) == 0
+    undonated = jax.jit(impl.following.__wrapped__, static_argnames="n_head")
+    assert copies(undonated) == 2 * HPARAMS.n_layer
 
 
 def test_cuda_itself(prepared):
