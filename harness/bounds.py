@@ -33,6 +33,7 @@ import numpy as np
 from harness import noise, oracle
 from harness.contract import HParams, Op
 from harness.noise import UNIT_ROUNDOFF
+from harness.numerics import difference, paired
 
 # The least step of a dtype near zero: what underflow or a flush to zero may take away.
 TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-24}
@@ -81,69 +82,91 @@ def bound(
     roundoff: Roundoff,
 ) -> np.ndarray:
     """The elementwise rounding bound of an operation, of the shape of its exact result."""
-    u, a, tiny = roundoff
+    u, _, tiny = roundoff
     match op.kind:
         case "linear":
             w, b = params[f"{op.name}/w"], params[f"{op.name}/b"]
-            size = product(inputs[0], w, result, a) + a * math.sqrt(len(w)) * np.abs(b)
-            size += u * np.abs(result)
+            size = product(inputs[0], w, b, result, roundoff)
         case "head":
-            size = product(inputs[0], params["wte"].T, result, a) + u * np.abs(result)
+            size = product(inputs[0], params["wte"].T, 0.0, result, roundoff)
         case "layer_norm":
             size = u * layer_norm(inputs[0], result, params[f"{op.name}/g"], params[f"{op.name}/b"])
         case "attention":
-            size = attention(inputs[0], hparams.n_head, roundoff)
+            size = attention(inputs[0], result, hparams.n_head, roundoff)
         case "gelu":
             size = u * gelu(inputs[0], result)
         case "add":
             size = u * (np.abs(result) + np.abs(inputs[1]))
         case _:  # embedding
             size = u * np.abs(result)
-    return size + tiny
+    size += tiny
+    return size
 
 
-def product(x: np.ndarray, w: np.ndarray, result: np.ndarray, a: float) -> np.ndarray:
-    """For x [..., n_in] @ w [n_in, n_out]: the error of summing n_in products."""
-    # a bound needs no more than float32, which is twice as fast
+def product(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray | float, result: np.ndarray, roundoff: Roundoff
+) -> np.ndarray:
+    """For x [..., n_in] @ w [n_in, n_out] + b [n_out]: of summing n_in products, and of storing."""
+    u, a, _ = roundoff
+    share = a * math.sqrt(len(w))
+    # of what a bound needs float32 is enough, which is twice as fast; its arrays are large
     x, w = np.asarray(x, np.float32), np.asarray(w, np.float32)
-    norm = np.sqrt((x * x) @ (w * w))
-    return a * math.sqrt(len(w)) * (norm + np.abs(result))
+    norm = (x * x) @ (w * w)
+    np.sqrt(norm, out=norm)
+    norm += np.abs(b)
+    norm *= share
+    size = np.abs(result)
+    size *= u + share
+    size += norm
+    return size
 
 
 def layer_norm(x: np.ndarray, result: np.ndarray, g: np.ndarray, b: np.ndarray) -> np.ndarray:
-    mean_square = np.mean(x * x, axis=-1, keepdims=True)
-    mean_size = np.mean(np.abs(x), axis=-1, keepdims=True)
+    x = np.asarray(x, np.float32)
+    size = np.abs(x)
+    mean_size = size.mean(axis=-1, keepdims=True)
+    mean_square = np.vecdot(x, x)[..., None] / x.shape[-1]
     s2 = np.var(x, axis=-1, keepdims=True) + oracle.EPSILON
-    centring = np.abs(g) / np.sqrt(s2) * (np.abs(x) + mean_size)
+    centring = np.abs(g) / np.sqrt(s2) * (size + mean_size)
     scaling = np.abs(result - b) * (mean_square / s2)
     return np.abs(result) + np.abs(b) + centring + scaling
 
 
-def attention(qkv: np.ndarray, n_head: int, roundoff: Roundoff) -> np.ndarray:
+def attention(qkv: np.ndarray, result: np.ndarray, n_head: int, roundoff: Roundoff) -> np.ndarray:
     u, a, _ = roundoff
-    q, k, v = oracle.split_heads(qkv, n_head)
-    root = math.sqrt(q.shape[-1])
-    scores = q @ k.swapaxes(-1, -2) / root
-    probs = oracle.softmax(oracle.causal(scores))
+    q, k, v = oracle.split_heads(np.asarray(qkv, np.float32), n_head)
+    scores = q @ k.swapaxes(-1, -2) * (1 / math.sqrt(q.shape[-1]))
     # absolute error of each score: of the sum of products, and of its own rounding
     shift = a * (np.abs(q) @ np.abs(k).swapaxes(-1, -2)) + 2 * u * np.abs(scores)
+    probs = oracle.softmax(oracle.causal(scores))
     # a probability is off by its own score's error, and by the normaliser's
     relative = shift + np.sum(probs * shift, axis=-1, keepdims=True) + 4 * u
-    size = np.abs(v)
-    spread = (probs * relative) @ size + a * math.sqrt(k.shape[-2]) * (probs @ size)
-    return oracle.merge_heads(spread) + u * np.abs(oracle.merge_heads(probs @ v))
+    spread = (probs * (relative + a * math.sqrt(k.shape[-2]))) @ np.abs(v)
+    return oracle.merge_heads(spread) + u * np.abs(result)
 
 
 def gelu(x: np.ndarray, result: np.ndarray) -> np.ndarray:
-    z = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
-    sech2 = 1 / np.cosh(np.minimum(np.abs(z), 300)) ** 2
-    return np.abs(result) + 0.5 * np.abs(x) * (1 + np.abs(z) * sech2)
+    x = np.abs(np.asarray(x, np.float32))
+    near = np.minimum(x, 30)  # beyond, sech^2 is nothing, and a cube might overflow
+    z = 0.044715 * near * near
+    z += 1
+    z *= near
+    z *= math.sqrt(2 / math.pi)
+    decay = np.exp(-2 * z)
+    z *= 4 * decay
+    decay += 1
+    z /= decay * decay  # z sech^2 z
+    z += 1
+    x *= z
+    size = np.abs(result)
+    size += 0.5 * x
+    return size
 
 
 def units(got: np.ndarray, exact: np.ndarray, size: np.ndarray) -> np.ndarray:
     """Elementwise error in rounding units. Raises ValueError for different shapes or nothing."""
-    if got.shape != exact.shape or got.shape != size.shape:
-        raise ValueError(f"shapes differ: got {got.shape}, exact {exact.shape}, bound {size.shape}")
-    if got.size == 0:
-        raise ValueError("nothing to compare: the arrays are empty")
-    return np.abs(got - exact) / size
+    gap = difference(got, exact)
+    paired(gap, size)
+    np.abs(gap, out=gap)
+    gap /= size
+    return gap

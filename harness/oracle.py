@@ -92,8 +92,11 @@ def head(x: np.ndarray, wte: np.ndarray, arithmetic: Arithmetic = EXACT) -> np.n
 
     wte is by far the largest weight: a converted copy of it would outweigh all else.
     """
-    some = (wte[start : start + VOCABULARY] for start in range(0, len(wte), VOCABULARY))
-    return np.concatenate([arithmetic.matmul(x, arithmetic.weight(rows).T) for rows in some], axis=-1)
+    logits = np.empty((*x.shape[:-1], len(wte)), x.dtype)
+    for start in range(0, len(wte), VOCABULARY):
+        some = slice(start, start + VOCABULARY)
+        logits[..., some] = arithmetic.matmul(x, arithmetic.weight(wte[some]).T)
+    return logits
 
 
 def apply(

@@ -25,7 +25,7 @@ from harness.numerics import max_abs
 from harness.subject import CaseShape, Key, Measurement, Plan, Subject, chunk_cuts, shape_of
 
 LONG = 64  # a longer case is examined in prefill only
-BLOCK = 2**22  # elements of a weight that are converted to float64 at a time
+BLOCK = 2_500_000  # elements of a weight that are converted to float64 at a time (c_fc of 124M at once)
 SEGMENT_DRAWS = 3
 INHERITED = "inherited: its input is not finite"
 EXAMPLES = 4  # failures of one kind of place that are diagnosed; the others share the finding
@@ -109,13 +109,18 @@ class Examined(NamedTuple):
         if metric.startswith("segment"):
             value, detail = self.segment()
             return Finding(self.record.name, self.op, metric, value, detail, {})
-        params = bounds.weights_at(self.subject.params, self.subject.target.dtype)
-        value, detail = self.worst(params)
+        params, tainted = (
+            bounds.weights_at(self.subject.params, self.subject.target.dtype),
+            self.inherits_nan(),
+        )
+        value, detail = self.worst(params, tainted)
         if value > local_limit(self.op.kind).most and params is not self.subject.params:
-            wider = self.worst(self.subject.params)  # weights kept wider than declared are no error
+            wider = self.worst(
+                self.subject.params, tainted
+            )  # weights kept wider than declared are no error
             if wider[0] < value:
                 params, value, detail = self.subject.params, *wider
-        if value <= local_limit(self.op.kind).most and self.inherits_nan():
+        if value <= local_limit(self.op.kind).most and tainted:
             return Finding(self.record.name, self.op, metric, math.nan, INHERITED, {})
         left = {}
         place = self.op.name.partition("/")[2] or self.op.kind
@@ -127,25 +132,29 @@ class Examined(NamedTuple):
     def inputs(self) -> list[np.ndarray]:
         return [np.asarray(self.captured[name], np.float64) for name in self.op.inputs]
 
-    def worst(self, params: Mapping[str, np.ndarray]) -> tuple[float, str]:
+    def worst(self, params: Mapping[str, np.ndarray], tainted: bool) -> tuple[float, str]:
         """The greatest error in rounding units, and where it is; weights a block at a time."""
-        inputs, got = self.inputs(), self.captured[self.op.name]
-        worst, where, tainted = -1.0, "", self.inherits_nan()
-        for columns, some in blocks(self.op, params):
-            exact, size = self.exact(inputs, some)
-            part = np.asarray(got[..., columns], np.float64)
-            units = bounds.units(part, exact, size)
-            if tainted:  # NaN came in: what it reaches cannot be judged, and the row will say so
-                units[~np.isfinite(exact)] = 0
-            place = np.unravel_index(np.argmax(units), units.shape)  # of a NaN, if there is one
-            value = float(units[place])
-            if not value <= worst:
-                row, position, column = (int(i) for i in place)
-                worst, at = value, [row, position, column + (columns.start or 0)]
-                where = f"at {at}: got {got[tuple(at)]:.9g}, right is {exact[place]:.9g}"
-                if math.isnan(worst):
-                    break
-        return worst, where
+        inputs = self.inputs()
+        parts = [self.part(inputs, *part, tainted) for part in blocks(self.op, params)]
+        return max(parts, key=lambda part: (math.isnan(part[0]), part[0]))
+
+    def part(
+        self,
+        inputs: list[np.ndarray],
+        columns: slice,
+        params: Mapping[str, np.ndarray],
+        tainted: bool,
+    ) -> tuple[float, str]:
+        """The same of some columns of the result, from their part of the weights."""
+        exact, size = self.exact(inputs, params)
+        got = self.captured[self.op.name][..., columns]
+        units = bounds.units(got, exact, size)
+        if tainted:  # NaN came in: what it reaches cannot be judged, and the row will say so
+            units[~np.isfinite(exact)] = 0
+        place = np.unravel_index(np.argmax(units), units.shape)  # of a NaN, if there is one
+        row, position, column = (int(i) for i in place)
+        at = [row, position, column + (columns.start or 0)]
+        return float(units[place]), f"at {at}: got {got[place]:.9g}, right is {exact[place]:.9g}"
 
     def inherits_nan(self) -> bool:
         """An input is not finite: even where the operation is right, its result is no good."""

@@ -59,6 +59,8 @@ def top_wrong(got: np.ndarray, want: np.ndarray, tie: float) -> float:
     """Tokens among got's top five that want ranks below its own fifth by more than tie."""
     if not np.isfinite(got).all():
         return float("nan")
-    chosen = np.argpartition(got, -TOP, axis=-1)[..., -TOP:]
-    fifth = np.partition(want, -TOP, axis=-1)[..., -TOP, None]
-    return float((np.take_along_axis(want, chosen, axis=-1) < fifth - tie).sum())
+    wrong = 0
+    for g, w in zip(got.reshape(-1, got.shape[-1]), want.reshape(-1, want.shape[-1]), strict=True):
+        chosen, fifth = np.argpartition(g, -TOP)[-TOP:], np.partition(w, -TOP)[-TOP]
+        wrong += int((w[chosen] < fifth - tie).sum())
+    return float(wrong)

@@ -18,8 +18,8 @@ from harness.mistakes.shelf import narrow
 from harness.noise import DROPPED_BITS, UNIT_ROUNDOFF
 from harness.subject import Key, Measurement, Plan, Subject
 
-COLUMNS = 64  # output channels that are looked at, evenly spread
-ROWS = 64  # and positions, likewise: 4096 errors give their root mean square to a few per cent
+COLUMNS = 32  # output channels that are looked at, evenly spread
+ROWS = 64  # and positions, likewise: 2048 errors give their root mean square to a few per cent
 SLACK = 1.5  # bits by which an honest error may exceed the expected one
 
 
@@ -30,6 +30,7 @@ class Product(NamedTuple):
     w: np.ndarray
     b: np.ndarray
     got: np.ndarray
+    norm: float  # mean square of ||x w||_2
 
 
 def products(plan: Plan) -> list[Op]:
@@ -86,7 +87,8 @@ def take(op: Op, captured: Mapping[str, np.ndarray], params: Mapping[str, np.nda
     x, got = (captured[name].reshape(-1, captured[name].shape[-1]) for name in (op.inputs[0], op.name))
     rows = np.unique(np.linspace(0, len(x) - 1, min(ROWS, len(x))).astype(int))
     parts = (x[rows], w[:, columns], b, got[np.ix_(rows, columns)])
-    return Product(*(np.asarray(part, np.float64) for part in parts))
+    x, w, b, got = (np.asarray(part, np.float64) for part in parts)
+    return Product(x, w, b, got, float(np.mean((x * x) @ (w * w))))
 
 
 def error(product: Product, cast: str | None = None) -> float:
@@ -100,11 +102,10 @@ def error(product: Product, cast: str | None = None) -> float:
 def expectation(product: Product, dtype: str, inputs: float = 0.0) -> float:
     """RMS error of an honest product at dtype; inputs: unit roundoff to which factors are cut."""
     u, a, tiny = bounds.Roundoff.of(dtype)
-    norm = np.mean((product.x**2) @ (product.w**2))
     result = np.mean(product.got**2) + np.mean(product.b**2)  # a sum may start from the bias
     storing = np.mean(product.got**2) * u**2 / 3
-    summing = (norm + result) * a**2 * (1 + len(product.w) / 6)
-    return float(np.sqrt(storing + summing + inputs**2 * norm * 2 / 3)) + tiny
+    summing = (product.norm + result) * a**2 * (1 + len(product.w) / 6)
+    return float(np.sqrt(storing + summing + inputs**2 * product.norm * 2 / 3)) + tiny
 
 
 def bits_lost(product: Product, dtype: str) -> float:
