@@ -38,6 +38,8 @@ from harness.numerics import difference, paired
 # The least step of a dtype near zero: what underflow or a flush to zero may take away.
 TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-24}
 
+HUGE = 1e14  # beyond, squares and products might not fit float32
+
 
 class Roundoff(NamedTuple):
     """What rounding does at a declared dtype."""
@@ -103,14 +105,19 @@ def bound(
     return size
 
 
+def light(x: np.ndarray) -> np.ndarray:
+    """x in float32 where that holds what is made of it: half the time, and digits enough for a bound."""
+    return np.asarray(x, np.float32 if np.abs(x).max() < HUGE else np.float64)
+
+
 def product(
     x: np.ndarray, w: np.ndarray, b: np.ndarray | float, result: np.ndarray, roundoff: Roundoff
 ) -> np.ndarray:
     """For x [..., n_in] @ w [n_in, n_out] + b [n_out]: of summing n_in products, and of storing."""
     u, a, _ = roundoff
     share = a * math.sqrt(len(w))
-    # of what a bound needs float32 is enough, which is twice as fast; its arrays are large
-    x, w = np.asarray(x, np.float32), np.asarray(w, np.float32)
+    x = light(x)
+    w = np.asarray(w, x.dtype)
     norm = (x * x) @ (w * w)
     np.sqrt(norm, out=norm)
     norm += np.abs(b)
@@ -122,7 +129,7 @@ def product(
 
 
 def layer_norm(x: np.ndarray, result: np.ndarray, g: np.ndarray, b: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, np.float32)
+    x = light(x)
     size = np.abs(x)
     mean_size = size.mean(axis=-1, keepdims=True)
     mean_square = np.vecdot(x, x)[..., None] / x.shape[-1]
@@ -134,7 +141,7 @@ def layer_norm(x: np.ndarray, result: np.ndarray, g: np.ndarray, b: np.ndarray) 
 
 def attention(qkv: np.ndarray, result: np.ndarray, n_head: int, roundoff: Roundoff) -> np.ndarray:
     u, a, _ = roundoff
-    q, k, v = oracle.split_heads(np.asarray(qkv, np.float32), n_head)
+    q, k, v = oracle.split_heads(light(qkv), n_head)
     scores = q @ k.swapaxes(-1, -2) * (1 / math.sqrt(q.shape[-1]))
     # absolute error of each score: of the sum of products, and of its own rounding
     shift = a * (np.abs(q) @ np.abs(k).swapaxes(-1, -2)) + 2 * u * np.abs(scores)
@@ -146,7 +153,7 @@ def attention(qkv: np.ndarray, result: np.ndarray, n_head: int, roundoff: Roundo
 
 
 def gelu(x: np.ndarray, result: np.ndarray) -> np.ndarray:
-    x = np.abs(np.asarray(x, np.float32))
+    x = np.abs(light(x))
     near = np.minimum(x, 30)  # beyond, sech^2 is nothing, and a cube might overflow
     z = 0.044715 * near * near
     z += 1

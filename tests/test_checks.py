@@ -2,17 +2,18 @@
 
 import numpy as np
 import pytest
-from examine import examine
+from examine import FLOAT32, examine
 from faults import FAULTS, GELU, IN_LAYER, SPECIMEN, TANH, Fault, instead, plant, source
 from score import MODELS, culprits, diagnoses, score_small, try_variant
 from variants import VARIANTS, load
 
-from harness import story
-from harness.checks import CHECKS
-from harness.contract import Target, tap_names
+from harness import bounds, oracle, shapes, story
+from harness.checks import CHECKS, local
+from harness.contract import HParams, Target, graph, tap_names
 from harness.diagnosis import MISTAKES
 from harness.discover import find
 from harness.judge import exit_code
+from harness.subject import Subject
 
 QUICK = {"seed", "batch", "full_context"}  # cases enough to trip every fault
 
@@ -35,6 +36,44 @@ def test_a_planted_fault_is_caught_blamed_and_diagnosed(fault: Fault):
     assert found.tripped, fault.trips
     assert found.blamed, found.blame
     assert found.diagnosed is not False, found.diagnosis
+
+
+@pytest.mark.parametrize("spoilt", [3.0, np.nan])
+def test_the_local_check_sees_the_same_whatever_its_blocks(prepared, monkeypatch, spoilt):
+    """A wrong or missing value in the middle of the logits, with wte in one block and in many."""
+    record, checkpoint = prepared.records[0], prepared.checkpoint
+    columns = checkpoint.hparams.n_vocab
+    subject = Subject(find("numpy").load(), FLOAT32, checkpoint.params, checkpoint.hparams, [record])
+    run = subject.prefill(record)
+    run.logits[0, 1, columns // 2] = spoilt
+    head = graph(subject.hparams.n_layer)[-1]
+    scene = local.Examined(subject, record, run.taps | {"logits": run.logits}, head, ())
+    whole = scene.worst(subject.params, False)
+    assert f"at [0, 1, {columns // 2}]" in whole[1]
+    monkeypatch.setattr(local, "BLOCK", 7 * subject.hparams.n_embd)
+    assert len(list(local.blocks(head, subject.params))) > 9
+    np.testing.assert_equal(scene.worst(subject.params, False), whole)
+
+
+@pytest.mark.parametrize("kind", ["linear", "layer_norm", "attention", "gelu"])
+@pytest.mark.parametrize("size", [1.0, 1e4, 1e13, 1e25])
+def test_bounds_in_float32_are_what_they_are_in_float64(monkeypatch, kind, size):
+    """To a per cent, with outliers and without; and never NaN, infinite or nothing."""
+    hparams = HParams(n_vocab=50, n_ctx=16, n_embd=8, n_head=2, n_layer=1)
+    params = shapes.generate(hparams)
+    op = next(op for op in graph(1) if op.kind == kind)
+    x = np.random.default_rng(0).normal(size=(2, 9, 24 if kind == "attention" else 8))
+    x[..., 3] *= size
+    result = oracle.apply(op, [x], params, hparams, np.zeros((2, 9), np.int32))
+
+    def bound():
+        return bounds.bound(op, [x], result, params, hparams, bounds.Roundoff.of("float64"))
+
+    single = bound()
+    assert np.isfinite(single).all()
+    assert (single > 0).all()
+    monkeypatch.setattr(bounds, "HUGE", 0)
+    np.testing.assert_allclose(single, bound(), rtol=0.01)
 
 
 def test_every_check_has_a_fault_that_trips_it():

@@ -28,6 +28,18 @@ def test_a_single_nan_shows(measure):
     assert math.isnan(measure(a, a)) or measure(a, a) > 0
 
 
+@pytest.mark.parametrize("at", [0, numerics.PART - 1, numerics.PART, 2 * numerics.PART + 2])
+def test_a_single_difference_shows_in_whichever_part_it_is(at):
+    want = np.zeros(2 * numerics.PART + 3)
+    got = want.copy()
+    got[at] = -3
+    assert numerics.max_abs(got, want) == 3
+    assert numerics.rms(got, want) == pytest.approx(3 / math.sqrt(len(want)))
+    got[at] = np.nan
+    assert math.isnan(numerics.max_abs(got, want))
+    assert math.isnan(numerics.rms(got, want))
+
+
 def test_kl_of_nan_is_nan():
     a = np.zeros((1, 1, 4))
     a[..., 0] = np.nan
