@@ -325,11 +325,11 @@ def main() -> None:
     ]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as workers:
         jobs = [workers.submit(score_small, name) for name in chosen]
+        measured = workers.submit(power)  # before the trials, which take much longer
         trials = [workers.submit(try_variant, *job) for job in honest]
-        measured = workers.submit(power)
         scores = [job.result() for job in track(jobs, "planted faults", console=console)]
-        alarms = [job.result() for job in track(trials, "honest variants", console=console)]
         powers = measured.result()
+        alarms = [job.result() for job in track(trials, "honest variants", console=console)]
     large = []
     if options.large:  # one at a time: each takes gigabytes
         large = [score_large(fault.name) for fault in track(IN_LAYER, "shape:124M", console=console)]

@@ -48,11 +48,11 @@ def test_the_local_check_sees_the_same_whatever_its_blocks(prepared, monkeypatch
     run.logits[0, 1, columns // 2] = spoilt
     head = graph(subject.hparams.n_layer)[-1]
     scene = local.Examined(subject, record, run.taps | {"logits": run.logits}, head, ())
-    whole = scene.worst(subject.params, False)
+    whole = scene.worst(subject.params)
     assert f"at [0, 1, {columns // 2}]" in whole[1]
     monkeypatch.setattr(local, "BLOCK", 7 * subject.hparams.n_embd)
     assert len(list(local.blocks(head, subject.params))) > 9
-    np.testing.assert_equal(scene.worst(subject.params, False), whole)
+    np.testing.assert_equal(scene.worst(subject.params), whole)
 
 
 @pytest.mark.parametrize("kind", ["linear", "layer_norm", "attention", "gelu"])

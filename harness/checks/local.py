@@ -109,18 +109,13 @@ class Examined(NamedTuple):
         if metric.startswith("segment"):
             value, detail = self.segment()
             return Finding(self.record.name, self.op, metric, value, detail, {})
-        params, tainted = (
-            bounds.weights_at(self.subject.params, self.subject.target.dtype),
-            self.inherits_nan(),
-        )
-        value, detail = self.worst(params, tainted)
+        params = bounds.weights_at(self.subject.params, self.subject.target.dtype)
+        value, detail = self.worst(params)
         if value > local_limit(self.op.kind).most and params is not self.subject.params:
-            wider = self.worst(
-                self.subject.params, tainted
-            )  # weights kept wider than declared are no error
+            wider = self.worst(self.subject.params)  # weights kept wider than declared are no error
             if wider[0] < value:
                 params, value, detail = self.subject.params, *wider
-        if value <= local_limit(self.op.kind).most and tainted:
+        if value <= local_limit(self.op.kind).most and self.inherits_nan():
             return Finding(self.record.name, self.op, metric, math.nan, INHERITED, {})
         left = {}
         place = self.op.name.partition("/")[2] or self.op.kind
@@ -132,9 +127,9 @@ class Examined(NamedTuple):
     def inputs(self) -> list[np.ndarray]:
         return [np.asarray(self.captured[name], np.float64) for name in self.op.inputs]
 
-    def worst(self, params: Mapping[str, np.ndarray], tainted: bool) -> tuple[float, str]:
+    def worst(self, params: Mapping[str, np.ndarray]) -> tuple[float, str]:
         """The greatest error in rounding units, and where it is; weights a block at a time."""
-        inputs = self.inputs()
+        inputs, tainted = self.inputs(), self.inherits_nan()
         parts = [self.part(inputs, *part, tainted) for part in blocks(self.op, params)]
         return max(parts, key=lambda part: (math.isnan(part[0]), part[0]))
 
