@@ -86,7 +86,7 @@ def take(op: Op, captured: Mapping[str, np.ndarray], params: Mapping[str, np.nda
     b = np.zeros(len(columns)) if head else params[f"{op.name}/b"][columns]
     x, got = (captured[name].reshape(-1, captured[name].shape[-1]) for name in (op.inputs[0], op.name))
     rows = np.unique(np.linspace(0, len(x) - 1, min(ROWS, len(x))).astype(int))
-    parts = (x[rows], w[:, columns], b, got[np.ix_(rows, columns)])
+    parts = (x[rows], np.take(w, columns, axis=1), b, got[np.ix_(rows, columns)])
     x, w, b, got = (np.asarray(part, np.float64) for part in parts)
     return Product(x, w, b, got, float(np.mean((x * x) @ (w * w))))
 
