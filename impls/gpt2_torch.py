@@ -2,9 +2,11 @@
 
 Needs PyTorch and nothing else: copy the file and it runs alone. It leans on the library's own
 fused operations, so what is verified is what PyTorch users run. Weights are never copied, and the cache
-is written in place. Shapes in comments: batch, n (new tokens), n_keys (cached and new), head.
+is written in place. On a CPU, PyTorch has two libraries for a product; ``load`` looks which is quicker.
+Shapes in comments: batch, n (new tokens), n_keys (cached and new), head.
 """
 
+import time
 from typing import NamedTuple
 
 import torch
@@ -17,6 +19,7 @@ class Model(NamedTuple):
     params: dict  # checkpoint name -> tensor, w as [n_in, n_out]
     hparams: object
     device: torch.device
+    products: tuple  # x @ w.T + b of one row and of many, as F.linear has it
 
 
 class Cache(NamedTuple):
@@ -47,7 +50,13 @@ def load(params, hparams, *, device, dtype):
     def put(w):
         return torch.from_numpy(w).to(device=place, dtype=getattr(torch, dtype))
 
-    return Model({name: put(w) for name, w in params.items()}, hparams, place)
+    params = {name: put(w) for name, w in params.items()}
+    products = (F.linear, F.linear)
+    if (device, dtype) == ("cpu", "float32") and torch.backends.mkldnn.is_available():
+        # more than caches hold
+        some = [params[f"h{i}/mlp/c_fc/w"] for i in range(min(4, hparams.n_layer))]
+        products = (quicker(some, 1), quicker(some, 128))
+    return Model(params, hparams, place, products)
 
 
 def numpy(x):
@@ -66,8 +75,15 @@ def layer_norm(x, g, b, eps=1e-5):
     return F.layer_norm(x, g.shape, g, b, eps)
 
 
-def linear(x, w, b):
-    return F.linear(x, w.T, b)  # [..., n_in] -> [..., n_out]; the transpose is a view
+def linear(x, w, b, products=(F.linear, F.linear)):
+    one_row, many_rows = products
+    product = one_row if x.numel() == len(w) else many_rows
+    return product(x, w.T, b)  # [..., n_in] -> [..., n_out]; the transpose is a view
+
+
+def onednn(x, w, b=None):
+    """x @ w.T + b by oneDNN, as torch.compile has it; F.linear goes there in half precision only."""
+    return torch.ops.mkldnn._linear_pointwise(x, w, b, "none", [], "")
 
 
 def attention(qkv, kv, positions, mask, n_head):
@@ -92,7 +108,7 @@ def hidden(model, tokens, positions, kv, mask=None, tap=lambda name, array: None
         return value
 
     def affine(name, x):
-        return step(name, linear(x, p[f"{name}/w"], p[f"{name}/b"]))
+        return step(name, linear(x, p[f"{name}/w"], p[f"{name}/b"], model.products))
 
     def norm(name, x):
         return step(name, layer_norm(x, p[f"{name}/g"], p[f"{name}/b"]))
@@ -109,7 +125,7 @@ def hidden(model, tokens, positions, kv, mask=None, tap=lambda name, array: None
 
 
 def head(model, x):
-    return F.linear(x, model.params["wte"])  # tied to the embedding
+    return linear(x, model.params["wte"].T, None, model.products)  # tied to the embedding
 
 
 @torch.inference_mode()
@@ -203,6 +219,23 @@ def choices(model, tokens, n_new, fixed):
         if fixed and len(new) == 2:  # the first step went as it is, and warmed the libraries up
             step = recorded(step)
     return torch.cat(new, dim=1)
+
+
+@torch.inference_mode()
+def quicker(weights, n):
+    """The one of F.linear and onednn that takes n rows through weights, each [n_in, n_out], sooner.
+
+    Which one depends on the processor: F.linear calls MKL, whose maker makes processors too.
+    """
+    x = torch.zeros(n, len(weights[0]))
+    taken = {F.linear: [], onednn: []}
+    for _ in range(3):  # by turns; the first turns touch the weights and prepare kernels
+        for product, seconds in taken.items():
+            start = time.perf_counter()
+            for w in weights:
+                product(x, w.T)
+            seconds.append(time.perf_counter() - start)
+    return min(taken, key=lambda product: min(taken[product]))
 
 
 def recorded(step):
