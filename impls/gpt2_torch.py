@@ -2,11 +2,10 @@
 
 Needs PyTorch and nothing else: copy the file and it runs alone. It leans on the library's own
 fused operations, so what is verified is what PyTorch users run. Weights are never copied, and the cache
-is written in place. On a CPU, PyTorch has two libraries for a product; ``load`` looks which is quicker.
-Shapes in comments: batch, n (new tokens), n_keys (cached and new), head.
+is written in place. Shapes in comments: batch, n (new tokens), n_keys (cached and new), head.
 """
 
-import time
+import functools
 from typing import NamedTuple
 
 import torch
@@ -19,7 +18,6 @@ class Model(NamedTuple):
     params: dict  # checkpoint name -> tensor, w as [n_in, n_out]
     hparams: object
     device: torch.device
-    products: tuple  # x @ w.T + b of one row and of many, as F.linear has it
 
 
 class Cache(NamedTuple):
@@ -50,13 +48,7 @@ def load(params, hparams, *, device, dtype):
     def put(w):
         return torch.from_numpy(w).to(device=place, dtype=getattr(torch, dtype))
 
-    params = {name: put(w) for name, w in params.items()}
-    products = (F.linear, F.linear)
-    if (device, dtype) == ("cpu", "float32") and torch.backends.mkldnn.is_available():
-        # more than caches hold
-        some = [params[f"h{i}/mlp/c_fc/w"] for i in range(min(4, hparams.n_layer))]
-        products = (quicker(some, 1), quicker(some, 128))
-    return Model(params, hparams, place, products)
+    return Model({name: put(w) for name, w in params.items()}, hparams, place)
 
 
 def numpy(x):
@@ -75,25 +67,40 @@ def layer_norm(x, g, b, eps=1e-5):
     return F.layer_norm(x, g.shape, g, b, eps)
 
 
-def linear(x, w, b, products=(F.linear, F.linear)):
-    one_row, many_rows = products
-    product = one_row if x.numel() == len(w) else many_rows
-    return product(x, w.T, b)  # [..., n_in] -> [..., n_out]; the transpose is a view
+def linear(x, w, b):
+    """[..., n_in] -> [..., n_out]; w [n_in, n_out] is never copied, its transpose is a view.
+
+    In float32 on a CPU, F.linear would be MKL's, half as fast on processors that are not its maker's;
+    many rows are oneDNN's.
+    """
+    if x.is_cuda or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return F.linear(x, w.T, b)
+    if x.numel() == len(w) and w.is_contiguous():
+        return weighted_rows(x, w) + b
+    return torch.ops.mkldnn._linear_pointwise(x, w.T, b, "none", [], "")  # as torch.compile has it
 
 
-def onednn(x, w, b=None):
-    """x @ w.T + b by oneDNN, as torch.compile has it; F.linear goes there in half precision only."""
-    return torch.ops.mkldnn._linear_pointwise(x, w, b, "none", [], "")
+def weighted_rows(x, w):
+    """One row x times w is a weighted sum of the rows of w: embedding_bag reads them at full speed."""
+    rows, first = bags(len(w))
+    sums = F.embedding_bag(rows, w, first, mode="sum", per_sample_weights=x.flatten())
+    return sums.sum(dim=0).view(*x.shape[:-1], -1)
+
+
+@functools.cache
+def bags(n, n_sums=8):
+    """The numbers of n rows, and where each of n_sums sums of them begins: threads share the sums."""
+    rows = torch.arange(n)
+    return rows, rows[:: -(-n // n_sums)].contiguous()
 
 
 def attention(qkv, kv, positions, mask, n_head):
     """Causal attention of the new positions over all of kv, where their own k and v go first."""
     batch, n, width = qkv.shape
     # [batch, n, 3 * n_embd] -> q, k, v, each [batch, n_head, n, head]
-    q, k, v = qkv.view(batch, n, 3, n_head, width // 3 // n_head).permute(2, 0, 3, 1, 4)
-    keys, values = kv  # each [batch, n_head, n_keys, head], part of the cache
-    keys.index_copy_(2, positions, k)
-    values.index_copy_(2, positions, v)
+    split = qkv.view(batch, n, 3, n_head, width // 3 // n_head).permute(2, 0, 3, 1, 4)
+    kv.index_copy_(3, positions, split.narrow(0, 1, 2))
+    q, (keys, values) = split.select(0, 0), kv  # these [batch, n_head, n_keys, head], part of the cache
     causal = mask is None and n > 1  # no mask: keys and queries are the same tokens, or one sees all
     heads = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal)
     return heads.transpose(1, 2).reshape(batch, n, width // 3)  # heads merged again
@@ -108,7 +115,7 @@ def hidden(model, tokens, positions, kv, mask=None, tap=lambda name, array: None
         return value
 
     def affine(name, x):
-        return step(name, linear(x, p[f"{name}/w"], p[f"{name}/b"], model.products))
+        return step(name, linear(x, p[f"{name}/w"], p[f"{name}/b"]))
 
     def norm(name, x):
         return step(name, layer_norm(x, p[f"{name}/g"], p[f"{name}/b"]))
@@ -125,7 +132,7 @@ def hidden(model, tokens, positions, kv, mask=None, tap=lambda name, array: None
 
 
 def head(model, x):
-    return linear(x, model.params["wte"].T, None, model.products)  # tied to the embedding
+    return linear(x, model.params["wte"].T, None)  # tied to the embedding
 
 
 @torch.inference_mode()
@@ -219,23 +226,6 @@ def choices(model, tokens, n_new, fixed):
         if fixed and len(new) == 2:  # the first step went as it is, and warmed the libraries up
             step = recorded(step)
     return torch.cat(new, dim=1)
-
-
-@torch.inference_mode()
-def quicker(weights, n):
-    """The one of F.linear and onednn that takes n rows through weights, each [n_in, n_out], sooner.
-
-    Which one depends on the processor: F.linear calls MKL, whose maker makes processors too.
-    """
-    x = torch.zeros(n, len(weights[0]))
-    taken = {F.linear: [], onednn: []}
-    for _ in range(3):  # by turns; the first turns touch the weights and prepare kernels
-        for product, seconds in taken.items():
-            start = time.perf_counter()
-            for w in weights:
-                product(x, w.T)
-            seconds.append(time.perf_counter() - start)
-    return min(taken, key=lambda product: min(taken[product]))
 
 
 def recorded(step):

@@ -109,15 +109,15 @@ variant("attention_by_hand", (SDPA,
         "scores = q @ keys.transpose(-1, -2) / q.shape[-1] ** 0.5\n"
         "    seen = torch.arange(keys.shape[2]) <= positions[:, None]\n"
         "    heads = scores.masked_fill(~seen, float('-inf')).softmax(-1) @ values"), specimen="torch")  # fmt: skip
-PRODUCT = "return product(x, w.T, b)"
-variant("weights_out_in", (PRODUCT, "return product(x, w.T.contiguous(), b)"), specimen="torch")
-variant("addmm", (PRODUCT, "if b is None:\n        return x @ w\n"
-        "    return torch.addmm(b, x.flatten(0, -2), w).view(*x.shape[:-1], -1)"), specimen="torch")  # fmt: skip
-QUICKER = "(quicker(some, 1), quicker(some, 128))"  # either library, whichever is quicker here
-for _name, _products in {
-    "by_mkl": "(F.linear, F.linear)", "by_onednn": "(onednn, onednn)", "by_both": "(onednn, F.linear)",
-}.items():  # fmt: skip
-    variant(_name, (QUICKER, _products), specimen="torch")
+LINEAR = "    if x.is_cuda or x.dtype"  # first line of its body: every way to multiply is replaced
+for _name, _product in {
+    "by_mkl": "F.linear(x, w.T, b)",
+    "by_onednn": 'torch.ops.mkldnn._linear_pointwise(x, w.T, b, "none", [], "")',
+    "weights_out_in": "F.linear(x, w.T.contiguous(), b)",
+    "addmm": "torch.addmm(x.new_zeros(()) if b is None else b, x.flatten(0, -2), w).view(*x.shape[:-1], -1)",
+}.items():
+    variant(_name, instead(LINEAR, f"return {_product}"), specimen="torch")
+variant("one_sum_of_rows", ("n_sums=8", "n_sums=1"), specimen="torch")
 variant("cache_always_copied", ("if past.taken[0] > past.n or", "if True or"), specimen="torch")
 variant(
     "decode_under_a_mask", ("if n_past and n > 1 else None", "if n_past else None"), specimen="torch"
