@@ -1,6 +1,7 @@
 """Benchmarks: what is wrong gets no figure, and the arithmetic of the rest. No time is asserted."""
 
 import importlib.util
+import itertools
 import json
 import math
 import re
@@ -12,7 +13,17 @@ from commands import module, parity
 from faults import FAULTS, plant
 
 from harness import models, oracle, run, shapes
-from harness.bench import growth, history, interval, process, roofline, rows, scoreboard, session
+from harness.bench import (
+    entrant,
+    growth,
+    history,
+    interval,
+    process,
+    roofline,
+    rows,
+    scoreboard,
+    session,
+)
 from harness.bench.roofline import Rates
 from harness.bench.trial import Plans, Row, Trial, trials
 from harness.contract import CannotJudge, HParams, Target
@@ -81,7 +92,9 @@ def outcome(tmp_path_factory, prepared):
         find(str(module(folder, "without_generate", "del generate"))),
     ]
     plans = Plans(FLOAT32, TRIALS, threads=1, seed=3, limits=run.Limits(seconds=20.0))
-    return session.measure(found, models.locate("micro"), plans)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(entrant, "LEAST_SECONDS", 0.0)  # one call a sample: LATE counts calls
+        return session.measure(found, models.locate("micro"), plans)
 
 
 def rows_of(outcome, name):
@@ -467,6 +480,20 @@ def test_asv_is_told_that_one_figure_could_not_be_measured():
     figures.rows[0] |= {"verdict": "skipped", "samples": []}
     for benchmark in (figures.track_prefill_seconds, figures.track_prefill_tokens_per_second):
         assert math.isnan(benchmark(None, None, None))
+
+
+@pytest.mark.parametrize(("tick", "calls"), [(0.04, 3), (0.2, 1)], ids=["short", "long"])
+def test_what_is_short_is_called_again_and_every_result_is_held(monkeypatch, tick, calls):
+    """The median counts; a call of 0.1 s or more stands for itself."""
+    clock, seconds, held = itertools.count(0, tick), iter([0.3, 0.1, 0.2]), []
+    monkeypatch.setattr(entrant.time, "perf_counter", lambda: next(clock))
+    one = entrant.Entrant(find("numpy"), None)
+    monkeypatch.setattr(one, "_call", lambda _: {"seconds": next(seconds)})
+    monkeypatch.setattr(one, "hold", lambda _, reply: held.append(reply["seconds"]))
+    trial = Trial("prefill", 4)
+    assert one.time(trial) == {3: 0.2, 1: 0.3}[calls]
+    assert held == [0.3, 0.1, 0.2][:calls]
+    assert one.samples[trial] == [{3: 0.2, 1: 0.3}[calls]]
 
 
 def imported(node) -> set[str]:
