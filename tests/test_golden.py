@@ -153,7 +153,7 @@ def test_no_records_at_all_name_the_remedy(copy):
         (lambda a: a["taps/h2/mlp/gelu"].__setitem__((0, 0, 0), 1.0), "h2/mlp/gelu is"),
         (lambda a: a["greedy"].__setitem__((0, 0), a["greedy"][0, 0] ^ 1), "greedy ids"),
         (lambda a: a["logits_tensorflow"].__iadd__(1e-3), "logits_tensorflow is"),
-        (lambda a: a["noise/float32/logits"].__imul__(10), "float32 noise at logits is 1"),
+        (lambda a: a["noise/float32/logits"].__imul__(10), "float32 noise at logits is"),
     ],
 )
 def test_a_forged_record_is_found_by_recomputing(change, message, copy):
