@@ -107,7 +107,7 @@ def bound(
 
 def light(x: np.ndarray) -> np.ndarray:
     """x in float32 where that holds what is made of it: half the time, and digits enough for a bound."""
-    return np.asarray(x, np.float32 if np.abs(x).max() < HUGE else np.float64)
+    return np.asarray(x, np.float32 if max(x.max(), -x.min()) < HUGE else np.float64)
 
 
 def product(

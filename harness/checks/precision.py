@@ -81,14 +81,19 @@ def fingerprint(
 def take(op: Op, captured: Mapping[str, np.ndarray], params: Mapping[str, np.ndarray]) -> Product:
     """Evenly spread columns of a product, all float64."""
     head = op.kind == "head"
-    w = params["wte"].T if head else params[f"{op.name}/w"]
-    columns = np.unique(np.linspace(0, w.shape[1] - 1, min(COLUMNS, w.shape[1])).astype(int))
-    b = np.zeros(len(columns)) if head else params[f"{op.name}/b"][columns]
     x, got = (captured[name].reshape(-1, captured[name].shape[-1]) for name in (op.inputs[0], op.name))
-    rows = np.unique(np.linspace(0, len(x) - 1, min(ROWS, len(x))).astype(int))
-    parts = (x[rows], np.take(w, columns, axis=1), b, got[np.ix_(rows, columns)])
+    rows, columns = spread(len(x), ROWS), spread(got.shape[1], COLUMNS)
+    # rows of wte are picked before it is turned: np.take would first copy all of a turned table
+    w = params["wte"][columns].T if head else np.take(params[f"{op.name}/w"], columns, axis=1)
+    b = np.zeros(len(columns)) if head else params[f"{op.name}/b"][columns]
+    parts = (x[rows], w, b, got[np.ix_(rows, columns)])
     x, w, b, got = (np.asarray(part, np.float64) for part in parts)
     return Product(x, w, b, got, float(np.mean((x * x) @ (w * w))))
+
+
+def spread(n: int, most: int) -> np.ndarray:
+    """At most so many of n indices, evenly spread."""
+    return np.unique(np.linspace(0, n - 1, min(most, n)).astype(int))
 
 
 def error(product: Product, cast: str | None = None) -> float:
