@@ -7,6 +7,9 @@ functions below only say which figure is which.
 Lower is better to asv, so what is gated is seconds per token. Tokens per second stand beside it as two
 samples, those of the slowest and of the fastest round: asv's interval around two is 50 times as wide as
 they are apart, so that it does not take a change of them, which it would read upside down, for real.
+
+Commits are measured one after the other, and a machine may change meanwhile: Machine holds what it
+could do in the very rounds of each commit. Where that regressed too, it was not for the commit alone.
 """
 
 IMPLEMENTATIONS = ("numpy", "torch", "jax")
@@ -16,8 +19,8 @@ SAMPLES = 10  # with ten, asv's interval is that of the samples' own extremes
 VERIFICATIONS = 5  # a single one has no interval, and asv took a third more, by chance, for a regression
 
 
-def measure(model: str) -> list[dict]:
-    """The rows of one benchmark run; none at a commit that cannot be benchmarked yet."""
+def measure(model: str) -> dict:
+    """The rows and the environment of one run; no rows at a commit that cannot be benchmarked yet."""
     try:
         from harness import discover, models
         from harness.bench import session
@@ -25,11 +28,12 @@ def measure(model: str) -> list[dict]:
         from harness.contract import Target
         from harness.isolation import Limits
     except ImportError:
-        return []
+        return {"rows": [], "environment": {}}
     found = [discover.find(name) for name in IMPLEMENTATIONS if name in discover.names()]
     where = models.locate(model)
     plans = Plans(Target("cpu", "float32"), samples=SAMPLES, limits=Limits(seconds=300.0))
-    return [row._asdict() for row in session.measure(found, where, plans, quick=True).rows]
+    outcome = session.measure(found, where, plans, quick=True)
+    return {"rows": [row._asdict() for row in outcome.rows], "environment": outcome.environment}
 
 
 def unit(name: str):
@@ -54,8 +58,8 @@ class Speed:
 
     setup_cache.timeout = 1800
 
-    def setup(self, rows, implementation, model):
-        self.rows = [row for row in rows[model] if row["implementation"] == implementation]
+    def setup(self, runs, implementation, model):
+        self.rows = [row for row in runs[model]["rows"] if row["implementation"] == implementation]
         if not self.rows or all(row["verdict"] == "skipped" for row in self.rows):
             raise NotImplementedError("not at this commit, or its framework is not installed")
 
@@ -82,36 +86,58 @@ class Speed:
         return {"samples": [n_tokens / max(taken), n_tokens / min(taken)], "number": 1}
 
     @unit("seconds")
-    def track_decode_seconds_per_token(self, rows, implementation, model):
+    def track_decode_seconds_per_token(self, runs, implementation, model):
         return self.samples("decode", "seconds_per_token")
 
     @unit("tokens/s")
-    def track_decode_tokens_per_second(self, rows, implementation, model):
+    def track_decode_tokens_per_second(self, runs, implementation, model):
         return self.shown("decode", "seconds_per_token")
 
     @unit("seconds")
-    def track_prefill_seconds(self, rows, implementation, model):
+    def track_prefill_seconds(self, runs, implementation, model):
         return self.samples("prefill", "seconds")
 
     @unit("tokens/s")
-    def track_prefill_tokens_per_second(self, rows, implementation, model):
+    def track_prefill_tokens_per_second(self, runs, implementation, model):
         return self.shown("prefill", "seconds")
 
     @unit("seconds")
-    def track_first_logits_seconds(self, rows, implementation, model):
+    def track_first_logits_seconds(self, runs, implementation, model):
         return self.samples("start", "seconds")
 
     @unit("seconds")
-    def track_load_seconds(self, rows, implementation, model):
+    def track_load_seconds(self, runs, implementation, model):
         return self.samples("load", "seconds")
 
     @unit("bytes")
-    def track_peak_memory(self, rows, implementation, model):
+    def track_peak_memory(self, runs, implementation, model):
         return self.samples("memory", "peak_rss")
 
     @unit("bytes")
-    def track_anonymous_memory(self, rows, implementation, model):
+    def track_anonymous_memory(self, runs, implementation, model):
         return self.samples("memory", "anonymous")
+
+
+class Machine:
+    """What the bare machine took in the same rounds: lower is better, as asv wants it."""
+
+    params = (MODELS,)
+    param_names = ("model",)
+    timeout = 1800
+    setup_cache = Speed.setup_cache  # the very same: asv runs it once for both
+
+    def setup(self, runs, model):
+        self.rates = runs[model]["environment"]
+        if not self.rates:
+            raise NotImplementedError("not at this commit")
+
+    @unit("seconds/GB")
+    def track_read_seconds_per_gigabyte(self, runs, model):
+        return 1e9 / self.rates["bandwidth_bytes_per_s"]
+
+    @unit("seconds/TFLOP")
+    def track_product_seconds_per_teraflop(self, runs, model):
+        return 1e12 / self.rates["gemm_flop_per_s"] if self.rates["gemm_flop_per_s"] else NOT_MEASURED
 
 
 class Verification:

@@ -446,17 +446,23 @@ def test_asv_finds_every_benchmark_it_is_to_follow():
     assert not tops & {"numpy", "torch", "jax", "harness"}, "a missing framework would kill the suite"
 
 
-def asv_figures(verdict):
-    """benchmarks/speed.py as asv has it, set up on rows of one verdict."""
+def asv_module():
+    """benchmarks/speed.py, which is no part of any package."""
     path = ROOT / "benchmarks" / "speed.py"
     spec = importlib.util.spec_from_file_location("speed", path)
     speed = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(speed)
+    return speed
+
+
+def asv_figures(verdict):
+    """asv's figures, set up on rows of one verdict."""
+    speed = asv_module()
     samples = [2.0, 1.0, 4.0] if verdict == "verified" else []
     told = row(n=8, samples=samples, verdict=verdict)._replace(implementation="numpy")
     told = told._replace(tokens_per_second=8 / 2.0 if samples else None)
     figures = speed.Speed()
-    figures.setup({"micro": [told._asdict()]}, "numpy", "micro")
+    figures.setup({"micro": {"rows": [told._asdict()], "environment": {}}}, "numpy", "micro")
     return figures
 
 
@@ -466,6 +472,19 @@ def test_asv_gets_the_figures_of_the_rows():
     shown = figures.track_prefill_tokens_per_second(None, None, None)
     assert shown == {"samples": [2.0, 8.0], "number": 1}
     assert figures.track_prefill_tokens_per_second.unit == "tokens/s"
+
+
+def test_asv_is_told_what_the_machine_could_do_meanwhile():
+    speed, machine = asv_module(), asv_module().Machine()
+    rates = {"bandwidth_bytes_per_s": 5e10, "gemm_flop_per_s": 4e11}
+    machine.setup({"micro": {"rows": [], "environment": rates}}, "micro")
+    assert machine.track_read_seconds_per_gigabyte(None, None) == 0.02
+    assert machine.track_product_seconds_per_teraflop(None, None) == 2.5
+    machine.rates["gemm_flop_per_s"] = None
+    assert math.isnan(machine.track_product_seconds_per_teraflop(None, None))
+    with pytest.raises(NotImplementedError):
+        machine.setup({"micro": {"rows": [], "environment": {}}}, "micro")
+    assert speed.Machine.setup_cache is speed.Speed.setup_cache, "or the whole run would be made twice"
 
 
 def test_asv_gets_no_figure_of_what_is_not_verified():
