@@ -42,6 +42,11 @@ OPTIONAL = {
         "the greedy continuation, int32 [batch, n_new]",
         ("model", "tokens", "n_new"),
     ),
+    "loss_and_grads": Function(
+        "loss_and_grads(model, tokens)",
+        "the mean next-token cross entropy (nats), and its gradients by checkpoint name",
+        ("model", "tokens"),
+    ),
 }
 GUIDE = "parity new NAME writes a commented skeleton"
 

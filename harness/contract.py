@@ -114,6 +114,11 @@ def tap_width(name: str, hparams: HParams) -> int:
     return widths.get(name.partition("/")[2] or name, hparams.n_embd)
 
 
+def parameter_shapes(hparams: HParams) -> dict[str, tuple[int, ...]]:
+    """Shape of every weight as an implementation is given it: as stored, but w as [n_in, n_out]."""
+    return {name: shape[-2:] for name, shape in variable_shapes(hparams).items()}
+
+
 def variable_shapes(hparams: HParams) -> dict[str, tuple[int, ...]]:
     """Shape of every checkpoint variable by its name without "model/", as stored (w leads with 1)."""
     n_embd = hparams.n_embd

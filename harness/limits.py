@@ -102,6 +102,7 @@ LIMITS: dict[tuple[str, str], Limit] = {
     ("determinism", "differing_share"): NONE,
     ("lengths", "noise_units"): NOISE,
     ("taps", "noise_units"): NOISE,
+    ("gradients", "noise_units"): NOISE,
     ("bad_tokens", "accepted"): NONE,
 }
 

@@ -53,6 +53,9 @@ STYLE: Any = {  # matplotlib types the names of its settings one by one
 }
 
 
+FURTHEST = 1e30  # where an axis of errors ends: what is beyond is drawn there, and the table says it
+
+
 class Line(NamedTuple):
     """One implementation's values, one for each place; None where there is no number."""
 
@@ -152,6 +155,7 @@ def against_noise(
     name: str, cases: Sequence[str], lines: Sequence[Line], limit: float, words: str
 ) -> str:
     """Cases downwards, error of the logits in noise units to the right on a log scale."""
+    lines = [line._replace(values=[v and min(v, FURTHEST) for v in line.values]) for line in lines]
     known = [v for line in lines for v in line.values if v is not None]
     low = 10.0 ** math.floor(math.log10(max(min([0.5, *known]), 1e-3)))
     high = 10.0 ** math.ceil(math.log10(max([limit * 2, *known]) * 1.2))

@@ -49,7 +49,7 @@ class Sheet:
             case "begin":
                 self._begin(Target(*data["target"]))
             case "plan":
-                self.plan = Plan(self.hparams, self.cases, tuple(data["taps"]), data["generates"])
+                self.plan = Plan.heard(self.hparams, self.cases, data)
             case "checking":
                 self.checking = data["check"]
             case "measured":

@@ -52,6 +52,8 @@ def numpy(x):
 
 
 # Optional: def generate(model, tokens, n_new): the greedy continuation, int32 [batch, n_new]
+# Optional: def loss_and_grads(model, tokens): the mean cross entropy of the next token in nats, and its
+# gradients by the names of params and in their shapes, as a dict of arrays of yours
 '''
 
 

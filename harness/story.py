@@ -21,6 +21,7 @@ LOOK_AT = {
     "determinism": "random numbers (dropout left on?), uninitialised memory, a result buffer used twice",
     "taps": "what the code does differently when it is being watched",
     "generate": "the implementation's own generate loop: what it feeds back, and when",
+    "gradients": "the way back: the mean over all predicted tokens, both uses of wte, what is cut off",
     "weights": "how the weights are loaded",
     "precision": "the precision of products: TF32, autocast and reduced-precision flags",
     "logits": "the forward pass; call tap in it, and the verdict can name the operation that is wrong",

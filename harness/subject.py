@@ -4,12 +4,12 @@ What it returns is brought to the host, copied at once (so that a buffer it reus
 evidence) and held to the contract's shapes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.contract import HParams, Target, tap_names, tap_width
+from harness.contract import HParams, Target, parameter_shapes, tap_names, tap_width
 from harness.golden import Record
 from harness.numerics import max_abs
 
@@ -34,6 +34,12 @@ class Plan(NamedTuple):
     cases: tuple[CaseShape, ...]
     taps: tuple[str, ...]  # promised, or seen on the first probe
     generates: bool
+    differentiates: bool
+
+    @classmethod
+    def heard(cls, hparams: HParams, cases: tuple[CaseShape, ...], told: Mapping[str, Any]) -> "Plan":
+        """From what an implementation says about itself (worker.plan_as_json), and what is known."""
+        return cls(hparams, cases, tuple(told["taps"]), told["generates"], told["differentiates"])
 
 
 class Measurement(NamedTuple):
@@ -107,7 +113,8 @@ class Subject:
             raise Wrong(f"TAPS promises {sorted(unknown)}, which are no taps of the contract")
         taps = tuple(name for name in known if name in promised)
         cases = tuple(shape_of(record) for record in self.records)
-        return Plan(self.hparams, cases, taps, hasattr(self.impl, "generate"))
+        offers = (hasattr(self.impl, name) for name in ("generate", "loss_and_grads"))
+        return Plan(self.hparams, cases, taps, *offers)
 
     def forward(
         self,
@@ -124,15 +131,16 @@ class Subject:
 
     def host(self, name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
         """A copy on the host of logits or of a tap. Raises Wrong unless it is [*shape, width]."""
+        axes = "[batch, n, n_vocab] of every position" if name == "logits" else "[batch, n, width]"
+        return self.array(name, value, (*shape, tap_width(name, self.hparams)), axes)
+
+    def array(self, name: str, value: Any, shape: tuple[int, ...], axes: str) -> np.ndarray:
+        """A copy on the host of what an implementation gave. Raises Wrong unless it is of that shape."""
         given = self.impl.numpy(value)
         if not isinstance(given, np.ndarray):
             raise Wrong(f"numpy(x) returned {describe(given)}, the contract says a NumPy array")
-        expected = (*shape, tap_width(name, self.hparams))
-        if given.shape != expected or not np.issubdtype(given.dtype, np.floating):
-            axes = "n_vocab] of every position" if name == "logits" else "width]"
-            raise Wrong(
-                f"{name} is {describe(given)}, the contract says floating {expected}: [batch, n, {axes}"
-            )
+        if given.shape != shape or not np.issubdtype(given.dtype, np.floating):
+            raise Wrong(f"{name} is {describe(given)}, the contract says floating {shape}: {axes}")
         return np.array(given)
 
     def logits(self, record: Record) -> np.ndarray:
@@ -155,6 +163,29 @@ class Subject:
 
         logits, present = self.forward(tokens, past, tap)
         return Tapped(logits, taps, present)
+
+    def loss_and_grads(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """ "loss" [], and the gradients that are there by checkpoint name, on the host.
+
+        Raises Wrong for what is no pair of them, a name unknown and a gradient misshapen.
+        """
+        returned = self.impl.loss_and_grads(self.model, tokens)
+        pair = isinstance(returned, tuple) and len(returned) == 2
+        if not pair or not isinstance(returned[1], Mapping):
+            raise Wrong(
+                f"loss_and_grads returned {describe(returned)}, "
+                "the contract says (loss, gradients by checkpoint name)"
+            )
+        loss, grads = returned
+        shapes = parameter_shapes(self.hparams)
+        if unknown := [name for name in grads if name not in shapes]:
+            raise Wrong(f"loss_and_grads gave a gradient by {unknown[0]!r}, which is no weight's name")
+        given = {"loss": np.array(float(loss))}
+        for name, value in grads.items():
+            given[name] = self.array(
+                f"the gradient by {name}", value, shapes[name], "that of its weight"
+            )
+        return given
 
     def prefill(self, record: Record) -> "Tapped":
         """The tapped prefill of a record; the latest one is kept, for the checks share it."""

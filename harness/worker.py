@@ -121,7 +121,7 @@ def measure(
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:
     """What the implementation says about itself; the parent knows the rest of the plan."""
-    return {"taps": plan.taps, "generates": plan.generates}
+    return {"taps": plan.taps, "generates": plan.generates, "differentiates": plan.differentiates}
 
 
 def explain(error: BaseException) -> str:

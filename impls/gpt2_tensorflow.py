@@ -147,3 +147,15 @@ def generate(model, tokens, n_new):
         if len(new) == n_new:
             return tf.stack(new, axis=1).numpy()
         logits, past = forward(model, new[-1][:, None], past)
+
+
+def loss_and_grads(model, tokens):
+    """Mean cross entropy of the next token (nats), and its gradients by checkpoint name."""
+    params = {name: model.params[name] for name in model.params}  # widened before they are watched
+    with tf.GradientTape() as tape:
+        tape.watch(params)
+        logits, _ = forward(model._replace(params=params), tokens)
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(tokens[:, 1:], logits[:, :-1])
+        loss = tf.reduce_mean(loss)
+    grads = tape.gradient(loss, params)  # of embeddings as slices, one for each row looked up
+    return float(loss), {name: tf.convert_to_tensor(grad) for name, grad in grads.items()}

@@ -73,7 +73,8 @@ def linear(x, w, b):
     In float32 on a CPU, F.linear would be MKL's, half as fast on processors that are not its maker's;
     many rows are oneDNN's.
     """
-    if x.is_cuda or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+    eager = x.is_cuda or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available()
+    if eager or torch.is_grad_enabled():  # the kernels below have no gradient
         return F.linear(x, w.T, b)
     if x.numel() == len(w) and w.is_contiguous():
         return weighted_rows(x, w) + b
@@ -234,3 +235,20 @@ def recorded(step):
     with torch.cuda.graph(graph):
         step()
     return graph.replay
+
+
+def loss_and_grads(model, tokens):
+    """Mean cross entropy of the next token (nats), and its gradients by checkpoint name."""
+    tokens = torch.as_tensor(tokens).long()
+    refuse_bad_tokens(tokens, 0, model.hparams)
+    tokens = tokens.to(model.device)
+    params = {name: w.detach().requires_grad_() for name, w in model.params.items()}
+    model = model._replace(params=params)
+    # a buffer for each layer: what is saved for the way back must not be written again
+    room = [empty_cache(model, *tokens.shape).kv[0] for _ in range(model.hparams.n_layer)]
+    x = hidden(model, tokens, torch.arange(tokens.shape[1], device=model.device), room)
+    logits = head(model, x[:, :-1])  # [batch, n - 1, n_vocab]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:])
+    grads = torch.autograd.grad(loss, list(params.values()))
+    return loss.item(), dict(zip(params, grads, strict=True))

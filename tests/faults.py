@@ -1,6 +1,7 @@
 """Planted faults: the smallest edits of a correct specimen that make it wrong, on one shelf.
 
-A fault is a change of source text of impls/gpt2_numpy.py, with what must come of it: the checks
+A fault is a change of source text of impls/gpt2_numpy.py (where it lies on the way back from the loss, of
+gpt2_torch.py), with what must come of it: the checks
 that must trip, the scopes that must be blamed (patterns; one that ends in "?" may be missing, where the
 fault is below rounding there), and the diagnosis, where a named mistake exists. A fault that
 does not apply, because its text is not there exactly once, is an error and never a score.
@@ -14,6 +15,7 @@ from typing import NamedTuple
 from harness.discover import IMPLS, Found
 
 SPECIMEN = IMPLS / "gpt2_numpy.py"
+DIFFERENTIABLE = IMPLS / "gpt2_torch.py"
 Edit = tuple[str, str]
 
 
@@ -25,6 +27,7 @@ class Fault(NamedTuple):
     blame: frozenset[str]
     diagnosis: str  # "" where no known mistake fits exactly
     trips: frozenset[str]  # checks that must fail, besides any others
+    specimen: Path = SPECIMEN
 
 
 FAULTS: list[Fault] = []
@@ -528,6 +531,75 @@ plant_all(
     trips="lengths logits",
 )
 
+# -- the way back from the loss, in the PyTorch specimen: its forward pass stays right
+
+LOSS = "    loss = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:])\n"
+GRADS = "    return loss.item(), dict(zip(params, grads, strict=True))"
+LOOKUP = 'F.embedding(tokens, p["wte"])'
+BACK = "torch.is_grad_enabled()"
+
+
+def on_the_way_back(name: str, *edits: Edit) -> None:
+    """A fault of loss_and_grads alone."""
+    fault = Fault(name, edits, frozenset({"gradients"}), "", frozenset({"gradients"}), DIFFERENTIABLE)
+    FAULTS.append(fault)
+
+
+def grads(code: str) -> Edit:
+    """Code that changes the dict g of gradients before it is returned."""
+    return GRADS, f"    g = dict(zip(params, grads, strict=True))\n    {code}\n    return loss.item(), g"
+
+
+on_the_way_back("loss_summed", (LOSS, LOSS.replace("1:])", '1:], reduction="sum")')))
+on_the_way_back("loss_in_bits", (LOSS, LOSS + "    loss = loss / 0.6931471805599453\n"))
+on_the_way_back("loss_of_the_same_token", (LOSS, LOSS.replace("1:]", ":-1]")))
+on_the_way_back(
+    "loss_without_the_last_token", (LOSS, LOSS.replace("2)", "2)[..., :-1]").replace("1:]", "1:-1]"))
+)
+on_the_way_back(
+    "head_untied_on_the_way_back",
+    ("logits = head(model, x[:, :-1])", 'logits = linear(x[:, :-1], params["wte"].detach().T, None)'),
+)
+on_the_way_back(
+    "lookup_untied_on_the_way_back", (LOOKUP, LOOKUP.replace('p["wte"]', 'p["wte"].detach()'))
+)
+on_the_way_back(
+    "variance_taken_for_constant",
+    (
+        "    return F.layer_norm(x, g.shape, g, b, eps)",
+        f"    if {BACK}:\n        mean, variance = x.mean(-1, True), x.var(-1, True, correction=0).detach()\n"
+        "        return (x - mean) / (variance + eps).sqrt() * g + b\n"
+        "    return F.layer_norm(x, g.shape, g, b, eps)",
+    ),
+)
+on_the_way_back(
+    "erf_gelu_on_the_way_back",
+    (
+        '    return F.gelu(x, approximate="tanh")',
+        f"    if {BACK}:\n        erf = F.gelu(x)\n"
+        '        return F.gelu(x, approximate="tanh").detach() + erf - erf.detach()\n'
+        '    return F.gelu(x, approximate="tanh")',
+    ),
+)
+on_the_way_back(
+    "residual_cut_off_in_one_layer",
+    (
+        'x = step(f"h{i}/resid_mid", x + affine',
+        f'x = step(f"h{{i}}/resid_mid", (x.detach() if {BACK} and i == 2 else x) + affine',
+    ),
+)
+on_the_way_back(
+    "dropout_in_the_loss",
+    ("    logits = head(model, x[:", "    x = F.dropout(x, 0.1)\n    logits = head(model, x[:"),
+)
+on_the_way_back("gradient_transposed", grads('g["h1/attn/c_proj/w"] = g["h1/attn/c_proj/w"].T'))
+on_the_way_back("gradient_missing", grads('del g["h3/attn/c_attn/b"]'))
+on_the_way_back("gradients_clipped", grads("norm = sum(x.square().sum() for x in g.values()).sqrt();"
+        " g = {n: x / max(1, norm) for n, x in g.items()}"))  # fmt: skip
+on_the_way_back("gradients_in_bfloat16", grads("g = {n: x.bfloat16().float() for n, x in g.items()}"))
+on_the_way_back("one_gradient_off_by_a_thousandth", grads('g["wpe"] = g["wpe"] * 1.001'))
+on_the_way_back("gradient_nan", grads('g["ln_f/b"] = g["ln_f/b"] * float("nan")'))
+
 # -- precision
 
 for _name, _bits in (("tf32_inputs", 13), ("bfloat16_inputs", 16)):
@@ -726,7 +798,7 @@ in_layer("heads_swapped", (ATTENDED, ATTENDED.replace("n_head)", 'n_head, scope 
 
 def source(found: Fault, text: str | None = None) -> str:
     """The specimen's source with the fault in it. Raises ValueError where it does not apply."""
-    text = SPECIMEN.read_text(encoding="utf-8") if text is None else text
+    text = found.specimen.read_text(encoding="utf-8") if text is None else text
     for old, new in found.edits:
         if text.count(old) != 1:
             raise ValueError(f"{found.name}: the specimen has {text.count(old)} times: {old!r}")

@@ -22,7 +22,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from hostile import CASES, NO_JSON, USAGE, World, flipped, put, seal
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from harness import (
@@ -715,7 +715,7 @@ FORGED = {
     "hello_with_numbers": b'{"event": "hello", "targets": [1], "versions": []}\n',
     "measured_nothing": b'{"event": "measured", "check": "logits", "measurement": []}\n',
     "end_before_begin": b'{"event": "end"}\n',
-    "plan_of_numbers": b'{"event": "plan", "taps": 3, "generates": 4}\n',
+    "plan_of_numbers": b'{"event": "plan", "taps": 3, "generates": 4, "differentiates": 5}\n',
     "nested_100000_deep": b"[" * 100_000 + b"\n",
     "nul_bytes": b"\0" * 100 + b"\n",
 }
@@ -736,13 +736,17 @@ def test_a_garbled_journal_is_never_a_pass_nor_a_traceback(name, prepared, tmp_p
 
 @given(st.floats(allow_nan=True), st.text(), JSON)
 @settings(max_examples=50)
+@example(1e19, "", None)
+@example(8e292, "", None)
+@example(1.7e308, "", None)
 def test_whatever_a_measurement_holds_can_be_judged_and_written(tmp_path_factory, value, detail, odd):
     """Measurements come from the implementation's own process."""
     from harness.judge import Judge
     from harness.subject import CaseShape, Plan
 
-    plan = Plan(TINY, (CaseShape("seed", 1, 4, 1),), (), False)
+    plan = Plan(TINY, (CaseShape("seed", 1, 4, 1),), ("embed",), False, False)
     measured = [("logits", Measurement("seed", "logits", "noise_units", value, detail)),
+                ("local", Measurement("seed", "embed", "rounding_units", value, detail)),
                 (detail, Measurement(detail, "logits", detail, value))]  # fmt: skip
     rows = Judge(detail, Target(detail, "float32"), "m").rows(plan, measured, {detail: detail})
     assert any(row.verdict == "fail" for row in rows)

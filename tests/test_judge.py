@@ -11,7 +11,7 @@ from harness.limits import LIMITS, limit, near_tie
 from harness.subject import CaseShape, Measurement, Plan
 
 HPARAMS = HParams(n_vocab=10, n_ctx=8, n_embd=4, n_head=2, n_layer=1)
-PLAN = Plan(HPARAMS, (CaseShape("one", 2, 8, 3),), ("embed", "ln_f"), True)
+PLAN = Plan(HPARAMS, (CaseShape("one", 2, 8, 3),), ("embed", "ln_f"), True, False)
 
 
 def perfect():
@@ -107,7 +107,7 @@ def test_every_metric_has_a_limit_with_a_reason():
 
 
 def test_no_limit_without_a_measurement():
-    plan = PLAN._replace(taps=("embed", "h0", "ln_f"))
+    plan = PLAN._replace(taps=("embed", "h0", "ln_f"), differentiates=True)
     used = {(check, key[2]) for check, keys in expected(plan).items() for key in keys}
     assert set(LIMITS) <= used
 

@@ -341,7 +341,7 @@ def test_an_operation_that_gave_nothing_is_told_so_in_words():
 def synthetic(n_impls: int, value=0.7, hparams=HPARAMS) -> list[Row]:
     """Rows as a run of so many implementations on a large model writes them."""
     cases = [CaseShape(name, 1, 40, 16) for name in ("seed", "one", "two", "fresh")]
-    plan = Plan(hparams, tuple(cases), tap_names(hparams.n_layer), True)
+    plan = Plan(hparams, tuple(cases), tap_names(hparams.n_layer), True, False)
     keys = expected(plan)
     rows = []
     for i in range(n_impls):

@@ -92,7 +92,7 @@ class Entrant:
             return
         truth = self.session.truth
         cases = tuple(shape_of(record) for record in truth.records)
-        plan = Plan(truth.hparams, cases, tuple(reply["plan"]["taps"]), reply["plan"]["generates"])
+        plan = Plan.heard(truth.hparams, cases, reply["plan"])
         measured = [(check, Measurement(*found)) for check, found in reply["measured"]]
         judge = Judge(self.found.name, self.session.plans.target, self.session.model.name)
         rows = [row for row in judge.rows(plan, measured, {}) if row.check in VERIFIED]

@@ -18,6 +18,7 @@ from harness.checks import (
     batch,
     causality,
     determinism,
+    gradients,
     greedy,
     kv_cache,
     lengths,
@@ -53,6 +54,7 @@ _MODULES = (
     determinism,
     lengths,
     taps,
+    gradients,
     bad_tokens,
 )
 # In order of execution: what is most telling first.

@@ -91,11 +91,11 @@ def panels(found: Sequence[tuple[int, list[Row]]]) -> list[Panel]:
     if not worst:
         return []
     layers = {layer for _, rows in worst for layer, _ in rows if layer is not None}
-    values = [row.value for _, rows in worst for row in rows.values() if row.value]
+    values = [min(row.value, plots.FURTHEST) for _, rows in worst for row in rows.values() if row.value]
     limits = [row.limit for _, rows in worst for row in rows.values() if row.limit]
     low = 10.0 ** max(-3, math.floor(math.log10(min([0.9, *values]))))
     high = 10.0 ** math.ceil(math.log10(3 * max([*values, *limits])))
-    span = (low, min(high, 1e30))
+    span = (low, high)
     places: dict[str, list[tuple[int | None, str]]] = {
         name: [(i, name) for i in range(max(layers, default=-1) + 1)] for name in leaves()
     }
