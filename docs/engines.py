@@ -85,7 +85,8 @@ def excuse(name: str, model: str, words: str) -> None:
     """Leave the reason why there are no results, and none of an earlier run."""
     out = place(name, model)
     out.mkdir(parents=True, exist_ok=True)
-    results.clear(out)
+    for file in results.FILES:
+        (out / file).unlink(missing_ok=True)
     (out / WORDS).write_text(words, encoding="utf-8")
 
 

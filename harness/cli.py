@@ -56,6 +56,7 @@ def main() -> None:
         refuse(f"{UNFORESEEN} {error!r} ({place(error)}); PARITY_TRACEBACK=1 shows all of it")
 
 
+INTERRUPTED = 130  # how typer ends on Ctrl-C
 UNFORESEEN = "a fault of parity itself, please report it:"
 
 
@@ -68,6 +69,10 @@ def command() -> None:
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # whoever read our output has gone
             sys.exit(2)
+        if end.code == INTERRUPTED:
+            raise CannotJudge(
+                "interrupted; a verify or gate with --out DIR goes on by: parity resume DIR"
+            ) from end
         try:
             sys.stdout.flush()
         except OSError as error:

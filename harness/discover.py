@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import sys
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -96,6 +97,19 @@ def find(name: str) -> Found:
     return Found(attr or where, name)
 
 
+def find_all(names: Sequence[str]) -> list[Found]:
+    """Locate each. Raises CannotJudge where two would be shown under one name."""
+    found = [find(name) for name in names]
+    for one in found:
+        same = [names[i] for i, other in enumerate(found) if other.name == one.name]
+        if len(same) > 1:
+            raise CannotJudge(
+                f"implementations {' and '.join(same)}: all would be {one.name!r} in the results; "
+                "name each once, and give their files different names"
+            )
+    return found
+
+
 def _spec(name: str) -> ModuleSpec | None:
     """Where a module is. Nothing is imported, not even its package: its code could do anything here."""
     spec: ModuleSpec | None = None
@@ -125,5 +139,7 @@ def _import_file(path: Path) -> ModuleType:
         raise CannotJudge(f"{path}: cannot be imported")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    if str(path.parent) not in sys.path:  # as for a script, but last: its json.py is not ours
+        sys.path.append(str(path.parent))
     spec.loader.exec_module(module)
     return module

@@ -21,8 +21,15 @@ class Model(NamedTuple):
     @property
     def argument(self) -> str:
         """What to give to --model to name it."""
-        named = self.name in ("micro", *OFFICIAL) or self.name.startswith(SHAPE)
-        return self.name if named else str(self.checkpoint)
+        return self.name if shipped().get(self.name) == self.checkpoint else str(self.checkpoint)
+
+
+def shipped() -> dict[str, Path]:
+    """Where the checkpoints are that have a name; a folder of such a name is somewhere else."""
+    home = checkpoint.home() / "models"
+    return {"micro": GOLDEN / "micro"} | {
+        name: home / name.replace(":", "-") for size in OFFICIAL for name in (size, SHAPE + size)
+    }
 
 
 def locate(name: str) -> Model:
@@ -33,9 +40,9 @@ def locate(name: str) -> Model:
     Raises CannotJudge for an unknown name and for an official size that is not there.
     """
     if name == "micro":
-        return Model(name, GOLDEN / "micro", GOLDEN / "records" / "micro")
+        return Model(name, shipped()[name], GOLDEN / "records" / "micro")
     if name in OFFICIAL:
-        directory = checkpoint.home() / "models" / name
+        directory = shipped()[name]
         if not directory.is_dir():
             raise CannotJudge(
                 f"model {name}: not at {directory}. Get it with: parity fetch {name}, or put OpenAI's "
@@ -43,7 +50,7 @@ def locate(name: str) -> Model:
             )
         return Model(name, directory, checkpoint.home() / "records" / name)
     if (size := name.removeprefix(SHAPE)) in OFFICIAL:
-        directory = checkpoint.home() / "models" / f"shape-{size}"
+        directory = shipped()[name]
         shapes.ensure(directory, shapes.OFFICIAL[size])
         return Model(name, directory, checkpoint.home() / "records" / f"shape-{size}")
     if folder := _folder(name):

@@ -23,7 +23,7 @@ OPTIONS = {
     "--parity-target": "DEVICE-DTYPE such as cpu-float32; repeat (default: all that are offered)",
     "--parity-require-device": "a device that it must offer here",
     "--parity-ledger": "file of known disagreements",
-    "--parity-out": "folder for results.json, junit.xml and report.md",
+    "--parity-out": "folder for results.json, junit.xml, report.md and report.html",
 }
 
 

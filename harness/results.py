@@ -4,12 +4,14 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import mapped, story, strict_json
 from harness.checks import CHECKS
+from harness.checks.precision import WIDER
 from harness.contract import CannotJudge
 from harness.judge import Row, label
 from harness.run import Results
@@ -39,15 +41,6 @@ def write(results: Results, out: Path) -> None:
     mapped.write_text(out / "junit.xml", junit(results.rows))
     mapped.write_text(out / "report.md", markdown(results))
     mapped.write_text(out / "report.html", page.html([runs.Run(out.name, results)]))
-
-
-def clear(out: Path) -> None:
-    """Remove the files of an earlier run: should this run break off, they must not pass for its own."""
-    for name in FILES:
-        try:
-            (out / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise CannotJudge(f"{out / name}: cannot be removed ({error.strerror})") from error
 
 
 def read(directory: Path | str) -> "pd.DataFrame":
@@ -170,6 +163,22 @@ def headline(rows: list[Row]) -> str:
     return ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(sorted(verdicts)))
 
 
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What a reader must know although it does not fail: known disagreements, and too wide products."""
+    wide = Counter(
+        (label(row), row.detail)
+        for row in rows
+        if row.check == "precision" and row.verdict == "pass" and row.detail.endswith(WIDER)
+    )
+    known = Counter(
+        (label(row), row.check, row.detail.partition(". ")[0].rstrip("."))
+        for row in rows
+        if row.verdict == "known"
+    )
+    told = [f"{name} {check}: {why} ({n} measurements)" for (name, check, why), n in known.items()]
+    return told + [f"{name} precision: {words} ({n} products)" for (name, words), n in wide.items()]
+
+
 def columns(rows: Iterable[Row]) -> list[str]:
     """The checks that have rows, in order of execution; what is no check (load, process) comes last."""
     seen = {row.check for row in rows}
@@ -196,6 +205,8 @@ def markdown(results: Results) -> str:
         lines += [f"## Failures: {len(failures)}", "", *map(failure_line, failures[:MOST]), ""]
         if len(failures) > MOST:
             lines += [f"... and {len(failures) - MOST} more in {NAME}", ""]
+    if told := notes(rows):
+        lines += ["## Known, or to be known", "", *(f"- {clip(line)}" for line in told[:MOST]), ""]
     lines += ["## Share of each limit used", ""]
     lines += table(
         ["", *names], [[clip(name), *pick(cells, names)] for name, cells in grid(rows).items()]

@@ -183,6 +183,11 @@ def command(request: Request) -> str:
     return shlex.join(["parity", "verify", *words])
 
 
+def is_journal(folder: Path) -> bool:
+    """Whether a folder holds the journal of a run, or nothing at all; nobody else's may be removed."""
+    return (folder / NAME).is_file() or (folder.is_dir() and not any(folder.iterdir()))
+
+
 def interrupted(folder: Path) -> Request:
     """The request of a run whose journal is in folder. Raises CannotJudge where there is none."""
     path = folder / NAME

@@ -95,13 +95,7 @@ def show(console: Console, found: Results) -> None:
             console.print(f"  {escape(paragraph)}", highlight=False, soft_wrap=True)
         if len(told) > SHOWN:
             console.print(f"  ... and {len(told) - SHOWN} more; results.json has all of them")
-    for line in sorted(
-        {
-            f"{label(row)} {row.check}: {row.detail.partition('. ')[0]}"
-            for row in rows
-            if row.verdict == "known"
-        }
-    ):
+    for line in results.notes(rows):
         console.print(f"- {escape(line)}", highlight=False)
     for row in rows:
         if row.verdict == "skipped":

@@ -129,7 +129,10 @@ def explain(error: BaseException) -> str:
     if isinstance(error, Wrong):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
-    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    file, line = (frames[-1].filename, frames[-1].lineno) if frames else ("", 0)
+    if isinstance(error, SyntaxError):  # which was met where it was imported
+        file, line = error.filename or "", error.lineno
+    where = f" at {Path(file).name}:{line}" if file else ""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}{where}: {text}"[:500]
 

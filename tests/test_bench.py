@@ -182,7 +182,7 @@ def test_the_files_say_what_the_rows_say(outcome, tmp_path):
 
 def test_the_command_writes_both_files_and_shows_the_table(tmp_path, prepared):
     out = tmp_path / "out"
-    chosen = ("--impl", "numpy", "--impl", "numpy", "--model", "micro", "--quick", "--threads", 1)
+    chosen = ("--impl", "numpy", "--impl", "naive", "--model", "micro", "--quick", "--threads", 1)
     done = parity("bench", *chosen, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in out.iterdir()) == sorted(scoreboard.FILES)
@@ -513,6 +513,28 @@ def test_what_is_short_is_called_again_and_every_result_is_held(monkeypatch, tic
     assert one.time(trial) == {3: 0.2, 1: 0.3}[calls]
     assert held == [0.3, 0.1, 0.2][:calls]
     assert one.samples[trial] == [{3: 0.2, 1: 0.3}[calls]]
+
+
+def test_a_time_whose_interval_reaches_nothing_is_no_figure(monkeypatch):
+    """The median alone is above zero: by chance, where a difference is as small as its noise."""
+    from types import SimpleNamespace
+
+    from harness.bench import rows
+
+    trial = Trial("decode", 1, 16)
+
+    def verdict(samples):
+        plans = SimpleNamespace(samples=6, target=FLOAT32)
+        session = SimpleNamespace(plans=plans, model=SimpleNamespace(name="m"))
+        one = SimpleNamespace(session=session, samples={trial: samples}, running=True, failed={},
+                              how={}, decoded={}, verdict="verified", detail="",
+                              found=find("numpy"))  # fmt: skip
+        monkeypatch.setattr(rows, "roofline_share", lambda *_: None)
+        row = rows.time_row(one, one, trial)
+        return row.verdict, row.samples, row.median
+
+    assert verdict([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == ("verified", [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3.5)
+    assert verdict([-1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == ("skipped", [], None)
 
 
 def imported(node) -> set[str]:

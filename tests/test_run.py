@@ -3,10 +3,14 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import time
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
-from commands import module, parity
+from commands import SPECIMEN, command, module, parity
 from faults import FAULTS, plant
 
 from harness import discover, models, results
@@ -163,7 +167,136 @@ def test_markdown_survives_hostile_text():
     assert "\\<script\\>" in text
 
 
-def test_an_earlier_runs_results_do_not_outlive_a_run_that_cannot_judge(tmp_path, numpy_run):
-    out = shutil.copytree(numpy_run[1], tmp_path / "out")
-    assert parity("verify", "--impl", "numpy", "--target", "cuda-float32", "--out", out).returncode == 2
-    assert list(out.iterdir()) == []
+# -- nothing is lost, and what is meant is found
+
+
+def listing(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--target", "tpu-float32"), ("--require-device", "tpu"), ("--ledger", "no/such/ledger")],
+    ids=lambda options: options[0],
+)
+def test_a_refused_run_leaves_an_earlier_one_as_it_was(numpy_run, tmp_path, options):
+    """Its results, and the journal of a run that was killed."""
+    out = tmp_path / "out"
+    shutil.copytree(numpy_run[1], out)
+    (out / "journal").mkdir()
+    (out / "journal" / "run.json").write_text("{}")
+    before = listing(out)
+    done = parity("gate", "numpy", *options, "--out", out)
+    assert done.returncode == 2
+    assert listing(out) == before
+
+
+def test_a_refused_benchmark_leaves_an_earlier_one_as_it_was(tmp_path, prepared):
+    (tmp_path / "bench.json").write_text("{}")
+    done = parity("bench", "--impl", "numpy", "--model", "micro", "--against", "foo", "--out", tmp_path)
+    assert done.returncode == 2
+    assert listing(tmp_path) == {Path("bench.json"): b"{}"}
+
+
+def test_a_run_takes_the_place_of_an_earlier_one(tmp_path, prepared):
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "run.json").write_text("{}")
+    assert parity("gate", "numpy", "--target", "cpu-float32", "--out", tmp_path).returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(results.FILES)
+    assert len(results.read(tmp_path)) > 100
+
+
+def test_a_folder_of_somebody_elses_is_not_taken_for_a_journal(tmp_path, prepared):
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "monday.md").write_text("precious")
+    done = parity("gate", "numpy", "--out", tmp_path)
+    assert done.returncode == 2
+    assert "no journal of ours" in done.stderr
+    assert listing(tmp_path) == {Path("journal/monday.md"): b"precious"}
+
+
+def test_two_implementations_of_one_name_are_refused(tmp_path, prepared):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        module(tmp_path / folder, "m", "")
+    done = parity("verify", "--impl", "a/m.py", "--impl", "b/m.py", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "a/m.py and b/m.py: all would be 'm'" in done.stderr
+
+
+def test_a_module_beside_the_file_is_found(tmp_path, prepared):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "sibling_of_mine.py").write_text("ANSWER = 42\n")
+    path = module(
+        tmp_path / "there", "mine", "import sibling_of_mine\nassert sibling_of_mine.ANSWER == 42"
+    )
+    assert parity("gate", path, "--target", "cpu-float32", cwd=tmp_path).returncode == 0
+
+
+def test_where_the_syntax_is_wrong_is_said(tmp_path, prepared):
+    (tmp_path / "mine.py").write_text("import math\n\ndef (:\n")
+    done = parity("gate", "mine.py", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "SyntaxError at mine.py:3" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["micro", "124M", "shape-124M"])
+def test_a_folder_named_like_a_model_is_named_by_its_path(name, tmp_path):
+    shutil.copytree(models.locate("micro").checkpoint, tmp_path / name)
+    found = models.locate(str(tmp_path / name))
+    assert found.name == name
+    assert found.argument == str(tmp_path / name)
+    assert models.locate("micro").argument == "micro"
+
+
+def test_ctrl_c_is_exit_2_and_says_how_to_go_on(tmp_path, prepared):
+    path = module(tmp_path, "slow", "import time\ndef forward(*args, **kw):\n    time.sleep(60)")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "results.json").write_text("{}")
+    running = subprocess.Popen(command("gate", path, "--out", out), stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("out/journal/*.jsonl")):
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=60)
+    assert running.returncode == 2
+    assert [path.name for path in out.iterdir()] == ["journal"], "an earlier run's must not pass for its"
+    assert "interrupted" in told
+    assert "parity resume" in told
+
+
+def test_what_is_wider_than_declared_is_told_everywhere(tmp_path, prepared):
+    wide = SPECIMEN.replace("np.asarray(w, dtype) for name", "np.asarray(w, float) for name")
+    assert wide != SPECIMEN
+    (tmp_path / "wide.py").write_text(wide)
+    done = parity("gate", tmp_path / "wide.py", "--target", "cpu-float32", "--out", tmp_path / "out")
+    assert done.returncode == 0
+    words = "measured float64, declared float32: wider than declared"
+    assert words in done.stdout
+    assert words in (tmp_path / "out" / "report.md").read_text()
+    assert words in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_the_ledger_knows_is_told_everywhere(tmp_path, prepared):
+    fault = next(fault for fault in FAULTS if fault.name == "negative_tokens_wrap")
+    plant(fault, tmp_path)
+    known = tmp_path / "known.txt"
+    name = f"{fault.name}-cpu-float32"
+    known.write_text(f"{name} | bad_tokens | tokens | 2 | ids wrap until 2.1\n")
+    path, out = tmp_path / f"{fault.name}.py", tmp_path / "out"
+    done = parity("gate", path, "--target", "cpu-float32", "--ledger", known, "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{name} bad_tokens: known: ids wrap until 2.1 (1 measurements)" in done.stdout
+    assert "ids wrap until 2.1" in (out / "report.md").read_text().replace("\\", "")
+    page = (out / "report.html").read_text()
+    assert "It is right, but for 1 known disagreement</h1>" in page
+    assert "ids wrap until 2.1" in page
+
+
+def test_facts_in_float32_are_not_asked_below_it(prepared):
+    pytest.importorskip("torch")
+    done = parity("known", "micro", "--impl", "torch", "--target", "cpu-bfloat16")
+    assert done.returncode == 2
+    assert "float32's" in done.stderr

@@ -50,7 +50,7 @@ def time_row(entrant: Entrant, baseline: Entrant, trial: Trial) -> Row:
     if len(samples) < entrant.session.plans.samples:
         return row._replace(verdict="crashed", detail="not all rounds were measured")
     row = filled(row, samples, baseline.samples.get(trial, []) if baseline.running else [])
-    if row.median is None or row.median <= 0:
+    if row.median is None or row.low is None or row.low <= 0:  # with a time of nothing in its interval
         return row._replace(samples=[], median=None, low=None, high=None, verdict="skipped",
                             detail="too short to be timed by a difference")  # fmt: skip
     n_tokens = trial.batch * (1 if trial.phase == "decode" else trial.n)

@@ -58,12 +58,6 @@ def write(out: Path, outcome: Outcome, fits: Sequence[Fit] | None = None) -> Non
         raise CannotJudge(f"{out}: results cannot be written ({error})") from error
 
 
-def clear(out: Path) -> None:
-    """Remove an earlier run's files: should this run break off, they must not pass for its own."""
-    for name in FILES:
-        (out / name).unlink(missing_ok=True)
-
-
 def read(directory: Path | str) -> "pd.DataFrame":
     """The rows of a benchmark as a tidy frame; frame.attrs has the environment.
 

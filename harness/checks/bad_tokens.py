@@ -41,4 +41,9 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
         except Exception as error:  # the contract allows any
             yield Measurement(CASE, scope, "accepted", 0, f"refused: {error}"[:200])
         else:
-            yield Measurement(CASE, scope, "accepted", 1, f"tokens {tokens.shape} were accepted")
+            yield Measurement(CASE, scope, "accepted", 1, f"{told(tokens)} were accepted")
+
+
+def told(tokens: np.ndarray) -> str:
+    """The ids themselves, where they are few."""
+    return f"tokens {tokens.tolist()}" if tokens.size < 5 else f"tokens of shape {tokens.shape}"

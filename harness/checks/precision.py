@@ -20,6 +20,7 @@ from harness.subject import Key, Measurement, Plan, Subject
 
 COLUMNS = 32  # output channels that are looked at, evenly spread
 ROWS = 64  # and positions, likewise: 2048 errors give their root mean square to a few per cent
+WIDER = ": wider than declared"  # which passes, and is told
 SLACK = 1.5  # bits by which an honest error may exceed the expected one
 
 
@@ -74,7 +75,7 @@ def fingerprint(
     measured = name_precision(found)
     detail = f"measured {measured}, declared {declared}"
     if rank(measured) < rank(declared):
-        detail += ": wider than declared"
+        detail += WIDER
     return Measurement(case, op.name, "bits_lost", lost, detail)
 
 

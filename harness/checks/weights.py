@@ -12,7 +12,7 @@ import numpy as np
 
 from harness import bounds, oracle
 from harness.contract import graph
-from harness.subject import Key, Measurement, Plan, Subject
+from harness.subject import Key, Measurement, Plan, Subject, Wrong
 
 CASE = "all_tokens"
 ROWS = 4  # sequences of n_ctx tokens looked up at a time
@@ -61,4 +61,6 @@ def embed(subject: Subject, tokens: np.ndarray) -> np.ndarray:
     except Exception:  # a framework may wrap what a callback raises
         if not found:
             raise
+    if not found:
+        raise Wrong("embed is promised, but forward did not tap it")
     return found[0]

@@ -3,6 +3,7 @@
 import secrets
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from harness.commands.options import (
     TimeoutOption,
     limits,
     parse_target,
+    replacing,
     writable,
 )
 
@@ -35,7 +37,9 @@ def bench(
         bool, typer.Option("--growth", help="How cost grows with tokens, batch and model, instead.")
     ] = False,
     samples: Annotated[int, typer.Option(help="Rounds in which everyone has a turn; 6 or more.")] = 6,
-    threads: Annotated[int, typer.Option(help="Threads of each implementation. 0: all cores.")] = 0,
+    threads: Annotated[
+        int, typer.Option(help="Threads of each implementation. 0: all cores.", min=0)
+    ] = 0,
     timeout: TimeoutOption = DEFAULT.seconds,
     memory: MemoryOption = DEFAULT.gigabytes,
     out: Annotated[
@@ -44,14 +48,14 @@ def bench(
 ) -> None:
     """Time implementations side by side; only what is verified, before and after, gets a figure."""
     console = terminal.console()
-    found = [discover.find(name) for name in impl or discover.names()]
+    found = discover.find_all(impl or discover.names())
     allowed = limits(timeout, memory)
     plans = Plans(parse_target(target), (), samples, threads, secrets.randbelow(2**31), allowed)
     if out is not None:
         writable(out)
-        scoreboard.clear(out)
     fits = None
-    with scoreboard.progress(console) as progress:
+    earlier = replacing(out, scoreboard.FILES) if out is not None else nullcontext()
+    with earlier, scoreboard.progress(console) as progress:
         if growing:
             outcome, fits = growth.measure(found, growth.names(model), plans, against, progress)
         else:

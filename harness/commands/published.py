@@ -8,6 +8,7 @@ import typer
 from harness import discover, models, terminal
 from harness.commands.options import parse_target
 from harness.contract import CannotJudge
+from harness.noise import DROPPED_BITS
 
 
 def fetch(
@@ -54,6 +55,11 @@ def known(
 
     console = terminal.console()
     found, where, on = discover.find(impl), models.locate(model), parse_target(target)
+    if on.dtype in DROPPED_BITS:
+        raise CannotJudge(
+            f"target {on}: the facts are float32's, to whose digits {on.dtype} cannot be held; "
+            "ask it in float32, and parity verify in both"
+        )
     facts = answering.about(where.name, answering.read())
     if not facts:
         raise CannotJudge(f"model {model}: nobody has published anything about a {where.name!r}")

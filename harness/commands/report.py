@@ -36,9 +36,10 @@ def compare(
     """Compare two runs: what is better, worse, slower, new or gone. Exit code 1: a regression."""
     from harness import compare as comparison  # what draws takes a second to import
 
+    if out is not None:
+        writable(out)
     found = comparison.compare(before, after)
     terminal.show_comparison(terminal.console(), found)
     if out is not None:
-        writable(out)
         comparison.write(found, out)
     raise typer.Exit(int(found.regressed))

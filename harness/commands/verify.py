@@ -1,7 +1,9 @@
 """parity verify, gate, resume, new: implementations are run and judged."""
 
+import os
 import secrets
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -22,6 +24,7 @@ from harness.commands.options import (
     TimeoutOption,
     limits,
     parse_target,
+    replacing,
     writable,
 )
 from harness.contract import CannotJudge
@@ -48,7 +51,7 @@ def verify(
     ledger: LedgerOption = None,
 ) -> None:
     """Verify implementations against the golden records, each in a process of its own."""
-    found = [discover.find(name) for name in impl or discover.names()]
+    found = discover.find_all(impl or discover.names())
     allowed = limits(timeout, memory, threads)
     start(request(found, model, target, seed, "", allowed, ledger), out)
 
@@ -114,15 +117,13 @@ def make(
     if out is None:
         return run.verify(asked, None, progress)
     writable(out)
-    if anew:
-        results.clear(out)
-        shutil.rmtree(out / JOURNAL, ignore_errors=True)
-    try:
+    if anew and os.path.lexists(out / JOURNAL) and not run.is_journal(out / JOURNAL):
+        raise CannotJudge(
+            f"{out / JOURNAL}: is there already and no journal of ours; name another --out"
+        )
+    # what was resumed is left as it is where it is refused, for whoever can mend it
+    with replacing(out, (*results.FILES, JOURNAL)) if anew else nullcontext():
         outcome = run.verify(asked, out / JOURNAL, progress)
-    except CannotJudge:
-        if anew:  # it would be refused again; what was resumed is left for whoever can mend it
-            shutil.rmtree(out / JOURNAL, ignore_errors=True)
-        raise
     results.write(outcome, out)
     shutil.rmtree(out / JOURNAL)
     return outcome

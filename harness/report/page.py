@@ -7,6 +7,7 @@ import jinja2
 
 from harness import mapped, plots, results
 from harness.contract import CannotJudge
+from harness.judge import Row
 from harness.report.cells import number
 from harness.report.noise import noise
 from harness.report.operations import panels
@@ -35,7 +36,8 @@ def html(runs: Sequence[Run]) -> str:
     return template("report.html.j2").render(
         state=next(iter(judged.values()), "open"),
         states=STATES,
-        headline=headline(judged),
+        headline=headline(judged) + but_for(rows),
+        notes=results.notes(rows),
         models=models(runs),
         counts=results.headline(rows),
         targets=sorted(found, key=lambda target: list(STATES).index(target.state)),
@@ -50,6 +52,12 @@ def html(runs: Sequence[Run]) -> str:
         speed=speed(runs),
         runs=[made_with(run) for run in runs],
     )
+
+
+def but_for(rows: Sequence[Row]) -> str:
+    """What the ledger knows, after the headline."""
+    n = sum(row.verdict == "known" for row in rows)
+    return f", but for {n} known disagreement{'s' * (n > 1)}" if n else ""
 
 
 def keys(part: str, found: Sequence[Target]) -> list[tuple[str, str]]:
