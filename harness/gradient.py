@@ -63,15 +63,26 @@ def linear(
 def attention(
     qkv: np.ndarray, n_head: int, slope: np.ndarray, arithmetic: Arithmetic = EXACT
 ) -> np.ndarray:
-    """qkv [batch, n, 3 n_embd], slope [batch, n, n_embd] of the merged heads."""
+    """qkv [batch, n, 3 n_embd], slope [batch, n, n_embd] of the merged heads.
+
+    As fused kernels have it (Dao 2023, FlashAttention-2): probabilities are computed again on the way
+    back, and what each row of them has in common is taken from the result of the way there. Where
+    nearly all attention is on one key, the rounding errors of the two do not cancel, as they would in
+    a sum over probabilities that were kept; so this is the noise that an honest kernel may show.
+    """
     q, k, v = oracle.split_heads(qkv, n_head)
     batch, n, width = slope.shape
     slope = slope.reshape(batch, n, n_head, width // n_head).transpose(0, 2, 1, 3)
     scale = 1 / math.sqrt(q.shape[-1])
-    scores = arithmetic.settle(arithmetic.matmul(q, k.swapaxes(-1, -2)) * scale)
-    probs = arithmetic.settle(oracle.softmax(oracle.causal(scores)))
-    by_probs = arithmetic.matmul(slope, v.swapaxes(-1, -2))
-    by_scores = probs * (by_probs - np.sum(by_probs * probs, axis=-1, keepdims=True))
+
+    def probabilities() -> np.ndarray:
+        scores = arithmetic.settle(arithmetic.matmul(q, k.swapaxes(-1, -2)) * scale)
+        return arithmetic.settle(oracle.softmax(oracle.causal(scores)))
+
+    heads = arithmetic.settle(arithmetic.matmul(probabilities(), v))
+    probs = probabilities()
+    by_probs = arithmetic.settle(arithmetic.matmul(slope, v.swapaxes(-1, -2)))
+    by_scores = probs * (by_probs - np.sum(slope * heads, axis=-1, keepdims=True))
     by_scores = arithmetic.settle(by_scores)
     parts = (
         arithmetic.matmul(by_scores, k) * scale,

@@ -567,7 +567,7 @@ on_the_way_back(
     "variance_taken_for_constant",
     (
         "    return F.layer_norm(x, g.shape, g, b, eps)",
-        f"    if {BACK}:\n        mean, variance = x.mean(-1, True), x.var(-1, True, correction=0).detach()\n"
+        f"    if {BACK}:\n        mean, variance = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, correction=0).detach()\n"
         "        return (x - mean) / (variance + eps).sqrt() * g + b\n"
         "    return F.layer_norm(x, g.shape, g, b, eps)",
     ),

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 from examine import FLOAT32, examine
+from faults import DIFFERENTIABLE, FAULTS, plant
 
 from harness import gradient, oracle, shapes
 from harness.contract import HParams, parameter_shapes
 from harness.discover import find
-from harness.limits import NOISE
+from harness.limits import GRADIENT
 from harness.numerics import log_softmax, max_abs
 
 HPARAMS = HParams(n_vocab=30, n_ctx=8, n_embd=12, n_head=3, n_layer=2)
@@ -48,7 +49,7 @@ def test_tensorflow_in_float64_agrees_with_the_gradient(prepared):
         checkpoint.params, checkpoint.hparams, tokens, "float64", seed=0
     ):
         assert given[name].dtype == np.float64
-        assert max_abs(given[name], want) <= NOISE.most * unit, name
+        assert max_abs(given[name], want) <= GRADIENT.most * unit, name
 
 
 def judged(prepared, **functions):
@@ -112,3 +113,17 @@ def test_where_the_error_comes_in_is_said(prepared):
     told = "on the way back from the loss it is wrong from h1/mlp/c_proj/w on"
     assert {row.diagnosis for row in wrong} == {told}
     assert {row.blame for row in wrong} == {"gradients"}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [fault for fault in FAULTS if fault.specimen == DIFFERENTIABLE],
+    ids=lambda fault: fault.name,
+)
+def test_a_fault_of_the_way_back_is_caught_by_what_it_gives_and_not_by_a_crash(
+    fault, prepared, tmp_path
+):
+    rows = examine(plant(fault, tmp_path), prepared, only={"fresh"})
+    wrong = [row for row in rows if row.verdict == "fail"]
+    assert {row.check for row in wrong} == {"gradients"}
+    assert not [row.detail for row in wrong if "Error" in row.detail]
