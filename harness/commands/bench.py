@@ -19,9 +19,8 @@ from harness.commands.options import (
     TimeoutOption,
     limits,
     parse_target,
-    replacing,
-    writable,
 )
+from harness.commands.out import replacing, writable
 
 
 def bench(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from harness import terminal
-from harness.commands.options import writable
+from harness.commands.out import writable
 from harness.contract import CannotJudge
 
 

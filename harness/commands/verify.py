@@ -24,9 +24,8 @@ from harness.commands.options import (
     TimeoutOption,
     limits,
     parse_target,
-    replacing,
-    writable,
 )
+from harness.commands.out import replacing, writable
 from harness.contract import CannotJudge
 from harness.isolation import Limits
 from harness.judge import exit_code

@@ -1,0 +1,56 @@
+"""The folder that --out names: found to be of use before the work, and an earlier run's files in it."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from harness.contract import CannotJudge
+
+
+def writable(out: Path) -> None:
+    """Find out before the work, not after it, that there is no place for the results; make nothing."""
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            out.lstat()  # raises for a name that is too long for there ever to be such a folder
+        there = next(place for place in (out, *out.absolute().parents) if os.path.lexists(place))
+        with tempfile.TemporaryDirectory(dir=there, prefix=".parity-probe-"):
+            pass
+    except OSError as error:
+        raise CannotJudge(f"{out}: cannot be made or written to ({error.strerror})") from error
+
+
+EARLIER = ".parity-earlier"
+
+
+@contextmanager
+def replacing(out: Path, names: Iterable[str]) -> Iterator[None]:
+    """A new run in the place of an earlier one, whose files must not pass for its own.
+
+    They are back where the new run is refused (CannotJudge), and gone otherwise.
+    """
+    aside = out / EARLIER
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    there = [name for name in names if os.path.lexists(out / name)]
+    for name in there:
+        if "." in name and (out / name).is_dir() and not (out / name).is_symlink():
+            raise CannotJudge(f"{out / name}: cannot be removed (it is a folder)")
+    try:
+        if there:
+            aside.mkdir()
+        for name in there:
+            (out / name).rename(aside / name)
+    except OSError as error:
+        raise CannotJudge(f"{error.filename}: cannot be removed ({error.strerror})") from error
+    try:
+        yield
+    except CannotJudge:
+        for name in names:  # what the refused run has made of itself goes
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in there:
+            (aside / name).rename(out / name)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
