@@ -254,7 +254,7 @@ def caught_activation(
 
 
 def beyond(subject: Subject, record: Any, captured: Any, op: Any) -> bool:
-    value = local.Examined(subject, record, captured, op, ()).worst(subject.params)[0]
+    [(value, _)] = local.examine([local.Examined(subject, record, captured, op, "rounding_units")])
     return value > local_limit(op.kind).most
 
 

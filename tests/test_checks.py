@@ -52,12 +52,14 @@ def test_the_local_check_sees_the_same_whatever_its_blocks(prepared, monkeypatch
     run = subject.prefill(record)
     run.logits[0, 1, columns // 2] = spoilt
     head = graph(subject.hparams.n_layer)[-1]
-    scene = local.Examined(subject, record, run.taps | {"logits": run.logits}, head, ())
-    whole = scene.worst(subject.params)
+    captured = run.taps | {"logits": run.logits}
+    scene = local.Examined(subject, record, captured, head, "rounding_units")
+    assert len(scene.blocks()) == 1
+    [whole] = local.examine([scene])
     assert f"at [0, 1, {columns // 2}]" in whole[1]
     monkeypatch.setattr(local, "BLOCK", 7 * subject.hparams.n_embd)
-    assert len(list(local.blocks(head, subject.params))) > 9
-    np.testing.assert_equal(scene.worst(subject.params), whole)
+    assert len(scene.blocks()) > 9
+    np.testing.assert_equal(local.examine([scene]), [whole])
 
 
 @pytest.mark.parametrize("kind", ["linear", "layer_norm", "attention", "gelu"])

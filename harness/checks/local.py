@@ -9,6 +9,7 @@ Where the taps between are missing, the longer segment is recomputed from the ne
 ones and judged against the noise of that segment. A failure is diagnosed on the spot.
 """
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness import bounds, diagnosis, noise, oracle
+from harness import bounds, diagnosis, noise, oracle, threads
 from harness.bounds import Roundoff
 from harness.contract import Op, graph
 from harness.golden import Record
@@ -80,14 +81,17 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
         for mode, cuts in modes(shape_of(record)).items() if plan.taps else ():
             run = subject.decode(record, cuts) if cuts else subject.prefill(record)
             captured = run.taps | {"logits": run.logits}
-            for op, metric in judged(plan):
-                if all(name in captured for name in needed(op, metric)):
-                    scene = Examined(subject, record, captured, op, tuple(cuts))
-                    finding = scene.find(metric + mode, diagnosed)
-                    if finding.value <= local_limit(op.kind).most:
-                        yield finding.told("")
-                    else:
-                        failures.append(finding)
+            scenes = [
+                Examined(subject, record, captured, op, metric + mode, tuple(cuts))
+                for op, metric in judged(plan)
+                if all(name in captured for name in needed(op, metric))
+            ]
+            for scene, worst in zip(scenes, examine(scenes), strict=True):
+                finding = scene.finding(*worst, diagnosed)
+                if finding.value <= local_limit(finding.op.kind).most:
+                    yield finding.told("")
+                else:
+                    failures.append(finding)
     yield from conclude(failures)
 
 
@@ -103,48 +107,65 @@ class Examined(NamedTuple):
     record: Record
     captured: Mapping[str, np.ndarray]
     op: Op
-    cuts: tuple[int, ...]
+    metric: str
+    cuts: tuple[int, ...] = ()
+    rounded: bool = True  # whether the weights are to be those of the declared dtype
 
-    def find(self, metric: str, diagnosed: dict[str, int]) -> Finding:
-        if metric.startswith("segment"):
-            value, detail = self.segment()
-            return Finding(self.record.name, self.op, metric, value, detail, {})
-        params = bounds.weights_at(self.subject.params, self.subject.target.dtype)
-        value, detail = self.worst(params)
-        if value > local_limit(self.op.kind).most and params is not self.subject.params:
-            wider = self.worst(self.subject.params)  # weights kept wider than declared are no error
+    def finding(self, value: float, detail: str, diagnosed: dict[str, int]) -> Finding:
+        """What its greatest error, in units, says; a failure is diagnosed, unless many like it were."""
+        most = local_limit(self.op.kind).most
+        whole = self._replace(rounded=False)
+        if self.judged_alone() and value > most and self.params() is not whole.params():
+            wider = examine([whole])[0]  # weights kept wider than declared are no error
             if wider[0] < value:
-                params, value, detail = self.subject.params, *wider
-        if value <= local_limit(self.op.kind).most and self.inherits_nan():
-            return Finding(self.record.name, self.op, metric, math.nan, INHERITED, {})
+                return whole.finding(*wider, diagnosed)
+        if self.judged_alone() and value <= most and self.inherits_nan():
+            return Finding(self.record.name, self.op, self.metric, math.nan, INHERITED, {})
         left = {}
-        place = self.op.name.partition("/")[2] or self.op.kind
-        if value > local_limit(self.op.kind).most and diagnosed[place + metric] < EXAMPLES:
-            diagnosed[place + metric] += 1
-            left = diagnosis.explain(self.scene(params))
-        return Finding(self.record.name, self.op, metric, value, detail, left)
+        place = (self.op.name.partition("/")[2] or self.op.kind) + self.metric
+        if self.judged_alone() and value > most and diagnosed[place] < EXAMPLES:
+            diagnosed[place] += 1
+            left = diagnosis.explain(self.scene())
+        return Finding(self.record.name, self.op, self.metric, value, detail, left)
+
+    def judged_alone(self) -> bool:
+        """By its own rounding, and not as the end of a segment."""
+        return not self.metric.startswith("segment")
+
+    def params(self) -> Mapping[str, np.ndarray]:
+        params = self.subject.params
+        return bounds.weights_at(params, self.subject.target.dtype) if self.rounded else params
 
     def inputs(self) -> list[np.ndarray]:
         return [np.asarray(self.captured[name], np.float64) for name in self.op.inputs]
 
-    def worst(self, params: Mapping[str, np.ndarray]) -> tuple[float, str]:
-        """The greatest error in rounding units, and where it is; weights a block at a time."""
-        inputs, tainted = self.inputs(), self.inherits_nan()
-        parts = [self.part(inputs, *part, tainted) for part in blocks(self.op, params)]
-        return max(parts, key=lambda part: (math.isnan(part[0]), part[0]))
+    def blocks(self) -> list[slice]:
+        """The columns of its result in parts, to convert only so much of a weight at a time."""
+        if self.op.kind not in ("linear", "head") or not self.judged_alone():
+            return [slice(None)]
+        width = self.captured[self.op.name].shape[-1]
+        step = max(1, BLOCK // self.captured[self.op.inputs[0]].shape[-1])
+        return [slice(start, min(start + step, width)) for start in range(0, width, step)]
 
-    def part(
-        self,
-        inputs: list[np.ndarray],
-        columns: slice,
-        params: Mapping[str, np.ndarray],
-        tainted: bool,
-    ) -> tuple[float, str]:
-        """The same of some columns of the result, from their part of the weights."""
-        exact, size = self.exact(inputs, params)
+    def weights(self, columns: slice) -> Mapping[str, np.ndarray]:
+        """The weights that some columns of its result are made of."""
+        params, scope = self.subject.params, self.op.name
+        if self.op.kind == "head":
+            part = {"wte": params["wte"][columns]}
+        elif self.op.kind == "linear":
+            part = {f"{scope}/{leaf}": params[f"{scope}/{leaf}"][..., columns] for leaf in "wb"}
+        else:
+            return self.params()
+        return bounds.weights_at(part, self.subject.target.dtype) if self.rounded else part
+
+    def part(self, columns: slice) -> tuple[float, str]:
+        """The greatest error in some columns of its result, in units, and where it is."""
+        if not self.judged_alone():
+            return self.segment()
+        exact, size = self.exact(self.inputs(), self.weights(columns))
         got = self.captured[self.op.name][..., columns]
         units = bounds.units(got, exact, size)
-        if tainted:  # NaN came in: what it reaches cannot be judged, and the row will say so
+        if self.inherits_nan():  # what NaN reaches cannot be judged, and the row will say so
             units[~np.isfinite(exact)] = 0
         place = np.unravel_index(np.argmax(units), units.shape)  # of a NaN, if there is one
         row, position, column = (int(i) for i in place)
@@ -163,8 +184,8 @@ class Examined(NamedTuple):
         roundoff = Roundoff.of(self.subject.target.dtype)
         return result, bounds.bound(self.op, inputs, result, params, hparams, roundoff)
 
-    def scene(self, params: Mapping[str, np.ndarray]) -> diagnosis.Scene:
-        inputs = self.inputs()
+    def scene(self) -> diagnosis.Scene:
+        inputs, params = self.inputs(), self.params()
         exact, size = self.exact(inputs, params)
         taps = {
             name: np.asarray(value, np.float64)
@@ -214,20 +235,12 @@ class Examined(NamedTuple):
         return value(self.op.name)
 
 
-def blocks(op: Op, params: Mapping[str, np.ndarray]) -> Iterator[tuple[slice, Mapping[str, np.ndarray]]]:
-    """The operation a block of output columns at a time, each with its part of the weights."""
-    if op.kind not in ("linear", "head"):
-        yield slice(None), params
-        return
-    w = params["wte"].T if op.kind == "head" else params[f"{op.name}/w"]
-    step = max(1, BLOCK // len(w))
-    for start in range(0, w.shape[1], step):
-        columns = slice(start, min(start + step, w.shape[1]))
-        if op.kind == "head":
-            yield columns, {"wte": w[:, columns].T}
-        else:
-            b = params[f"{op.name}/b"]
-            yield columns, {f"{op.name}/w": w[:, columns], f"{op.name}/b": b[columns]}
+def examine(scenes: list[Examined]) -> list[tuple[float, str]]:
+    """The greatest error of each in units, and where it is; parts of all of them side by side."""
+    parts = [(scene, columns) for scene in scenes for columns in scene.blocks()]
+    found = iter(threads.each(lambda part: part[0].part(part[1]), parts))
+    own = [list(itertools.islice(found, len(scene.blocks()))) for scene in scenes]
+    return [max(each, key=lambda part: (math.isnan(part[0]), part[0])) for each in own]
 
 
 def conclude(findings: list[Finding]) -> Iterator[Measurement]:

@@ -5,11 +5,12 @@ divergence of the next-token distribution, and the five likeliest tokens, where 
 only if the two logits are further apart than honest rounding could bridge.
 """
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from harness import numerics, what_if
+from harness import numerics, threads, what_if
 from harness.limits import limit, near_tie
 from harness.subject import Key, Measurement, Plan, Subject
 
@@ -22,31 +23,37 @@ def expected(plan: Plan) -> Iterable[Key]:
 
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
-    wrong: dict[str, list[Measurement]] = {}
+    unexplained: dict[str, list[Measurement]] = {}  # by case, until the reason is known
     for record in subject.records:
         got, want = subject.logits(record), record.logits
         greatest, rms, kl = record.logits_noise(subject.target.dtype)
-        difference = numerics.max_abs(got, want)
-        values = (
-            difference / greatest,
-            numerics.rms(got, want) / rms,
-            numerics.kl_divergence(got, want) / kl,
-            top_wrong(got, want, near_tie(greatest)),
-        )
+        divergence, difference, strays, wrong = views(got, want, near_tie(greatest))
+        values = (difference / greatest, strays / rms, divergence / kl, wrong)
         detail = f"greatest difference {difference:.3g}"
         measured = [
             Measurement(record.name, "logits", metric, value, detail)
             for metric, value in zip(METRICS, values, strict=True)
         ]
         if not plan.taps and np.isfinite(got).all() and any(map(beyond, measured)):
-            wrong[record.name] = measured  # kept until the reason is known
+            unexplained[record.name] = measured
         else:
             yield from measured
-    if wrong:
-        records = [record for record in subject.records if record.name in wrong]
+    if unexplained:
+        records = [record for record in subject.records if record.name in unexplained]
         words = what_if.explain(subject, records)
-        for found in (found for measured in wrong.values() for found in measured):
+        for found in (found for measured in unexplained.values() for found in measured):
             yield found._replace(diagnosis=words.get(found.case, "") if beyond(found) else "")
+
+
+def views(got: np.ndarray, want: np.ndarray, tie: float) -> list[float]:
+    """KL divergence (nats), greatest difference, its root mean square and wrong top tokens."""
+    four: list[Callable[[np.ndarray, np.ndarray], float]] = [  # the longest first
+        numerics.kl_divergence,
+        numerics.max_abs,
+        numerics.rms,
+        functools.partial(top_wrong, tie=tie),
+    ]
+    return threads.each(lambda view: view(got, want), four)
 
 
 def beyond(found: Measurement) -> bool:

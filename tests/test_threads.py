@@ -1,0 +1,66 @@
+"""Work side by side: every core is used, and what NumPy is allowed elsewhere is left as it was."""
+
+import threading
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+from harness import threads
+
+TOGETHER = 30  # seconds in which another thread must come; without one the test fails
+
+
+def in_blas() -> int:
+    return max(found["num_threads"] for found in threads.controller().info())
+
+
+@pytest.fixture
+def two(monkeypatch):
+    monkeypatch.setattr(threads, "allowed", lambda: 2)
+
+
+def test_results_come_in_order_from_several_threads(two):
+    barrier = threading.Barrier(2)  # passed only by two at once
+
+    def work(item):
+        barrier.wait(TOGETHER)
+        return item, threading.get_ident()
+
+    found = threads.each(work, range(6))
+    assert [item for item, _ in found] == list(range(6))
+    assert len({thread for _, thread in found}) == 2
+
+
+def test_blas_takes_one_thread_meanwhile_and_its_own_number_afterwards(two):
+    with threadpool_limits(2, "blas"):
+        assert in_blas() == 2
+        assert threads.each(lambda _: in_blas(), range(3)) == [1, 1, 1]
+        assert in_blas() == 2
+        with pytest.raises(ZeroDivisionError):
+            threads.each(lambda item: 1 / item, [1, 0])
+        assert in_blas() == 2
+
+
+def test_as_many_threads_as_blas_is_allowed():
+    with threadpool_limits(1, "blas"):
+        assert threads.allowed() == 1
+        assert threads.each(lambda _: threading.get_ident(), range(3)) == [threading.get_ident()] * 3
+    with threadpool_limits(64, "blas"):
+        assert 1 < threads.allowed() <= threads.MOST
+
+
+def test_what_the_caller_says_of_overflow_holds_in_the_threads(two):
+    def squares():
+        return threads.each(lambda x: x * x, [np.full(2, 1e200)] * 3)
+
+    with np.errstate(over="ignore"):
+        assert np.isinf(squares()).all()
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        squares()
+
+
+def test_products_are_what_they_are_in_one_thread(two):
+    x = np.random.default_rng(0).normal(size=(8, 60, 70))
+    for got, part in zip(threads.each(lambda part: part @ part.T, list(x)), x, strict=True):
+        np.testing.assert_allclose(got, part @ part.T, rtol=1e-13)
