@@ -1,5 +1,6 @@
 """Finding implementations: by name in impls/, by module name, or by the path of a file."""
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -28,9 +29,10 @@ class Found(NamedTuple):
         """The module, or the object in it that attr names. Raises whatever importing it does."""
         where, attr = split(self.where)
         found: Any = _import_file(Path(where)) if where.endswith(".py") else _import(where)
-        for part in attr.split(".") if attr else ():
-            found = getattr(found, part)
-        return found
+        try:
+            return functools.reduce(getattr, attr.split("."), found) if attr else found
+        except AttributeError as error:
+            raise AttributeError(f"{where} has no {attr}") from error
 
     @property
     def argument(self) -> str:

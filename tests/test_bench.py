@@ -120,6 +120,15 @@ def test_what_is_right_has_figures_whatever_the_others_do(outcome, name):
         assert (row.tokens_per_second is not None) == (row.phase in ("prefill", "decode"))
 
 
+def test_a_target_that_nobody_offers_is_an_error_that_says_so():
+    plans = Plans(Target("cuda", "float32"), TRIALS, threads=1, seed=3, limits=run.Limits(seconds=20.0))
+    said = (
+        "cuda-float32: offered by none of the implementations on this machine; offered are cpu-float32"
+    )
+    with pytest.raises(CannotJudge, match=said):
+        session.measure([find("numpy")], models.locate("micro"), plans)
+
+
 def test_how_decode_was_timed_is_said(outcome):
     said = {name: rows_of(outcome, name)[1].detail for name in ("numpy", "without_generate")}
     assert said == {"numpy": "generate(1 + n) less generate(1)", "without_generate": "forward with past"}

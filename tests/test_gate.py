@@ -26,6 +26,14 @@ def like_numpy(**changes) -> SimpleNamespace:
     return SimpleNamespace(**kept)
 
 
+def test_an_attribute_that_a_file_lacks_is_named_with_the_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("class Right:\n    deep = 3\n")
+    assert find(f"{path}:Right.deep").load() == 3
+    with pytest.raises(AttributeError, match=rf"{re.escape(str(path))} has no Right\.shallow"):
+        find(f"{path}:Right.shallow").load()
+
+
 def test_the_specimen_has_nothing_to_complain_about():
     assert conformance.check(like_numpy()) == [Target("cpu", "float32"), Target("cpu", "float64")]
 

@@ -64,6 +64,8 @@ class Session:
                 entrant.begin()
                 if entrant.running:
                     entrant.verify("before")
+            if offered := {target for entrant in self.entrants for target in entrant.offered}:
+                run.refuse_absent([self.plans.target], offered)  # else all crashed, and rows say so
             for trial in self.plans.trials:
                 self._time(trial, machine)
             for entrant in self.entrants:
