@@ -137,6 +137,14 @@ def engines(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def cost(session: nox.Session) -> None:
+    """Measure what a verification costs, into docs/cost.md; `-- NAME...` for some implementations."""
+    install(session)
+    session.install("-c", "constraints.txt", *PEERS["transformers"])
+    session.run("python", "docs/cost.py", *session.posargs, env=kernels(session))
+
+
+@nox.session(default=False)
 def scale(session: nox.Session) -> None:
     """Measure memory and time by model size, into docs/scale.md; `-- 124M` for one size."""
     install(session, extras=("torch", "tensorflow"))

@@ -32,7 +32,7 @@ class Found(NamedTuple):
         try:
             return functools.reduce(getattr, attr.split("."), found) if attr else found
         except AttributeError as error:
-            raise AttributeError(f"{where} has no {attr}") from error
+            raise AttributeError(f"{where} has no {attr} ({error})") from error
 
     @property
     def argument(self) -> str:

@@ -11,7 +11,7 @@ import re
 import shlex
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,7 +94,11 @@ def verify(
             examine(sheet, found, request, prepared, place / f"{number}-{stem}.jsonl", progress)
             sheets.append(sheet)
     offered = {target for sheet in sheets for target in sheet.offered or ()}
-    refuse_absent(request.targets, offered)
+    if absent := [str(target) for target in request.targets if target not in offered]:
+        raise CannotJudge(
+            f"target {', '.join(absent)}: offered by none of the implementations on this machine; "
+            f"offered are {', '.join(sorted(map(str, offered))) or 'none'}"
+        )
     rows = ledger.apply([row for sheet in sheets for row in sheet.rows], known)
     versions = {name: v for sheet in sheets for name, v in sheet.versions.items()}
     made_with = environment(
@@ -111,15 +115,6 @@ def verify(
     made_with["implementation_sha256"] = sources(request)
     made_with["command"] = command(request)
     return Results(rows, made_with)
-
-
-def refuse_absent(named: Iterable[Target], offered: Collection[Target]) -> None:
-    """Raise CannotJudge for a target that was asked for and is offered by none."""
-    if absent := [str(target) for target in named if target not in offered]:
-        raise CannotJudge(
-            f"target {', '.join(absent)}: offered by none of the implementations on this machine; "
-            f"offered are {', '.join(sorted(map(str, offered))) or 'none'}"
-        )
 
 
 @contextmanager

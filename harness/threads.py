@@ -36,5 +36,7 @@ def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     if count <= 1:
         return [work(item) for item in items]
     contexts = [contextvars.copy_context() for _ in items]  # np.errstate holds in them too
-    with controller().limit(limits=1, user_api="blas"), ThreadPoolExecutor(count) as pool:
+    # said once for all, and in each thread: a BLAS that is built on OpenMP has a limit for each
+    alone = functools.partial(controller().limit, limits=1, user_api="blas")
+    with alone(), ThreadPoolExecutor(count, initializer=alone) as pool:
         return list(pool.map(lambda context, item: context.run(work, item), contexts, items))

@@ -38,7 +38,7 @@ from harness.checks import local
 from harness.contract import Target, graph, kind_of
 from harness.discover import find
 from harness.judge import Row, collapse, exit_code
-from harness.limits import local_limit
+from harness.limits import LOCAL, local_limit
 from harness.run import Prepared
 from harness.subject import Subject
 
@@ -301,6 +301,22 @@ def show_alarms(console: Console, alarms: list[Alarm]) -> None:
             console.print(f"  {alarm.name} on {alarm.model}: {text}", highlight=False)
 
 
+def show_greatest(console: Console, alarms: list[Alarm]) -> None:
+    """Of the specimens as they are, over all models and seeds."""
+    kinds = list(LOCAL)
+    table = Table(
+        title="honest float32's greatest local figure, in rounding units", title_justify="left"
+    )
+    for column in ("implementation", *kinds):
+        table.add_column(column)
+    for name in sorted({alarm.name for alarm in alarms if alarm.name.endswith("_plain")}):
+        mine = [alarm.greatest for alarm in alarms if alarm.name == name]
+        greatest = (max(one[kind] for one in mine) for kind in kinds)
+        table.add_row(name.removesuffix("_plain"), *(f"{value:.2f}" for value in greatest))
+    table.add_row("allowed", *(f"{LOCAL[kind].most:.0f}" for kind in kinds))
+    console.print(table)
+
+
 def show_power(console: Console, found: list[Power]) -> None:
     table = Table(title="detection power: smallest relative change caught", title_justify="left")
     for column in ("changed", "kind", "median", "worst", "missed of 9"):
@@ -341,6 +357,7 @@ def main() -> None:
         show_faults(console, "planted faults on shape:124M", large)
     if alarms:
         show_alarms(console, alarms)
+        show_greatest(console, alarms)
     show_power(console, powers)
     found = {
         "faults": [s._asdict() for s in scores],

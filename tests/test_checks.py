@@ -62,6 +62,29 @@ def test_the_local_check_sees_the_same_whatever_its_blocks(prepared, monkeypatch
     np.testing.assert_equal(local.examine([scene]), [whole])
 
 
+def test_segments_go_one_after_the_other_and_operations_side_by_side(prepared, monkeypatch):
+    """A segment may be a whole layer: several at once would take the memory of several."""
+    side_by_side = []
+    each = local.threads.each
+
+    def watched(work, parts):
+        side_by_side.extend(scene.op.name for scene, _ in parts)
+        return each(work, parts)
+
+    monkeypatch.setattr(local.threads, "each", watched)
+    record, checkpoint = prepared.records[0], prepared.checkpoint
+    subject = Subject(find("numpy").load(), FLOAT32, checkpoint.params, checkpoint.hparams, [record])
+    run = subject.prefill(record)
+    outputs = {name: run.taps[name] for name in ("embed", "h0", "h1", "h1/ln_1")}
+    ln_1, h1 = (op for op in graph(subject.hparams.n_layer) if op.name in ("h1", "h1/ln_1"))
+    segment = local.Examined(subject, record, outputs, h1, "segment_noise_units")
+    alone = local.Examined(subject, record, outputs, ln_1, "rounding_units")
+    found = local.examine([segment, alone])
+    assert side_by_side == ["h1/ln_1"]
+    assert "recomputed from" in found[0][1]
+    assert "right is" in found[1][1]
+
+
 @pytest.mark.parametrize("kind", ["linear", "layer_norm", "attention", "gelu"])
 @pytest.mark.parametrize("size", [1.0, 1e4, 1e13, 1e25])
 def test_bounds_in_float32_are_what_they_are_in_float64(monkeypatch, kind, size):

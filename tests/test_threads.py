@@ -12,7 +12,8 @@ TOGETHER = 30  # seconds in which another thread must come; without one the test
 
 
 def in_blas() -> int:
-    return max(found["num_threads"] for found in threads.controller().info())
+    found = threads.controller().info()
+    return max(each["num_threads"] for each in found if each["user_api"] == "blas")
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ variant("fixed_shapes", ('fixed = model.device.type == "cuda"', "fixed = True"),
 
 for _dtype in ("float32", "bfloat16", "float16"):
     variant(
-        "jit" if _dtype == "float32" else _dtype,
+        "plain" if _dtype == "float32" else _dtype,
         (DTYPES, f'("{_dtype}",)'),
         specimen="jax",
         dtype=_dtype,

@@ -64,8 +64,7 @@ class Session:
                 entrant.begin()
                 if entrant.running:
                     entrant.verify("before")
-            if offered := {target for entrant in self.entrants for target in entrant.offered}:
-                run.refuse_absent([self.plans.target], offered)  # else all crashed, and rows say so
+            self.refuse_absent_target()
             for trial in self.plans.trials:
                 self._time(trial, machine)
             for entrant in self.entrants:
@@ -79,6 +78,13 @@ class Session:
             for entrant in self.entrants:
                 entrant.close()
             machine.close()
+
+    def refuse_absent_target(self) -> None:
+        """Raise CannotJudge where nobody offers the target. Where all crashed, rows say so instead."""
+        offers = [entrant.offered for entrant in self.entrants]
+        if any(offers) and not any(self.plans.target in offered for offered in offers):
+            told = "; ".join(f"{entrant.found.name}: {entrant.detail}" for entrant in self.entrants)
+            raise CannotJudge(f"target {self.plans.target}: nobody can be timed on it ({told})")
 
     def _time(self, trial: Trial, machine: Worker) -> None:
         """Warm up apart, then rounds in which everyone has a turn, a different one first each time."""

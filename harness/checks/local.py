@@ -141,7 +141,7 @@ class Examined(NamedTuple):
 
     def blocks(self) -> list[slice]:
         """The columns of its result in parts, to convert only so much of a weight at a time."""
-        if self.op.kind not in ("linear", "head") or not self.judged_alone():
+        if self.op.kind not in ("linear", "head"):
             return [slice(None)]
         width = self.captured[self.op.name].shape[-1]
         step = max(1, BLOCK // self.captured[self.op.inputs[0]].shape[-1])
@@ -160,8 +160,6 @@ class Examined(NamedTuple):
 
     def part(self, columns: slice) -> tuple[float, str]:
         """The greatest error in some columns of its result, in units, and where it is."""
-        if not self.judged_alone():
-            return self.segment()
         exact, size = self.exact(self.inputs(), self.weights(columns))
         got = self.captured[self.op.name][..., columns]
         units = bounds.units(got, exact, size)
@@ -236,11 +234,22 @@ class Examined(NamedTuple):
 
 
 def examine(scenes: list[Examined]) -> list[tuple[float, str]]:
-    """The greatest error of each in units, and where it is; parts of all of them side by side."""
-    parts = [(scene, columns) for scene in scenes for columns in scene.blocks()]
+    """The greatest error of each in units, and where it is.
+
+    Operations that are judged alone go side by side, in blocks; segments one after the other, for each
+    may be a whole layer, with all that it needs in between.
+    """
+    alone = [scene for scene in scenes if scene.judged_alone()]
+    parts = [(scene, columns) for scene in alone for columns in scene.blocks()]
     found = iter(threads.each(lambda part: part[0].part(part[1]), parts))
-    own = [list(itertools.islice(found, len(scene.blocks()))) for scene in scenes]
-    return [max(each, key=lambda part: (math.isnan(part[0]), part[0])) for each in own]
+
+    def worst(scene: Examined) -> tuple[float, str]:
+        if not scene.judged_alone():
+            return scene.segment()
+        own = list(itertools.islice(found, len(scene.blocks())))
+        return max(own, key=lambda part: (math.isnan(part[0]), part[0]))
+
+    return [worst(scene) for scene in scenes]
 
 
 def conclude(findings: list[Finding]) -> Iterator[Measurement]:

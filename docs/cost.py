@@ -1,0 +1,150 @@
+"""Measure what a verification costs on shape:124M, and write docs/cost.md:
+
+    python docs/cost.py [IMPLEMENTATION...]
+
+Each implementation in a process of its own, on 128 tokens with golden at hand: rounds in which its
+tapped forward pass, the float64 oracle and the checks of CHECKED take turns, and ratios within rounds.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+
+from harness import checkpoint, discover, golden, mapped, models, oracle
+from harness.checks import CHECKS
+from harness.contract import Target
+from harness.results import table
+from harness.subject import Subject
+
+OUT = Path(__file__).with_suffix(".md")
+MEASURED = ("numpy", "torch", "jax", "tensorflow", "transformers")
+MODEL = "shape:124M"
+TOKENS, ROUNDS = 128, 7
+REST = 0.15  # seconds before each timing: idle BLAS threads spin for a while
+CHECKED = ("logits", "activations", "local", "precision")
+LISTED = ", ".join(CHECKED)
+GIB = 2**30
+TEXT = f"""# What a verification costs
+
+Written by docs/cost.py, which `nox -s cost` runs; do not edit. The checks {LISTED}
+on {MODEL} with {TOKENS} tokens, golden at hand, float32 on CPU. Seconds are medians of {ROUNDS} rounds,
+in which the implementation's tapped forward pass, one of the float64 oracle and the checks took turns;
+*share* is what the checks took of four tapped passes and one of the oracle, a median of the rounds'.
+
+Two passes of the implementation are in it, one with taps and one without, and one of the oracle, for
+*local* computes every operation anew. The rest is mostly the bound of rounding: a second product, in
+float32, for every one that is judged.
+"""
+MEMORY = """
+Memory is the peak in GiB (VmHWM) once the framework is imported, while the model is loaded and one
+tapped pass made, and while the checks run. The weights are {weights:.2f}; mapped, they count in each,
+as does golden, and a framework's own copies besides. The checks add the difference of the last two.
+"""
+
+
+def seconds(work: Callable[[], object]) -> float:
+    time.sleep(REST)
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def peak() -> float:
+    """The greatest resident memory in bytes since the last call. Linux only."""
+    status = Path("/proc/self/status").read_text()
+    Path("/proc/self/clear_refs").write_text("5")
+    return 1024.0 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def measure(name: str, record: Path) -> dict[str, object]:
+    """One implementation, in this process: medians, the share, and peaks of memory."""
+    known = checkpoint.load(models.locate(MODEL).checkpoint)
+    case = golden.Record("fresh", mapped.read(record), known.hparams.n_layer)
+    module = discover.find(name).load()
+    module.targets()  # a framework may only now be imported
+    peaks = [peak()]
+    subject = Subject(module, Target("cpu", "float32"), known.params, known.hparams, [case])
+    plan = subject.plan()
+    subject.tapped(case.tokens)
+    peaks.append(peak())
+    loaded = SimpleNamespace(**vars(module) | {"load": lambda *_, **__: subject.model})
+
+    def verify() -> None:
+        anew = Subject(loaded, subject.target, known.params, known.hparams, [case])
+        for check in CHECKED:
+            list(CHECKS[check].measure(anew, plan))
+
+    def alone() -> None:
+        oracle.forward(known.params, known.hparams, case.tokens)
+
+    rounds = []
+    for _ in range(ROUNDS + 1):
+        timed = [seconds(lambda: subject.tapped(case.tokens)), seconds(alone)]
+        peak()
+        rounds.append([*timed, seconds(verify), peak()])
+    tapped, exact, checks, most = np.array(rounds[1:]).T  # the first one warms up
+    return {
+        "tapped": float(np.median(tapped)),
+        "oracle": float(np.median(exact)),
+        "checks": float(np.median(checks)),
+        "share": float(np.median(checks / (4 * tapped + exact))),
+        "peaks": [*peaks, float(most.max())],
+        "weights": float(sum(w.nbytes for w in known.params.values())),
+    }
+
+
+def in_a_process(name: str, record: Path) -> dict[str, Any]:
+    call = [sys.executable, __file__, "--record", str(record), name]
+    done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def page(found: dict[str, dict[str, Any]]) -> str:
+    """The tables of what was measured."""
+    timed = ("tapped", "oracle", "checks", "share")
+    times = [[name, *(f"{one[figure]:.2f}" for figure in timed)] for name, one in found.items()]
+    memory = []
+    for name, one in found.items():
+        of_weights = one["peaks"][-1] / one["weights"]
+        memory.append([name, *(f"{size / GIB:.2f}" for size in one["peaks"]), f"{of_weights:.1f}x"])
+    parts = [TEXT, *table(["implementation", "tapped pass", "oracle", "the checks", "share"], times)]
+    parts += [MEMORY.format(weights=next(iter(found.values()))["weights"] / GIB)]
+    parts += table(["implementation", "imported", "loaded, tapped", "checked", "of the weights"], memory)
+    versions = f"Python {platform.python_version()} and NumPy {np.__version__}"
+    return "\n".join([*parts, "", f"Made with {versions} on {psutil.cpu_count()} cores.", ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--record", type=Path, help="measure here, on this golden record, and print JSON"
+    )
+    parser.add_argument("names", nargs="*", metavar="IMPLEMENTATION", help=", ".join(MEASURED))
+    arguments = parser.parse_args()
+    if arguments.record:
+        print(json.dumps(measure(arguments.names[0], arguments.record)))
+        return
+    known = checkpoint.load(models.locate(MODEL).checkpoint)
+    tokens = np.random.default_rng(0).integers(0, known.hparams.n_vocab, (1, TOKENS)).astype(np.int32)
+    record = golden.record(golden.Case("fresh", tokens, 0), known.params, known.hparams)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "record.safetensors")
+        mapped.write(path, record.arrays)
+        found = {name: in_a_process(name, path) for name in arguments.names or MEASURED}
+    mapped.write_text(OUT, page(found))
+    print(OUT.read_text())
+
+
+if __name__ == "__main__":
+    main()
