@@ -8,6 +8,7 @@ tapped forward pass, the float64 oracle and the checks of CHECKED take turns, an
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import numpy as np
 import psutil
 
 from harness import checkpoint, discover, golden, mapped, models, oracle
+from harness.bench.process import TUNED
 from harness.checks import CHECKS
 from harness.contract import Target
 from harness.results import table
@@ -39,8 +41,9 @@ TEXT = f"""# What a verification costs
 
 Written by docs/cost.py, which `nox -s cost` runs; do not edit. The checks {LISTED}
 on {MODEL} with {TOKENS} tokens, golden at hand, float32 on CPU. Seconds are medians of {ROUNDS} rounds,
-in which the implementation's tapped forward pass, one of the float64 oracle and the checks took turns;
-*share* is what the checks took of four tapped passes and one of the oracle, a median of the rounds'.
+in which the implementation's tapped forward pass, one of the float64 oracle and the checks took turns,
+each twice in a row, of which the second was timed; *share* is what the checks took of four tapped
+passes and one of the oracle, a median of the rounds'.
 
 Two passes of the implementation are in it, one with taps and one without, and one of the oracle, for
 *local* computes every operation anew. The rest is mostly the bound of rounding: a second product, in
@@ -54,6 +57,8 @@ as does golden, and a framework's own copies besides. The checks add the differe
 
 
 def seconds(work: Callable[[], object]) -> float:
+    """Of the second of two in a row: the first may find its memory given back to the system."""
+    work()
     time.sleep(REST)
     started = time.perf_counter()
     work()
@@ -106,7 +111,8 @@ def measure(name: str, record: Path) -> dict[str, object]:
 
 def in_a_process(name: str, record: Path) -> dict[str, Any]:
     call = [sys.executable, __file__, "--record", str(record), name]
-    done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)
+    kept = {variable: value for variable, value in os.environ.items() if variable not in TUNED}
+    done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True, env=kept)
     return json.loads(done.stdout)
 
 
