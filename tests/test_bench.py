@@ -5,7 +5,9 @@ import itertools
 import json
 import math
 import re
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -320,6 +322,38 @@ def test_ratios_are_taken_within_rounds():
     found = rows.filled(row(), list(2.0 * slow), list(3.0 * slow))
     assert (found.speedup, found.speedup_low, found.speedup_high) == (1.5, 1.5, 1.5)
     assert rows.filled(row(), [1.0] * 6, [1.0] * 5).speedup is None
+
+
+def test_each_turn_stands_between_two_measurements_of_the_machine(monkeypatch):
+    """Shared memory changes within seconds: a share is of what it gave around that very turn."""
+    monkeypatch.setattr(session, "REST", 0)
+    clock = itertools.count(1)
+    machine = SimpleNamespace(ask=lambda _: {"bandwidth": float(next(clock)), "gemm": None})
+    trial = Trial("decode", 8, 16)
+    a, b, lost = (
+        SimpleNamespace(
+            found=Found(name, name), time=lambda _, t=t: t, warm=lambda _: None, rates=defaultdict(list)
+        )
+        for name, t in (("a", 1.0), ("b", 2.0), ("lost", None))
+    )
+    one = object.__new__(session.Session)
+    one.entrants, one.plans, one.rates = [a, b, lost], Plans(FLOAT32, (trial,), samples=2), []
+    one.report, one.done, one.all = lambda *_: None, 0, 9
+    one._time(trial, machine)
+    assert [rate.bandwidth for rate in a.rates[trial]] == [1.5, 7.5]  # a, b, lost; then b, lost, a
+    assert [rate.bandwidth for rate in b.rates[trial]] == [2.5, 5.5]
+    assert not lost.rates[trial]
+    assert len(one.rates) == 8
+
+
+def test_a_share_of_the_roofline_is_of_the_rates_around_each_sample():
+    trial = Trial("decode", 8, 16)
+    rates = [Rates(1e9, None), Rates(2e9, None).between(Rates(6e9, 1e12))]
+    least = [roofline.seconds(SMALL, rate, 1, 16 + 4, 1, 4) for rate in rates]
+    parts = {"plans": Plans(FLOAT32, (trial,)), "truth": SimpleNamespace(hparams=SMALL)}
+    entrant_ = SimpleNamespace(session=SimpleNamespace(**parts), rates={trial: rates})
+    taken = SimpleNamespace(samples=[seconds / 0.8 for seconds in least], n=8)
+    assert rows.roofline_share(entrant_, trial, taken) == pytest.approx(0.8)
 
 
 def test_a_power_law_has_its_exponent_and_theory_beside_it():

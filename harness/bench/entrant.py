@@ -29,7 +29,6 @@ class Session(Protocol):
     plans: Plans
     folder: Path
     truth: Truth
-    rates: dict[Trial, list[Rates]]
 
     def job(self, found: Found | None) -> dict[str, Any]:
         """What its process is told."""
@@ -42,6 +41,7 @@ class Entrant:
         self.found, self.session = found, session
         self.verdict, self.detail = "verified", ""
         self.samples: dict[Trial, list[float]] = defaultdict(list)
+        self.rates: dict[Trial, list[Rates]] = defaultdict(list)  # the machine's, around each sample
         self.fresh: dict[str, list[float]] = defaultdict(list)  # of the fresh processes
         self.failed: dict[Trial, tuple[str, str]] = {}
         self.decoded: dict[Trial, int] = {}

@@ -27,6 +27,11 @@ class Rates(NamedTuple):
     bandwidth: float  # bytes read per second
     gemm: float | None  # FLOP per second of a matrix product
 
+    def between(self, later: "Rates") -> "Rates":
+        """What to expect of the time between two measurements: the mean of both."""
+        gemm = (self.gemm + later.gemm) / 2 if self.gemm and later.gemm else None
+        return Rates((self.bandwidth + later.bandwidth) / 2, gemm)
+
 
 def flops(hparams: HParams, n: int, n_past: int = 0, batch: int = 1) -> float:
     """Of n new tokens after n_past, logits of each: 2 for each weight and token, and attention.

@@ -1,7 +1,7 @@
 """From samples to rows: medians, intervals, ratios to the baseline, shares of the roofline."""
 
 from harness.bench import interval, roofline
-from harness.bench.entrant import Entrant, Session
+from harness.bench.entrant import Entrant
 from harness.bench.roofline import ITEMSIZE
 from harness.bench.trial import Row, Trial
 
@@ -56,14 +56,15 @@ def time_row(entrant: Entrant, baseline: Entrant, trial: Trial) -> Row:
     n_tokens = trial.batch * (1 if trial.phase == "decode" else trial.n)
     if trial.phase == "start":
         return row
-    share = roofline_share(entrant.session, trial, row)
+    share = roofline_share(entrant, trial, row)
     return row._replace(tokens_per_second=n_tokens / row.median, roofline=share)
 
 
-def roofline_share(session: Session, trial: Trial, row: Row) -> float | None:
-    """The least time over the time taken, each with the machine's rates of the same round."""
+def roofline_share(entrant: Entrant, trial: Trial, row: Row) -> float | None:
+    """The least time over the time taken, each with the machine's rates before and after it."""
+    session = entrant.session
     itemsize, shares = ITEMSIZE[session.plans.target.dtype], []
-    for rates, taken in zip(session.rates[trial], row.samples, strict=True):
+    for rates, taken in zip(entrant.rates[trial], row.samples, strict=True):
         if trial.phase == "decode":  # at the middle of the tokens decoded
             n, n_past = 1, trial.n_past + (row.n + 1) // 2
         else:

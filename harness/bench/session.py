@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ class Session:
         self.step("preparing the truth")
         self.truth = Truth(model, plans, folder)
         self.entrants = [Entrant(one, self) for one in found]
-        self.rates: dict[Trial, list[Rates]] = defaultdict(list)
+        self.rates: list[Rates] = []
 
     def step(self, what: str) -> None:
         self.report(what, self.done, self.all)
@@ -93,12 +92,23 @@ class Session:
             entrant.warm(trial)
         for i in range(self.plans.samples):
             first = i % max(1, len(self.entrants))
-            time.sleep(REST)
-            self.rates[trial].append(Rates(**machine.ask("rates")))
+            before = self._machine(machine)
             for entrant in [*self.entrants[first:], *self.entrants[:first]]:
                 self.step(f"{entrant.found.name}: {trial}, round {i + 1} of {self.plans.samples}")
                 time.sleep(REST)
-                entrant.time(trial)
+                taken = entrant.time(trial)
+                if trial.phase == "start":  # has no roofline
+                    continue
+                after = self._machine(machine)
+                if taken is not None:
+                    entrant.rates[trial].append(before.between(after))
+                before = after
+
+    def _machine(self, machine: Worker) -> Rates:
+        """What the machine can do at this moment: memory that is shared may change within seconds."""
+        time.sleep(REST)
+        self.rates.append(Rates(**machine.ask("rates")))
+        return self.rates[-1]
 
 
 def measure(
@@ -155,15 +165,14 @@ def environment(session: Session, baseline: str, started: float) -> dict[str, An
     truth, plans, entrants = session.truth, session.plans, session.entrants
     versions = {name: v for entrant in entrants for name, v in entrant.versions.items()}
     offered = {target for entrant in entrants for target in entrant.offered}
-    rates = [rate for found in session.rates.values() for rate in found]
-    gemm = [rate.gemm for rate in rates if rate.gemm is not None]
+    gemm = [rate.gemm for rate in session.rates if rate.gemm is not None]
     return run.environment(
         session.model, truth.checkpoint, truth.records, plans.seed, versions, offered, started
     ) | {
         "threads": threads(plans),
         "samples": plans.samples,
         "interval_confidence": interval.median([0.0] * plans.samples).confidence,
-        "bandwidth_bytes_per_s": interval.median([rate.bandwidth for rate in rates]).median,
+        "bandwidth_bytes_per_s": interval.median([rate.bandwidth for rate in session.rates]).median,
         "gemm_flop_per_s": interval.median(gemm).median if gemm else None,
         "truth": truth.source,
         "against": baseline,
