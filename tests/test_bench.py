@@ -558,25 +558,45 @@ def test_what_is_short_is_called_again_and_every_result_is_held(monkeypatch, tic
 
 
 def test_a_time_whose_interval_reaches_nothing_is_no_figure(monkeypatch):
-    """The median alone is above zero: by chance, where a difference is as small as its noise."""
-    from types import SimpleNamespace
+    """The median alone is above zero: by chance, where a difference is as small as its noise.
 
-    from harness.bench import rows
-
+    Nor is a time in which the machine could not have read the weights.
+    """
     trial = Trial("decode", 1, 16)
 
-    def verdict(samples):
+    def verdict(samples, share=None):
         plans = SimpleNamespace(samples=6, target=FLOAT32)
         session = SimpleNamespace(plans=plans, model=SimpleNamespace(name="m"))
         one = SimpleNamespace(session=session, samples={trial: samples}, running=True, failed={},
                               how={}, decoded={}, verdict="verified", detail="",
                               found=find("numpy"))  # fmt: skip
-        monkeypatch.setattr(rows, "roofline_share", lambda *_: None)
+        monkeypatch.setattr(rows, "roofline_share", lambda *_: share)
         row = rows.time_row(one, one, trial)
         return row.verdict, row.samples, row.median
 
     assert verdict([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == ("verified", [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3.5)
     assert verdict([-1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == ("skipped", [], None)
+    assert verdict([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 1.08)[0] == "verified"
+    assert verdict([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 5.85) == ("skipped", [], None)
+
+
+def test_the_prompt_is_subtracted_as_it_is_once_memory_is_warm(monkeypatch):
+    """The first call after a rest is slow: timed, it would make decoding look quicker than it is."""
+    from harness.bench import worker
+
+    now, calls = [0.0], []
+
+    def generate(model, tokens, n_new):
+        calls.append(n_new)
+        now[0] += (1.5 if len(calls) == 1 else 1.0) + 0.1 * (n_new - 1)
+        return np.zeros((1, n_new), np.int32)
+
+    one = object.__new__(worker.Timed)
+    one.impl, one.model = SimpleNamespace(generate=generate), None
+    one.tokens = lambda n_past, batch: np.zeros((batch, n_past), np.int32)
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: now[0])
+    assert one.decode(16, 10)["seconds"] == pytest.approx(0.1)
+    assert calls == [1, 1, 11]
 
 
 def imported(node) -> set[str]:

@@ -5,6 +5,10 @@ from harness.bench.entrant import Entrant
 from harness.bench.roofline import ITEMSIZE
 from harness.bench.trial import Row, Trial
 
+# Shares of up to 1.08 were seen where memory became faster between two measurements of it. Far beyond is
+# no speed but a mistake of the clock, such as a prompt that took longer when it was subtracted.
+MOST_OF_THE_ROOFLINE = 1.5
+
 
 def entrant_rows(entrant: Entrant, baseline: Entrant) -> list[Row]:
     """A row for each trial, and for the load and memory of a fresh process."""
@@ -57,6 +61,10 @@ def time_row(entrant: Entrant, baseline: Entrant, trial: Trial) -> Row:
     if trial.phase == "start":
         return row
     share = roofline_share(entrant, trial, row)
+    if share is not None and share > MOST_OF_THE_ROOFLINE:
+        detail = f"timed at {share:.0%} of the roofline, which cannot be: measure again"
+        return row._replace(samples=[], median=None, low=None, high=None, speedup=None, speedup_low=None,
+                            speedup_high=None, verdict="skipped", detail=detail)  # fmt: skip
     return row._replace(tokens_per_second=n_tokens / row.median, roofline=share)
 
 

@@ -82,6 +82,9 @@ class Timed:
         tokens = self.tokens(n_past, batch)
         if not self.generates:
             return self._decode_by_forward(tokens, n)
+        # a first call after a rest may find its memory given back and caches cold: it is not timed, or
+        # it would make the prompt, which is subtracted, dearer than it is in the call that decodes
+        self.impl.generate(self.model, tokens, 1)
         start = time.perf_counter()
         self.impl.generate(self.model, tokens, 1)
         middle = time.perf_counter()
