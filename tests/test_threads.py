@@ -1,6 +1,8 @@
 """Work side by side: every core is used, and what NumPy is allowed elsewhere is left as it was."""
 
+import contextlib
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,6 +43,21 @@ def test_blas_takes_one_thread_meanwhile_and_its_own_number_afterwards(two):
         with pytest.raises(ZeroDivisionError):
             threads.each(lambda item: 1 / item, [1, 0])
         assert in_blas() == 2
+
+
+def test_each_thread_says_so_itself(two, monkeypatch):
+    """A BLAS that is built on OpenMP has a limit for each thread, and the caller's is not theirs."""
+    said = set()
+
+    def limit(**how):
+        assert how == {"limits": 1, "user_api": "blas"}
+        said.add(threading.get_ident())
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(threads, "controller", lambda: SimpleNamespace(limit=limit))
+    worked = set(threads.each(lambda _: threading.get_ident(), range(4)))
+    assert worked <= said
+    assert threading.get_ident() in said - worked
 
 
 def test_as_many_threads_as_blas_is_allowed():
