@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ import psutil
 from harness import checkpoint, discover, golden, mapped, models, oracle
 from harness.bench.process import TUNED
 from harness.checks import CHECKS
-from harness.contract import Target
+from harness.contract import HParams, Target
 from harness.results import table
 from harness.subject import Subject
 
@@ -72,26 +71,24 @@ def peak() -> float:
     return 1024.0 * int(status.partition("VmHWM:")[2].split()[0])
 
 
-def measure(name: str, record: Path) -> dict[str, object]:
-    """One implementation, in this process: medians, the share, and peaks of memory."""
-    known = checkpoint.load(models.locate(MODEL).checkpoint)
-    case = golden.Record("fresh", mapped.read(record), known.hparams.n_layer)
+def measure(name: str, record: str, weights: str, hparams: HParams) -> dict[str, object]:
+    """One implementation, in this process, as in a worker: medians, the share, and peaks of memory."""
+    case = golden.Record("fresh", mapped.read(Path(record)), hparams.n_layer)
     module = discover.find(name).load()
     module.targets()  # a framework may only now be imported
     peaks = [peak()]
-    subject = Subject(module, Target("cpu", "float32"), known.params, known.hparams, [case])
+    subject = Subject.load(module, Target("cpu", "float32"), Path(weights), hparams, [case])
     plan = subject.plan()
     subject.tapped(case.tokens)
     peaks.append(peak())
-    loaded = SimpleNamespace(**vars(module) | {"load": lambda *_, **__: subject.model})
 
     def verify() -> None:
-        anew = Subject(loaded, subject.target, known.params, known.hparams, [case])
+        anew = Subject(module, subject.model, subject.target, subject.params, hparams, [case])
         for check in CHECKED:
             list(CHECKS[check].measure(anew, plan))
 
     def alone() -> None:
-        oracle.forward(known.params, known.hparams, case.tokens)
+        oracle.forward(subject.params, hparams, case.tokens)
 
     verify()
     peaks.append(peak())  # before anything is repeated: what is freed is not always given back
@@ -104,12 +101,12 @@ def measure(name: str, record: Path) -> dict[str, object]:
         "checks": float(np.median(checks)),
         "share": float(np.median(checks / (4 * tapped + exact))),
         "peaks": peaks,
-        "weights": float(sum(w.nbytes for w in known.params.values())),
+        "weights": float(sum(w.nbytes for w in subject.params.values())),
     }
 
 
-def in_a_process(name: str, record: Path) -> dict[str, Any]:
-    call = [sys.executable, __file__, "--record", str(record), name]
+def in_a_process(**job: Any) -> dict[str, Any]:
+    call = [sys.executable, __file__, "--job", json.dumps(job)]
     kept = {variable: value for variable, value in os.environ.items() if variable not in TUNED}
     done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True, env=kept)
     return json.loads(done.stdout)
@@ -121,7 +118,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     times = [[name, *(f"{one[figure]:.2f}" for figure in timed)] for name, one in found.items()]
     memory = []
     for name, one in found.items():
-        of_weights = one["peaks"][-1] / one["weights"]
+        of_weights = max(one["peaks"]) / one["weights"]
         memory.append([name, *(f"{size / GIB:.2f}" for size in one["peaks"]), f"{of_weights:.1f}x"])
     parts = [TEXT, *table(["implementation", "tapped pass", "oracle", "the checks", "share"], times)]
     parts += [MEMORY.format(weights=next(iter(found.values()))["weights"] / GIB)]
@@ -132,13 +129,11 @@ def page(found: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--record", type=Path, help="measure here, on this golden record, and print JSON"
-    )
+    parser.add_argument("--job", type=json.loads, help="measure here, and print JSON")
     parser.add_argument("names", nargs="*", metavar="IMPLEMENTATION", help=", ".join(MEASURED))
     arguments = parser.parse_args()
-    if arguments.record:
-        print(json.dumps(measure(arguments.names[0], arguments.record)))
+    if arguments.job:
+        print(json.dumps(measure(**arguments.job | {"hparams": HParams(*arguments.job["hparams"])})))
         return
     known = checkpoint.load(models.locate(MODEL).checkpoint)
     tokens = np.random.default_rng(0).integers(0, known.hparams.n_vocab, (1, TOKENS)).astype(np.int32)
@@ -146,7 +141,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "record.safetensors")
         mapped.write(path, record.arrays)
-        found = {name: in_a_process(name, path) for name in arguments.names or MEASURED}
+        job = {"record": str(path), "weights": str(known.weights), "hparams": known.hparams}
+        found = {name: in_a_process(name=name, **job) for name in arguments.names or MEASURED}
     mapped.write_text(OUT, page(found))
     print(OUT.read_text())
 

@@ -35,18 +35,46 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         data = np.memmap(path, dtype=np.uint8, mode="c")
-        start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-        if start > data.size:
-            raise ValueError("its header is longer than the file")
-        header = strict_json.loads(data[8:start].tobytes())
-        if not isinstance(header, dict):
-            raise ValueError("its header is no JSON object")
-        header.pop("__metadata__", None)
+        start, header = _header(data)
         arrays = {name: _view(name, data[start:], entry) for name, entry in header.items()}
         _gapless(header, data.size - start)
         return arrays
     except (OSError, ValueError) as error:
         raise CannotJudge(f"{path}: not a readable safetensors file ({error})") from error
+
+
+class Glances(Mapping[str, np.ndarray]):
+    """The arrays of read(), each mapped anew when it is asked for: what nobody holds takes no memory.
+
+    And what anybody writes into one is seen by nobody else.
+    """
+
+    def __init__(self, path: Path):
+        read(path)  # it is well formed, or says so
+        self.path = path
+        self.start, self.header = _header(np.memmap(path, dtype=np.uint8, mode="c"))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        data = np.memmap(self.path, dtype=np.uint8, mode="c")
+        return _view(name, data[self.start :], self.header[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.header)
+
+    def __len__(self) -> int:
+        return len(self.header)
+
+
+def _header(data: np.ndarray) -> tuple[int, dict[str, Any]]:
+    """Where the arrays begin in data, a whole file [bytes], and what is said of each."""
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    if start > data.size:
+        raise ValueError("its header is longer than the file")
+    header = strict_json.loads(data[8:start].tobytes())
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    header.pop("__metadata__", None)
+    return start, header
 
 
 def _view(name: str, data: np.ndarray, entry: Any) -> np.ndarray:

@@ -53,11 +53,11 @@ class Respondent:
 
     @classmethod
     def load(cls, found: Found, target: Target, place: Place) -> "Respondent":
-        impl, params = found.load(), mapped.read(place.weights)
+        impl, hparams = found.load(), place.hparams
         if target not in [Target(*each) for each in impl.targets()]:
             raise CannotJudge(f"{found.name} does not offer {target}")
-        model = impl.load(params, place.hparams, device=target.device, dtype=target.dtype)
-        return cls(impl, model, params, place)
+        model = impl.load(mapped.read(place.weights), hparams, **target._asdict())
+        return cls(impl, model, mapped.Glances(place.weights), place)
 
     def encode(self, text: str) -> list[int]:
         if self.tokenizer is None:

@@ -5,10 +5,12 @@ evidence) and held to the contract's shapes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from harness import mapped
 from harness.contract import HParams, Target, parameter_shapes, tap_names, tap_width
 from harness.golden import Record
 from harness.numerics import max_abs
@@ -84,22 +86,35 @@ class Tapped(NamedTuple):
 
 
 class Subject:
-    """One implementation, loaded."""
+    """One implementation, with its model; params are those that it is judged by."""
 
     def __init__(
         self,
         impl: Any,
+        model: Any,
         target: Target,
-        params: Any,
+        params: Mapping[str, np.ndarray],
         hparams: HParams,
         records: Sequence[Record],
         decode: Callable[[Sequence[int]], str] = str,
     ):
-        self.impl, self.target, self.params, self.hparams = impl, target, params, hparams
+        self.impl, self.model, self.target = impl, model, target
+        self.params, self.hparams = params, hparams
         self.records, self.text = records, decode
-        self.model = impl.load(params, hparams, device=target.device, dtype=target.dtype)
         self._logits: dict[str, np.ndarray] = {}
         self._latest: tuple[str, Tapped] | None = None
+
+    @classmethod
+    def load(
+        cls, impl: Any, target: Target, weights: Path, hparams: HParams, *rest: Any, **named: Any
+    ) -> "Subject":
+        """With its model, loaded from a mapping of its own.
+
+        It may write into that, and is still judged by what the file says; and where it makes copies,
+        the mapping is gone when it has them.
+        """
+        model = impl.load(mapped.read(weights), hparams, **target._asdict())
+        return cls(impl, model, target, mapped.Glances(weights), hparams, *rest, **named)
 
     def plan(self) -> Plan:
         """Raises Wrong for a promise of taps that the contract does not have."""

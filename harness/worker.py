@@ -75,7 +75,7 @@ def run(job: dict[str, Any], journal: Journal) -> None:
     if job["require"] and job["require"] not in {target.device for target in offered}:
         return  # the parent says so
     hparams = HParams(**job["hparams"])
-    params = mapped.read(Path(job["weights"]))
+    weights = Path(job["weights"])
     records = [
         Record(name, mapped.read(Path(path)), hparams.n_layer) for name, path in job["records"].items()
     ]
@@ -85,14 +85,14 @@ def run(job: dict[str, Any], journal: Journal) -> None:
     for target in (target for target in offered if target in wanted):
         journal("begin", target=target)
         done = job["resume"]["checks"] if job["resume"]["target"] == list(target) else ()
-        measure(impl, target, params, hparams, records, decode, journal, done)
+        measure(impl, target, weights, hparams, records, decode, journal, done)
         journal("end", target=target)
 
 
 def measure(
     impl: Any,
     target: Target,
-    params: Any,
+    weights: Path,
     hparams: HParams,
     records: Sequence[Record],
     decode: Callable[[Sequence[int]], str],
@@ -101,7 +101,7 @@ def measure(
 ) -> None:
     """Every check on one target that is not done. What a check raises ends it and no other."""
     try:
-        subject = Subject(impl, target, params, hparams, records, decode)
+        subject = Subject.load(impl, target, weights, hparams, records, decode)
         plan = subject.plan()
     except (Exception, SystemExit) as error:
         journal("broken", message=explain(error))

@@ -22,6 +22,8 @@ def examine(
 
     journal("begin", target=target)
     checkpoint = prepared.checkpoint
-    worker.measure(module, target, checkpoint.params, checkpoint.hparams, prepared.records, str, journal)
+    worker.measure(
+        module, target, checkpoint.weights, checkpoint.hparams, prepared.records, str, journal
+    )
     journal("end")
     return sheet.rows

@@ -394,6 +394,13 @@ for _name, _where, _blame in (
         diagnosis="one_weight",
         trips="local",
     )
+plant_all(
+    "one_percent_in_the_very_array_that_was_given",  # mapped: who judges by it, too, sees nothing wrong
+    (LOAD, f"    params['h1/mlp/c_fc/w'][77, 400] *= 1.01\n{LOAD}"),
+    blame="h1/mlp/c_fc",
+    diagnosis="one_weight",
+    trips="local",
+)
 plant_all("one_percent_of_ln_g", weights("p['h2/ln_2/g'][17] *= 1.01"), blame="h2/ln_2")
 plant_all("one_percent_of_wpe", weights("p['wpe'][200, 9] *= 1.01"), blame="embed", trips="weights")
 plant_all(

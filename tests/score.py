@@ -180,7 +180,8 @@ def power() -> list[Power]:
     truth = prepared("micro", SEED)
     record = next(record for record in truth.records if record.name == "full_context")
     params, hparams = truth.checkpoint.params, truth.checkpoint.hparams
-    subject = Subject(find("numpy").load(), Target("cpu", "float32"), params, hparams, [record])
+    weights = truth.checkpoint.weights
+    subject = Subject.load(find("numpy").load(), Target("cpu", "float32"), weights, hparams, [record])
     ops = {op.name: op for op in graph(hparams.n_layer)}
     rng = np.random.default_rng(0)
     found = []

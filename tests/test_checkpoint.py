@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,6 +209,36 @@ def test_mapped_arrays_can_be_written_to_without_touching_the_file(tmp_path):
     mapped.write(path, {"x": np.zeros(3, np.float32)})
     mapped.read(path)["x"][:] = 1
     assert mapped.read(path)["x"].tolist() == [0, 0, 0]
+
+
+def test_a_glance_sees_the_file_whatever_others_wrote(tmp_path):
+    path = tmp_path / "x.safetensors"
+    mapped.write(path, {"x": np.zeros(3, np.float32), "y": np.arange(4)})
+    glances = mapped.Glances(path)
+    glances["x"][:] = 1
+    assert glances["x"].tolist() == [0, 0, 0]
+    assert sorted(glances) == ["x", "y"]
+    assert glances.keys() == mapped.read(path).keys()
+    with pytest.raises(KeyError):
+        glances["z"]
+    (tmp_path / "bad.safetensors").write_bytes(b"")
+    with pytest.raises(CannotJudge, match=r"bad\.safetensors: not a readable"):
+        mapped.Glances(tmp_path / "bad.safetensors")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="mappings are read from /proc (Linux)")
+def test_what_nobody_holds_is_not_mapped(tmp_path):
+    path = tmp_path / "only_here.safetensors"
+    mapped.write(path, {"x": np.zeros(3, np.float32), "y": np.arange(4)})
+
+    def mappings():
+        return Path("/proc/self/maps").read_text().count(path.name)
+
+    glances = mapped.Glances(path)
+    assert mappings() == 0
+    held = glances["x"]
+    assert held.sum() + glances["y"].sum() == 6
+    assert mappings() == 1
 
 
 @pytest.mark.parametrize(

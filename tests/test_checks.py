@@ -48,7 +48,9 @@ def test_the_local_check_sees_the_same_whatever_its_blocks(prepared, monkeypatch
     """A wrong or missing value in the middle of the logits, with wte in one block and in many."""
     record, checkpoint = prepared.records[0], prepared.checkpoint
     columns = checkpoint.hparams.n_vocab
-    subject = Subject(find("numpy").load(), FLOAT32, checkpoint.params, checkpoint.hparams, [record])
+    subject = Subject.load(
+        find("numpy").load(), FLOAT32, checkpoint.weights, checkpoint.hparams, [record]
+    )
     run = subject.prefill(record)
     run.logits[0, 1, columns // 2] = spoilt
     head = graph(subject.hparams.n_layer)[-1]
@@ -73,7 +75,9 @@ def test_segments_go_one_after_the_other_and_operations_side_by_side(prepared, m
 
     monkeypatch.setattr(local.threads, "each", watched)
     record, checkpoint = prepared.records[0], prepared.checkpoint
-    subject = Subject(find("numpy").load(), FLOAT32, checkpoint.params, checkpoint.hparams, [record])
+    subject = Subject.load(
+        find("numpy").load(), FLOAT32, checkpoint.weights, checkpoint.hparams, [record]
+    )
     run = subject.prefill(record)
     outputs = {name: run.taps[name] for name in ("embed", "h0", "h1", "h1/ln_1")}
     ln_1, h1 = (op for op in graph(subject.hparams.n_layer) if op.name in ("h1", "h1/ln_1"))

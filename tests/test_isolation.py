@@ -307,7 +307,7 @@ def test_a_journal_cut_anywhere_and_gone_on_with_gives_the_same_rows(share, tmp_
             done = list(sheet.checked) if sheet.current == target else []
             journal("begin", target=target)
             model = small.checkpoint
-            worker.measure(impl, target, model.params, model.hparams, small.records, str, journal, done)
+            worker.measure(impl, target, model.weights, model.hparams, small.records, str, journal, done)
             journal("end", target=target)
 
     go_on(whole, small.sheet("it", "micro"))

@@ -234,6 +234,37 @@ def test_a_module_beside_the_file_is_found(tmp_path, prepared):
     assert parity("gate", path, "--target", "cpu-float32", cwd=tmp_path).returncode == 0
 
 
+WRITES = """
+_load = load
+def load(params, hparams, **target):
+"""
+
+
+def test_writing_into_the_weights_does_not_blind_the_verdict(tmp_path, prepared):
+    """Nor is it carried over to the next target: each load has the weights as they are in the file."""
+    wrong = WRITES + "    params['h1/mlp/c_fc/w'] *= 1.01\n    return _load(params, hparams, **target)\n"
+    done = parity("gate", module(tmp_path, "wrong", wrong), "--out", tmp_path / "out")
+    assert done.returncode == 1
+    frame = results.read(tmp_path / "out")
+    local = frame[(frame.check == "local") & (frame.verdict == "fail")]
+    assert set(local.dtype) == {"float32", "float64"}
+    assert set(local.scope) == set(frame[frame.blame == "introduces"].scope) == {"h1/mlp/c_fc"}
+    differences = frame[(frame.scope == "logits") & (frame.metric == "noise_units")]
+    told = differences[differences["case"] == "seed"].groupby("dtype").detail.first()
+    assert told["float32"] == told["float64"]  # greatest difference, to three digits
+
+
+def test_who_overwrites_the_weights_that_it_copied_is_right(tmp_path, prepared):
+    copies = """
+    copied = {name: w.copy() for name, w in params.items()}
+    for w in params.values():
+        w.fill(0)
+    return _load(copied, hparams, **target)
+"""
+    done = parity("gate", module(tmp_path, "copies", WRITES + copies))
+    assert done.returncode == 0, done.stdout
+
+
 def test_where_the_syntax_is_wrong_is_said(tmp_path, prepared):
     (tmp_path / "mine.py").write_text("import math\n\ndef (:\n")
     done = parity("gate", "mine.py", cwd=tmp_path)

@@ -4,6 +4,10 @@ Like a fault, a variant is a small edit of a specimen, with the precision that i
 does not apply, that is an error.
 """
 
+import atexit
+import functools
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from faults import ADDED, GELU, HIDE, LOAD, LOGITS, PLAIN, PROBS, SCALE, VARIANCE, Edit, instead
 
-from harness import golden, shapes
+from harness import golden, mapped, shapes
 from harness.checkpoint import Checkpoint
 from harness.contract import HParams, Target
 from harness.discover import IMPLS, Found
@@ -86,6 +90,11 @@ variant(
     ),
 )
 variant("all_in_float64", (LOAD, LOAD.replace("dtype", "float")))
+variant(
+    "weights_overwritten_once_copied",
+    (LOAD, LOAD.replace("return ", "copied = ").replace("np.asarray", "np.array")
+     + "\n    for w in params.values():\n        w.fill(0)\n    return copied"),
+)  # fmt: skip
 variant("cache_copied", ("if past and past.filled == [n_past]", "if past and not past.filled"))
 variant("cache_preallocated", ("room = min(2 * (n_past + n), n_ctx)", "room = n_ctx"))
 variant("mask_in_decode_too", ("        if n > 1:", "        if True:"))
@@ -159,23 +168,34 @@ def load(found: Variant, folder: Path) -> ModuleType:
 # -- models that are hard on an implementation
 
 
+@functools.cache
 def outliers() -> Checkpoint:
     """Residual channels of several thousand, as trained GPT-2 has them."""
     hparams = HParams(n_vocab=300, n_ctx=32, n_embd=64, n_head=4, n_layer=4)
     params = shapes.generate(hparams, seed=1)
     params["h0/mlp/c_proj/b"][[5, 40]] = 3000, -2000
     params["h2/mlp/c_proj/b"][[5, 9]] = -1500, 800
-    return Checkpoint(hparams, params, Path(), {})
+    return kept(hparams, params)
 
 
+@functools.cache
 def deep() -> Checkpoint:
     """24 layers."""
     hparams = HParams(n_vocab=300, n_ctx=32, n_embd=48, n_head=3, n_layer=24)
-    return Checkpoint(hparams, shapes.generate(hparams, seed=2), Path(), {})
+    return kept(hparams, shapes.generate(hparams, seed=2))
+
+
+def kept(hparams: HParams, params: dict[str, np.ndarray]) -> Checkpoint:
+    """A checkpoint whose weights are in a file for as long as this process lives."""
+    folder = tempfile.mkdtemp(prefix="parity-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    weights = Path(folder, shapes.WEIGHTS)
+    mapped.write(weights, params)
+    return Checkpoint(hparams, params, weights, {})
 
 
 def prepare(checkpoint: Checkpoint, seed: int) -> Prepared:
-    """The truth about a model that exists in memory only: a fresh case, and the full context."""
+    """The truth about a model that has no golden: a fresh case, and the full context."""
     rng = np.random.default_rng(3)
     full = rng.integers(0, checkpoint.hparams.n_vocab, (1, checkpoint.hparams.n_ctx)).astype(np.int32)
     cases = [

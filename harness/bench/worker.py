@@ -113,7 +113,7 @@ class Timed:
             Record(name, mapped.read(Path(path)), self.hparams.n_layer)
             for name, path in self.job["records"].items()
         ]
-        subject = Subject(Loaded(self.impl, self.model), self.target, {}, self.hparams, records)
+        subject = Subject(self.impl, self.model, self.target, {}, self.hparams, records)
         plan = subject.plan()
         measured = [(name, m) for name in VERIFIED for m in CHECKS[name].measure(subject, plan)]
         return {"plan": plan_as_json(plan), "measured": measured}
@@ -125,19 +125,6 @@ class Timed:
 
 
 VERIFIED = ("logits", "greedy")
-
-
-class Loaded:
-    """An implementation as it stands: loading it again gives the model that is being timed."""
-
-    def __init__(self, impl: Any, model: Any):
-        self._impl, self._model = impl, model
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._impl, name)
-
-    def load(self, *_: Any, **__: Any) -> Any:
-        return self._model
 
 
 class Bare:
