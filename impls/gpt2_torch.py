@@ -6,6 +6,7 @@ is written in place. Shapes in comments: batch, n (new tokens), n_keys (cached a
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ class Model(NamedTuple):
     params: dict  # checkpoint name -> tensor, w as [n_in, n_out]
     hparams: object
     device: torch.device
+    linear: Callable  # how this device multiplies best
 
 
 class Cache(NamedTuple):
@@ -48,7 +50,9 @@ def load(params, hparams, *, device, dtype):
     def put(w):
         return torch.from_numpy(w).to(device=place, dtype=getattr(torch, dtype))
 
-    return Model({name: put(w) for name, w in params.items()}, hparams, place)
+    fast = (device, dtype) == ("cpu", "float32") and torch.backends.mkldnn.is_available()
+    params = {name: put(w) for name, w in params.items()}
+    return Model(params, hparams, place, linear_without_mkl if fast else linear)
 
 
 def numpy(x):
@@ -68,31 +72,33 @@ def layer_norm(x, g, b, eps=1e-5):
 
 
 def linear(x, w, b):
-    """[..., n_in] -> [..., n_out]; w [n_in, n_out] is never copied, its transpose is a view.
+    """[..., n_in] -> [..., n_out]; w [n_in, n_out] is never copied, its transpose is a view."""
+    return F.linear(x, w.T, b)
 
-    In float32 on a CPU, F.linear would be MKL's, half as fast on processors that are not its maker's;
-    many rows are oneDNN's.
-    """
-    eager = x.is_cuda or x.dtype != torch.float32 or not torch.backends.mkldnn.is_available()
-    if eager or torch.is_grad_enabled():  # the kernels below have no gradient
-        return F.linear(x, w.T, b)
-    if x.numel() == len(w) and w.is_contiguous():
-        return weighted_rows(x, w) + b
+
+def linear_without_mkl(x, w, b):
+    """The same in float32 on a CPU, without gradients: MKL is half as fast on processors of others."""
+    if x.numel() == len(w) and b is not None:  # one row; the head's weight lies the other way
+        return weighted_rows(x, w, b)
     return torch.ops.mkldnn._linear_pointwise(x, w.T, b, "none", [], "")  # as torch.compile has it
 
 
-def weighted_rows(x, w):
-    """One row x times w is a weighted sum of the rows of w: embedding_bag reads them at full speed."""
-    rows, first = bags(len(w))
-    sums = F.embedding_bag(rows, w, first, mode="sum", per_sample_weights=x.flatten())
-    return sums.sum(dim=0).view(*x.shape[:-1], -1)
+def weighted_rows(x, w, b):
+    """One row x times w is a weighted sum of the rows of w: embedding_bag reads them at full speed.
+
+    Behind such a read the caches are empty and every call is dear: this is what F.embedding_bag calls.
+    """
+    rows, first, ones = bags(len(w))
+    sums, *_ = torch.embedding_bag(w, rows, first, False, 0, False, x.view(-1))  # 0: a sum
+    return torch.addmv(b, sums.T, ones).view(*x.shape[:-1], -1)
 
 
 @functools.cache
 def bags(n, n_sums=8):
-    """The numbers of n rows, and where each of n_sums sums of them begins: threads share the sums."""
+    """The numbers of n rows, where each of n_sums sums begins (threads share them), and as many ones."""
     rows = torch.arange(n)
-    return rows, rows[:: -(-n // n_sums)].contiguous()
+    first = rows[:: -(-n // n_sums)].contiguous()
+    return rows, first, torch.ones(len(first))
 
 
 def attention(qkv, kv, positions, mask, n_head):
@@ -116,7 +122,7 @@ def hidden(model, tokens, positions, kv, mask=None, tap=lambda name, array: None
         return value
 
     def affine(name, x):
-        return step(name, linear(x, p[f"{name}/w"], p[f"{name}/b"]))
+        return step(name, model.linear(x, p[f"{name}/w"], p[f"{name}/b"]))
 
     def norm(name, x):
         return step(name, layer_norm(x, p[f"{name}/g"], p[f"{name}/b"]))
@@ -133,7 +139,7 @@ def hidden(model, tokens, positions, kv, mask=None, tap=lambda name, array: None
 
 
 def head(model, x):
-    return linear(x, model.params["wte"].T, None)  # tied to the embedding
+    return model.linear(x, model.params["wte"].T, None)  # tied to the embedding
 
 
 @torch.inference_mode()
@@ -243,7 +249,7 @@ def loss_and_grads(model, tokens):
     refuse_bad_tokens(tokens, 0, model.hparams)
     tokens = tokens.to(model.device)
     params = {name: w.detach().requires_grad_() for name, w in model.params.items()}
-    model = model._replace(params=params)
+    model = model._replace(params=params, linear=linear)
     # a buffer for each layer: what is saved for the way back must not be written again
     room = [empty_cache(model, *tokens.shape).kv[0] for _ in range(model.hparams.n_layer)]
     x = hidden(model, tokens, torch.arange(tokens.shape[1], device=model.device), room)

@@ -72,12 +72,14 @@ elif sys.argv[1] == "jax":
     import jax.numpy as jnp; array = lambda x: jnp.asarray(x)
 else:
     array = lambda x: np.asarray(x, np.float32)
+linear = getattr(m, "linear_without_mkl", m.linear)  # of PyTorch, what its float32 on a CPU takes
+row, w, b = [64.0, 1.0, 2.0], array([[1.0, 2.0]] * 3), array([0.5, -0.5])
 ones, zeros = array([1.0, 1.0, 1.0]), array([0.0, 0.0, 0.0])
 print(json.dumps([
     m.numpy(m.gelu(array([[1.0, 2.0], [-2.0, 0.5]]))).tolist(),
     m.numpy(m.softmax(array([[2.0, 100.0], [-5.0, 0.0]]))).tolist(),
     m.numpy(m.layer_norm(array([[2.0, 2.0, 3.0], [-5.0, 0.0, 1.0]]), ones, zeros)).tolist(),
-    m.numpy(m.linear(array([[64.0, 1.0, 2.0]]), array([[1.0, 2.0]] * 3), array([0.5, -0.5]))).tolist(),
+    *(m.numpy(f(array([row] * rows), w, b)).tolist() for f in (m.linear, linear) for rows in (1, 2)),
     m.numpy(m.softmax(array([[2.0, 10.0], [-1.0, 0.0]]))).tolist(),
 ]))
 """
@@ -88,7 +90,7 @@ def test_the_layers_answer_the_known_values(name):
     done = subprocess.run(
         [sys.executable, "-c", LAYERS, name], capture_output=True, text=True, check=True
     )
-    gelu, far, layer_norm, linear, near = json.loads(done.stdout.splitlines()[-1])
+    gelu, far, layer_norm, *linear, near = json.loads(done.stdout.splitlines()[-1])
     np.testing.assert_allclose(gelu, [[0.84119, 1.9546], [-0.0454, 0.34571]], atol=5e-5)
     # A widely copied tutorial prints these figures under the input [[2, 100], [-5, 0]]; they belong
     # to [[2, 10], [-1, 0]]. Both inputs are held to what they really give.
@@ -97,7 +99,9 @@ def test_the_layers_answer_the_known_values(name):
     np.testing.assert_allclose(
         layer_norm, [[-0.70709, -0.70709, 1.41418], [-1.397, 0.508, 0.889]], atol=5e-4
     )
-    np.testing.assert_allclose(linear, [[67.5, 133.5]], rtol=1e-6)
+    assert [len(rows) for rows in linear] == [1, 2, 1, 2]
+    for rows in linear:
+        np.testing.assert_allclose(rows, [[67.5, 133.5]] * len(rows), rtol=1e-6)
 
 
 # One cache continued in two ways by turns; what was tapped meanwhile is looked at once more in the end.
