@@ -30,8 +30,9 @@ def load(params, hparams, *, device, dtype):
 
     params: float32 arrays by OpenAI's names (wte [n_vocab, n_embd], wpe [n_ctx, n_embd],
     h0/attn/c_attn/w [n_embd, 3 * n_embd], h0/attn/c_attn/b, h0/ln_1/g, ..., ln_f/g, ln_f/b), each w as
-    [n_in, n_out]. hparams: hparams.n_vocab, .n_ctx, .n_embd, .n_head, .n_layer. device and dtype are
-    those of one of your targets.
+    [n_in, n_out]. They are mapped from a file and yours alone: keep them, or write into them, at will.
+    hparams: hparams.n_vocab, .n_ctx, .n_embd, .n_head, .n_layer. device and dtype are those of one of
+    your targets.
     """
     raise NotImplementedError("load is yours to write: return a model")
 

@@ -1,7 +1,8 @@
 """An implementation under examination: loaded on one target, called only through here.
 
 What it returns is brought to the host, copied at once (so that a buffer it reuses cannot rewrite
-evidence) and held to the contract's shapes.
+evidence) and held to the contract's shapes. What it is given is its own: weights and tokens that it
+writes into are not those that it is judged by.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -108,11 +109,7 @@ class Subject:
     def load(
         cls, impl: Any, target: Target, weights: Path, hparams: HParams, *rest: Any, **named: Any
     ) -> "Subject":
-        """With its model, loaded from a mapping of its own.
-
-        It may write into that, and is still judged by what the file says; and where it makes copies,
-        the mapping is gone when it has them.
-        """
+        """With its model, loaded from a mapping of its own, which is gone where it makes copies."""
         model = impl.load(mapped.read(weights), hparams, **target._asdict())
         return cls(impl, model, target, mapped.Glances(weights), hparams, *rest, **named)
 
@@ -138,11 +135,22 @@ class Subject:
         tap: Callable[[str, Any], None] | None = None,
     ) -> tuple[np.ndarray, Any]:
         """Logits [batch, n, n_vocab] on the host, and the cache. Raises Wrong for a bad shape."""
-        returned = self.impl.forward(self.model, tokens, past, tap)
+        returned = self.returned(tokens, past, tap)
         if not isinstance(returned, tuple) or len(returned) != 2:
             raise Wrong(f"forward returned {describe(returned)}, the contract says (logits, cache)")
         logits, present = returned
         return self.host("logits", logits, tokens.shape), present
+
+    def returned(self, tokens: np.ndarray, past: Any, tap: Callable[[str, Any], None] | None) -> Any:
+        """Whatever its forward returns."""
+        return self.impl.forward(self.model, np.array(tokens), past, tap)
+
+    def generated(self, tokens: np.ndarray, n_new: int) -> np.ndarray:
+        """Ids of its own loop. Raises Wrong unless they are [batch, n_new]."""
+        ids = np.array(self.impl.generate(self.model, np.array(tokens), n_new))
+        if ids.shape != (shape := (len(tokens), n_new)):
+            raise Wrong(f"generate returned shape {ids.shape}, the contract says {shape}")
+        return ids
 
     def host(self, name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
         """A copy on the host of logits or of a tap. Raises Wrong unless it is [*shape, width]."""
@@ -184,7 +192,7 @@ class Subject:
 
         Raises Wrong for what is no pair of them, a name unknown and a gradient misshapen.
         """
-        returned = self.impl.loss_and_grads(self.model, tokens)
+        returned = self.impl.loss_and_grads(self.model, np.array(tokens))
         pair = isinstance(returned, tuple) and len(returned) == 2
         if not pair or not isinstance(returned[1], Mapping):
             raise Wrong(

@@ -395,6 +395,15 @@ for _name, _where, _blame in (
         trips="local",
     )
 plant_all(
+    "token_exchanged_in_the_very_array_that_was_given",
+    (
+        "    tokens = np.asarray(tokens)\n",
+        "    tokens = np.asarray(tokens)\n    tokens[tokens == 300] = 7\n",
+    ),
+    blame="embed",
+    trips="weights",
+)
+plant_all(
     "one_percent_in_the_very_array_that_was_given",  # mapped: who judges by it, too, sees nothing wrong
     (LOAD, f"    params['h1/mlp/c_fc/w'][77, 400] *= 1.01\n{LOAD}"),
     blame="h1/mlp/c_fc",

@@ -248,7 +248,7 @@ def test_writing_into_the_weights_does_not_blind_the_verdict(tmp_path, prepared)
     frame = results.read(tmp_path / "out")
     local = frame[(frame.check == "local") & (frame.verdict == "fail")]
     assert set(local.dtype) == {"float32", "float64"}
-    assert set(local.scope) == set(frame[frame.blame == "introduces"].scope) == {"h1/mlp/c_fc"}
+    assert set(local.scope) == set(frame[frame.verdict == "fail"].blame) == {"h1/mlp/c_fc"}
     differences = frame[(frame.scope == "logits") & (frame.metric == "noise_units")]
     told = differences[differences["case"] == "seed"].groupby("dtype").detail.first()
     assert told["float32"] == told["float64"]  # greatest difference, to three digits

@@ -95,6 +95,14 @@ variant(
     (LOAD, LOAD.replace("return ", "copied = ").replace("np.asarray", "np.array")
      + "\n    for w in params.values():\n        w.fill(0)\n    return copied"),
 )  # fmt: skip
+variant(
+    "tokens_overwritten_once_looked_up",  # not in decode, where generate's own ids are given
+    (
+        '    keep("embed", x)\n',
+        '    keep("embed", x)\n    shape = tokens.shape\n    tokens[:] = tokens if past else 1\n',
+    ),
+    ("extended(past, *tokens.shape, model)", "extended(past, *shape, model)"),
+)
 variant("cache_copied", ("if past and past.filled == [n_past]", "if past and not past.filled"))
 variant("cache_preallocated", ("room = min(2 * (n_past + n), n_ctx)", "room = n_ctx"))
 variant("mask_in_decode_too", ("        if n > 1:", "        if True:"))

@@ -82,13 +82,14 @@ class Timed:
         tokens = self.tokens(n_past, batch)
         if not self.generates:
             return self._decode_by_forward(tokens, n)
+        # a copy for each call, for an implementation may write into what it is given;
         # a first call after a rest may find its memory given back and caches cold: it is not timed, or
         # it would make the prompt, which is subtracted, dearer than it is in the call that decodes
-        self.impl.generate(self.model, tokens, 1)
+        self.impl.generate(self.model, tokens.copy(), 1)
         start = time.perf_counter()
-        self.impl.generate(self.model, tokens, 1)
+        self.impl.generate(self.model, tokens.copy(), 1)
         middle = time.perf_counter()
-        ids = np.array(self.impl.generate(self.model, tokens, 1 + n))
+        ids = np.array(self.impl.generate(self.model, tokens.copy(), 1 + n))
         taken = (time.perf_counter() - middle) - (middle - start)
         return {"seconds": taken / n, "ids": ids.tolist(), "how": "generate(1 + n) less generate(1)"}
 

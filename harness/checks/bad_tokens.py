@@ -36,7 +36,7 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
     for scope, (before, tokens) in bad(subject.hparams).items():
         past = None if before is None else subject.forward(before)[1]
         try:
-            logits, _ = subject.impl.forward(subject.model, tokens, past)
+            logits, _ = subject.returned(tokens, past, None)
             subject.impl.numpy(logits)  # an asynchronous device may object only here
         except Exception as error:  # the contract allows any
             yield Measurement(CASE, scope, "accepted", 0, f"refused: {error}"[:200])

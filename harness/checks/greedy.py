@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.golden import Record
 from harness.limits import near_tie
-from harness.subject import Key, Measurement, Plan, Subject, Wrong
+from harness.subject import Key, Measurement, Plan, Subject
 
 
 def expected(plan: Plan) -> Iterable[Key]:
@@ -29,7 +29,8 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
         yield from _judge(subject, record, "teacher_forced", teacher_forced(subject, record))
         yield from _judge(subject, record, "free_running", free_running(subject, record))
         if plan.generates:
-            yield from _judge(subject, record, "generate", generated(subject, record))
+            ids = subject.generated(record.tokens, record.arrays["greedy"].shape[1])
+            yield from _judge(subject, record, "generate", ids)
 
 
 def teacher_forced(subject: Subject, record: Record) -> np.ndarray:
@@ -48,15 +49,6 @@ def free_running(subject: Subject, record: Record) -> np.ndarray:
         tokens = choose(logits[:, -1:])
         chosen.append(tokens)
     return np.concatenate(chosen, axis=1)
-
-
-def generated(subject: Subject, record: Record) -> np.ndarray:
-    """Ids [batch, n_new] by the implementation's own loop. Raises Wrong for another shape."""
-    golden = record.arrays["greedy"]
-    ids = np.array(subject.impl.generate(subject.model, record.tokens, golden.shape[1]))
-    if ids.shape != golden.shape:
-        raise Wrong(f"generate returned shape {ids.shape}, the contract says {golden.shape}")
-    return ids
 
 
 def choose(logits: np.ndarray) -> np.ndarray:

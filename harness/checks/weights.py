@@ -55,7 +55,7 @@ def embed(subject: Subject, tokens: np.ndarray) -> np.ndarray:
             raise Enough
 
     try:
-        subject.impl.forward(subject.model, tokens, None, tap)
+        subject.returned(tokens, None, tap)
     except Enough:
         pass
     except Exception:  # a framework may wrap what a callback raises
