@@ -50,8 +50,9 @@ float32, for every one that is judged.
 """
 MEMORY = """
 Memory is the peak in GiB (VmHWM) once the framework is imported, while the model is loaded and one
-tapped pass made, and while the checks run once. The weights are {weights:.2f}; mapped, they count in
-each, as do golden, and a framework's own copies besides. The checks add the last two's difference.
+tapped pass made, and while the checks run once; the last column has the greatest of these. The weights
+are {weights:.2f}. Who keeps the arrays that load() was given has them mapped; who copies them has both
+for as long as load() takes, and its copies afterwards. Checks map a weight at a time in each thread.
 """
 
 

@@ -166,7 +166,7 @@ UNMEASURED = "missing: promised, but never tapped or measured"
 
 def untapped(check: str, key: Key, tapped: Collection[str]) -> str:
     """Why an operation was not examined where nothing broke off: its tap is lacking, or an input's."""
-    if check == "local" and key[1] in tapped:
+    if check == "local" and key[1] in {*tapped, "logits"}:
         return "an input of it was not tapped"
     return UNMEASURED.removeprefix("missing: ")
 
@@ -201,7 +201,11 @@ def blame(rows: list[Row], lost: str = "") -> list[Row]:
     failed = [row for row in rows if row.verdict == "fail" and not (lost and row.detail == lost)]
     faulty = list(dict.fromkeys(blamed(row, rows) for row in failed if introduces(row)))
     if not faulty:
-        broken = {row.check for row in failed}
+        # what never came is evidence against no mechanism, where there is any other
+        came = [row for row in failed if not row.detail.startswith("missing: ")]
+        broken = {row.check for row in came or failed}
+        if not came and "logits" in broken:  # nothing works: the forward pass itself is broken
+            broken = {"logits"}
         if {row.case for row in rows if row.check == "logits"} <= {
             row.case for row in failed if row.check == "logits"
         }:

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from safetensors import SafetensorError
@@ -44,19 +45,20 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 class Glances(Mapping[str, np.ndarray]):
-    """The arrays of read(), each mapped anew when it is asked for: what nobody holds takes no memory.
-
-    And what anybody writes into one is seen by nobody else.
-    """
+    """The arrays of read(), each mapped when it is asked for and gone when nobody holds it any more."""
 
     def __init__(self, path: Path):
         read(path)  # it is well formed, or says so
         self.path = path
         self.start, self.header = _header(np.memmap(path, dtype=np.uint8, mode="c"))
+        self.held: WeakValueDictionary[str, np.ndarray] = WeakValueDictionary()
 
     def __getitem__(self, name: str) -> np.ndarray:
-        data = np.memmap(self.path, dtype=np.uint8, mode="c")
-        return _view(name, data[self.start :], self.header[name])
+        array = self.held.get(name)
+        if array is None:
+            data = np.memmap(self.path, dtype=np.uint8, mode="c")
+            array = self.held[name] = _view(name, data[self.start :], self.header[name])
+        return array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.header)

@@ -70,7 +70,7 @@ class Respondent:
 
     def forward(self, ids: Any, past: Any = None, tap: Any = None) -> tuple[np.ndarray, Any]:
         """Logits float64 [batch, n, n_vocab] of ids [batch, n], and the cache."""
-        logits, present = self.impl.forward(self.model, np.asarray(ids, np.int32), past, tap)
+        logits, present = self.impl.forward(self.model, np.array(ids, np.int32), past, tap)
         return np.array(self.impl.numpy(logits), np.float64), present
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:

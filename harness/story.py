@@ -109,7 +109,7 @@ def operation(group: list[Row], n_layer: int) -> Finding:
     scopes = ", ".join(collapse((row.blame for row in group), n_layer))
     where = f" (case {worst.case}, {worst.detail})" if worst.detail else f" (case {worst.case})"
     if worst.detail == UNMEASURED:
-        claim = f"is promised by TAPS, but forward does not tap it (case {worst.case})."
+        claim = f"is promised, by TAPS or by the first call, but was not tapped (case {worst.case})."
         return Finding(scopes, claim, "", "", "", worst)
     if worst.value is None:
         size = f"Its result is no number or never came at {worst.scope}{where}."

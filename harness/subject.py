@@ -146,10 +146,10 @@ class Subject:
         return self.impl.forward(self.model, np.array(tokens), past, tap)
 
     def generated(self, tokens: np.ndarray, n_new: int) -> np.ndarray:
-        """Ids of its own loop. Raises Wrong unless they are [batch, n_new]."""
+        """Ids of its own loop. Raises Wrong unless they are integers [batch, n_new]."""
         ids = np.array(self.impl.generate(self.model, np.array(tokens), n_new))
-        if ids.shape != (shape := (len(tokens), n_new)):
-            raise Wrong(f"generate returned shape {ids.shape}, the contract says {shape}")
+        if ids.shape != (shape := (len(tokens), n_new)) or not np.issubdtype(ids.dtype, np.integer):
+            raise Wrong(f"generate returned {describe(ids)}, the contract says int32 {shape}")
         return ids
 
     def host(self, name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -162,6 +162,8 @@ class Subject:
         given = self.impl.numpy(value)
         if not isinstance(given, np.ndarray):
             raise Wrong(f"numpy(x) returned {describe(given)}, the contract says a NumPy array")
+        if given.dtype.name == "bfloat16":  # not NumPy's own: JAX's arrays become these
+            given = given.astype(np.float32)
         if given.shape != shape or not np.issubdtype(given.dtype, np.floating):
             raise Wrong(f"{name} is {describe(given)}, the contract says floating {shape}: {axes}")
         return np.array(given)

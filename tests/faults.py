@@ -497,6 +497,48 @@ for _name, _edits, _diagnosis in (
     plant_all(_name, *_edits, blame=LATE, diagnosis=_diagnosis, trips="local kv_cache")
 
 plant_all(
+    "gelu_wrong_and_numpy_raises",  # which must not stop the verdict's own arithmetic
+    (LOAD, f'    np.seterr(all="raise")\n{LOAD}'),
+    ("    np.exp(x, out=x)", '    with np.errstate(under="ignore"):\n        np.exp(x, out=x)'),
+    ("        y *= 0.044715\n", "        y *= 0.05\n"),
+    blame="h*/mlp/gelu",
+    trips="local",
+)
+plant_all(
+    "cache_continued_over_another_continuation",
+    ("if past and past.filled == [n_past] and n_past", "if past and n_past"),
+    blame="cache",
+    trips="kv_cache",
+)
+plant_all(
+    "cache_of_the_latest_call",  # whatever past it is given
+    (
+        "    present = extended(past,",
+        "    past = LATEST[0] if past else None\n    LATEST[0] = present = extended(past,",
+    ),
+    helper("LATEST = [None]\n"),
+    blame="cache",
+    trips="kv_cache",
+)
+plant_all(
+    "cache_last_block_of_keys_incomplete",  # one query, and more keys than one block has
+    (
+        "        k, v = kv[..., : n_past + stop]",
+        "        seen = n_past + stop\n        seen -= seen % 64 if n == 1 and seen > 64 else 0\n        k, v = kv[..., :seen]",
+    ),
+    blame="cache",
+    trips="kv_cache",
+)
+plant_all(
+    "cache_wrong_in_the_middle_of_the_context",
+    (
+        '    keep("embed", x)',
+        '    x = x * (1.5 if n == 1 and 64 <= n_past < hparams.n_ctx - 1 else 1)\n    keep("embed", x)',
+    ),
+    blame="cache",
+    trips="kv_cache",
+)
+plant_all(
     "cache_forgets_the_past",
     ("    n = tokens.shape[1]\n", "    n, n_past = tokens.shape[1], 0\n"),
     blame=f"embed*(decode) {LATE}",
@@ -608,6 +650,12 @@ on_the_way_back(
     "dropout_in_the_loss",
     ("    logits = head(model, x[:", "    x = F.dropout(x, 0.1)\n    logits = head(model, x[:"),
 )
+on_the_way_back(
+    "gradients_pile_up",
+    (GRADS, '    for name, g in zip(params, grads, strict=True):\n        PILE[name] = PILE.get(name, 0) + g\n'
+            "    return loss.item(), PILE"),
+    ("TAPS = ", "PILE = {}\nTAPS = "),
+)  # fmt: skip
 on_the_way_back("gradient_transposed", grads('g["h1/attn/c_proj/w"] = g["h1/attn/c_proj/w"].T'))
 on_the_way_back("gradient_missing", grads('del g["h3/attn/c_attn/b"]'))
 on_the_way_back("gradients_clipped", grads("norm = sum(x.square().sum() for x in g.values()).sqrt();"
@@ -741,6 +789,17 @@ plant_all(
         "BUFFERS = {}\n\n\ndef reuse(logits):\n"
         "    buffer = BUFFERS.setdefault(logits.shape, logits)\n"
         "    buffer[:] = logits\n    return buffer\n\n"
+    ),
+    blame="determinism",
+    trips="determinism",
+)
+plant_all(
+    "result_overwritten_two_calls_later",
+    (LOGITS, '    return reuse(x @ p["wte"].T), present'),
+    helper(
+        "BUFFERS = {}\n\n\ndef reuse(logits):\n"
+        "    pair = BUFFERS.setdefault(logits.shape, [logits, logits.copy()])\n"
+        "    pair.reverse()\n    pair[0][:] = logits\n    return pair[0]\n\n"
     ),
     blame="determinism",
     trips="determinism",

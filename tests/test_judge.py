@@ -77,6 +77,25 @@ def test_an_error_after_the_last_measurement_still_fails():
     assert [row.detail for row in found if row.verdict == "fail"] == ["late"]
 
 
+def test_what_never_came_is_no_evidence_against_a_mechanism():
+    """Where every call was refused for one reason, it is not randomness that is at fault."""
+    every = [check for check, keys in expected(PLAN).items() if keys]
+    nothing = rows([], errors=dict.fromkeys(every, "logits is a list"))
+    assert {row.blame for row in nothing if row.verdict == "fail" and row.check == "greedy"} == {
+        "logits"
+    }
+    lacking = [(check, m) for check, m in perfect() if check != "determinism"]
+    wrong = rows(swap(lacking, 99.0, check="causality"), errors={"determinism": "refused"})
+    assert {row.blame for row in wrong if row.verdict == "fail"} == {"causality"}
+
+
+def test_logits_whose_input_was_not_tapped_say_so():
+    found = rows([(check, m) for check, m in perfect() if (check, m.scope) != ("local", "logits")])
+    assert {row.detail for row in found if row.verdict == "fail"} == {
+        "missing: an input of it was not tapped"
+    }
+
+
 def test_a_loss_is_named_in_every_missing_row():
     found = [row for row in rows(perfect()[:3], lost="died of SIGSEGV") if row.verdict == "fail"]
     assert len(found) == len(perfect()) - 3

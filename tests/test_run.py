@@ -265,6 +265,40 @@ def test_who_overwrites_the_weights_that_it_copied_is_right(tmp_path, prepared):
     assert done.returncode == 0, done.stdout
 
 
+def test_infinite_results_are_blamed_and_get_no_false_diagnosis(tmp_path, prepared):
+    """Where the logits become NaN, the tokens chosen are told as what they are."""
+    text = SPECIMEN.replace("    y *= g\n", "    y = y * g\n    y[0, 0, 0] = np.inf\n")
+    (tmp_path / "infinite.py").write_text(text)
+    done = parity("gate", "infinite.py", "--out", tmp_path / "out", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "no known mistake explains it" in done.stdout
+    assert "fall to inf" not in done.stdout
+    frame = results.read(tmp_path / "out")
+    failed = frame[frame.verdict == "fail"]
+    assert set(failed[failed.check == "local"].blame) >= {"h0/ln_1"}
+    greedy = failed[failed.check == "greedy"]
+    assert greedy.detail.str.contains("ids [-1", regex=False).any()
+    assert not greedy.detail.str.startswith("missing").any()
+
+
+def test_bfloat16_arrays_that_are_not_numpys_own_are_read(tmp_path, prepared):
+    pytest.importorskip("ml_dtypes")
+    text = SPECIMEN.replace('("cpu", "float32"), ("cpu", "float64")', '("cpu", "bfloat16")')
+    text = text.replace("np.asarray(w, dtype)", "rounded(w)").replace("model.dtype)", '"float32")')
+    code = """
+import ml_dtypes
+def rounded(x):
+    return np.asarray(x).astype(ml_dtypes.bfloat16).astype("float32")
+def numpy(x):
+    return np.asarray(x).astype(ml_dtypes.bfloat16)
+"""
+    (tmp_path / "narrow.py").write_text(text + code)
+    done = parity("gate", "narrow.py", "--out", tmp_path / "out", cwd=tmp_path)
+    frame = results.read(tmp_path / "out")
+    assert not frame.detail.str.contains("the contract says").any(), done.stdout
+    assert set(frame[(frame.check == "logits") & (frame.metric == "noise_units")].verdict) == {"pass"}
+
+
 def test_where_the_syntax_is_wrong_is_said(tmp_path, prepared):
     (tmp_path / "mine.py").write_text("import math\n\ndef (:\n")
     done = parity("gate", "mine.py", cwd=tmp_path)

@@ -103,6 +103,17 @@ variant(
     ),
     ("extended(past, *tokens.shape, model)", "extended(past, *shape, model)"),
 )
+variant("makes_numpy_raise", (LOAD, f'    np.seterr(all="raise")\n{LOAD}'))
+variant(
+    "hook_left_behind",  # by a tap that raised
+    (
+        "    keep = (lambda",
+        "    HOOKS.extend([tap] if tap else [])\n    hooks = list(HOOKS)\n"
+        "    tap = (lambda name, x: [hook(name, x) for hook in hooks]) if hooks else None\n    keep = (lambda",
+    ),
+    ("    return x @ p", "    HOOKS.clear()\n    return x @ p"),
+    ("TAPS = ", "HOOKS = []\nTAPS = "),
+)
 variant("cache_copied", ("if past and past.filled == [n_past]", "if past and not past.filled"))
 variant("cache_preallocated", ("room = min(2 * (n_past + n), n_ctx)", "room = n_ctx"))
 variant("mask_in_decode_too", ("        if n > 1:", "        if True:"))

@@ -98,7 +98,7 @@ class Timed:
         ids = [self.impl.numpy(logits)[:, -1].argmax(-1).astype(np.int32)]
         start = time.perf_counter()
         for _ in range(n):
-            logits, past = self.impl.forward(self.model, ids[-1][:, None], past)
+            logits, past = self.impl.forward(self.model, ids[-1][:, None].copy(), past)
             ids.append(self.impl.numpy(logits)[:, -1].argmax(-1).astype(np.int32))
         taken = time.perf_counter() - start
         return {"seconds": taken / n, "ids": np.stack(ids, 1).tolist(), "how": "forward with past"}
@@ -114,7 +114,8 @@ class Timed:
             Record(name, mapped.read(Path(path)), self.hparams.n_layer)
             for name, path in self.job["records"].items()
         ]
-        subject = Subject(self.impl, self.model, self.target, {}, self.hparams, records)
+        params = mapped.Glances(Path(self.job["weights"]))
+        subject = Subject(self.impl, self.model, self.target, params, self.hparams, records)
         plan = subject.plan()
         measured = [(name, m) for name in VERIFIED for m in CHECKS[name].measure(subject, plan)]
         return {"plan": plan_as_json(plan), "measured": measured}

@@ -48,6 +48,7 @@ def free_running(subject: Subject, record: Record) -> np.ndarray:
         logits, past = subject.forward(tokens, past)
         tokens = choose(logits[:, -1:])
         chosen.append(tokens)
+        tokens = np.maximum(tokens, 0)  # something to go on with: the verdict on -1 is certain
     return np.concatenate(chosen, axis=1)
 
 
@@ -83,13 +84,19 @@ def tell(subject: Subject, record: Record, ids: np.ndarray, wrong_at: np.ndarray
     differs = wrong_at if wrong_at.any() else ids != golden
     row = int(differs.any(axis=1).argmax())
     got, right = ids[row].tolist(), golden[row].tolist()
-    detail = repr(subject.text(got))
+    detail = spelled(subject, got)
     if not differs.any():
         return detail
     at = int(differs[row].argmax())
-    instead, rightly = (repr(subject.text(ids[at : at + 1])) for ids in (got, right))
+    instead, rightly = (spelled(subject, ids[at : at + 1]) for ids in (got, right))
     margin, tie = record.arrays["margins"][row, at], near_tie(record.noise(subject.target.dtype))
     return (
-        f"{detail}, golden {subject.text(right)!r}; first difference at token {at} of row {row}: "
+        f"{detail}, golden {spelled(subject, right)}; first difference at token {at} of row {row}: "
         f"{instead} for {rightly}, golden margin {margin:.3g}, noise could bridge {tie:.3g}"
     )
+
+
+def spelled(subject: Subject, ids: list[int]) -> str:
+    """Ids as a text in quotes; as numbers, where one of them is no token (-1: chosen among NaN)."""
+    known = all(0 <= i < subject.hparams.n_vocab for i in ids)
+    return repr(subject.text(ids)) if known else f"ids {ids}"

@@ -304,4 +304,4 @@ def explains(finding: Finding, after: float) -> bool:
     """Back at rounding level; or all but, when the error was greater by orders of magnitude."""
     most = local_limit(finding.op.kind).most
     nearly = after <= 8 * most and after <= finding.value / 100
-    return after <= most or nearly or after <= finding.value * 1e-4
+    return after <= most or nearly or (math.isfinite(after) and after <= finding.value * 1e-4)

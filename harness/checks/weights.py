@@ -50,7 +50,7 @@ def embed(subject: Subject, tokens: np.ndarray) -> np.ndarray:
     found: list[np.ndarray] = []
 
     def tap(name: str, value: Any) -> None:
-        if name == "embed":
+        if name == "embed" and not found:  # only once, for a hook may outlive the call
             found.append(np.asarray(subject.host(name, value, tokens.shape), np.float64))
             raise Enough
 
