@@ -135,6 +135,15 @@ plant_all(
     diagnosis="erf_gelu",
 )  # fmt: skip
 
+plant_all(
+    "gelu_wrong_and_numpy_raises",  # which must not stop the verdict's own arithmetic
+    (LOAD, f'    np.seterr(all="raise")\n{LOAD}'),
+    ("    np.exp(x, out=x)", '    with np.errstate(under="ignore"):\n        np.exp(x, out=x)'),
+    ("        y *= 0.044715\n", "        y *= 0.05\n"),
+    blame="h*/mlp/gelu",
+    trips="local",
+)
+
 # -- arithmetic: the norm
 
 NORMS = "h*/ln_1 h*/ln_2 ln_f?"
@@ -395,15 +404,6 @@ for _name, _where, _blame in (
         trips="local",
     )
 plant_all(
-    "token_exchanged_in_the_very_array_that_was_given",
-    (
-        "    tokens = np.asarray(tokens)\n",
-        "    tokens = np.asarray(tokens)\n    tokens[tokens == 300] = 7\n",
-    ),
-    blame="embed",
-    trips="weights",
-)
-plant_all(
     "one_percent_in_the_very_array_that_was_given",  # mapped: who judges by it, too, sees nothing wrong
     (LOAD, f"    params['h1/mlp/c_fc/w'][77, 400] *= 1.01\n{LOAD}"),
     blame="h1/mlp/c_fc",
@@ -497,14 +497,6 @@ for _name, _edits, _diagnosis in (
     plant_all(_name, *_edits, blame=LATE, diagnosis=_diagnosis, trips="local kv_cache")
 
 plant_all(
-    "gelu_wrong_and_numpy_raises",  # which must not stop the verdict's own arithmetic
-    (LOAD, f'    np.seterr(all="raise")\n{LOAD}'),
-    ("    np.exp(x, out=x)", '    with np.errstate(under="ignore"):\n        np.exp(x, out=x)'),
-    ("        y *= 0.044715\n", "        y *= 0.05\n"),
-    blame="h*/mlp/gelu",
-    trips="local",
-)
-plant_all(
     "cache_continued_over_another_continuation",
     ("if past and past.filled == [n_past] and n_past", "if past and n_past"),
     blame="cache",
@@ -574,6 +566,15 @@ plant_all(
     blame="tokens",
     trips="bad_tokens",
 )  # fmt: skip
+plant_all(
+    "token_exchanged_in_the_very_array_that_was_given",
+    (
+        "    tokens = np.asarray(tokens)\n",
+        "    tokens = np.asarray(tokens)\n    tokens[tokens == 300] = 7\n",
+    ),
+    blame="embed",
+    trips="weights",
+)
 plant_all(
     "too_long_accepted",
     ("    if n_past + tokens.shape[1] > hparams.n_ctx:", "    if False:"),
