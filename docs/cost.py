@@ -74,7 +74,7 @@ def peak() -> float:
 
 def measure(name: str, record: str, weights: str, hparams: HParams) -> dict[str, object]:
     """One implementation, in this process, as in a worker: medians, the share, and peaks of memory."""
-    case = golden.Record("fresh", mapped.read(Path(record)), hparams.n_layer)
+    case = golden.Record("fresh", mapped.Glances(Path(record)), hparams.n_layer)
     module = discover.find(name).load()
     module.targets()  # a framework may only now be imported
     peaks = [peak()]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from harness.contract import Target
 from harness.noise import DTYPES
+from harness.order import ORDERS
 from harness.subject import Wrong
 
 
@@ -61,6 +62,8 @@ def check(impl: Any) -> list[Target]:
         for name, function in OPTIONAL.items()
         if hasattr(impl, name) and (text := complaint(impl, name, function))
     ]
+    if (order := getattr(impl, "ORDER", ORDERS[0])) not in ORDERS:
+        complaints.append(f"ORDER is {order!r:.50}; weights are given in order {' or '.join(ORDERS)}")
     if complaints:
         raise Wrong(f"not yet an implementation: {'; '.join(complaints)}. {GUIDE}")
     return offered(impl.targets())

@@ -41,10 +41,12 @@ class Target(NamedTuple):
 
 
 class Implementation(Protocol):
-    """The contract. Optional besides: ``TAPS``, ``generate``, ``loss_and_grads``.
+    """The contract. Optional besides: ``TAPS``, ``ORDER``, ``generate``, ``loss_and_grads``.
 
     ``TAPS`` is a promise that coverage is held to: "all", or the names that will be tapped.
     Without it, the taps seen on a first probe are what every later run must deliver.
+    ``ORDER`` is how each w lies in memory: "C" as [n_in, n_out], or "F" as [n_out, n_in]; its shape is
+    [n_in, n_out] in both (order.py).
     """
 
     def targets(self) -> Sequence[tuple[str, str]]:

@@ -1,13 +1,15 @@
 """safetensors files, memory-mapped: every process that opens one shares the same pages.
 
-The safetensors package's NumPy door copies every tensor; weights of gigabytes that several
-workers use at once must not be copied, so reading is done here. Writing is the package's.
+The safetensors package's NumPy door copies every tensor; weights of gigabytes that several workers use
+at once must not be copied, so reading is done here. So is writing: the package has to have all arrays in
+memory at once, and aligns them to 8 bytes, where frameworks that would use them as they are want 64.
 Format: https://huggingface.co/docs/safetensors (8-byte header length, JSON header, then data).
 """
 
 import contextlib
 import fcntl
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -15,16 +17,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from harness import strict_json
 from harness.contract import CannotJudge
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "I32": "<i4", "I64": "<i8"}
+ALIGNED = 64  # bytes: the data begins at a multiple, and so do arrays whose sizes are multiples
 ASIDE = ".parity-writing-"  # prefix of the folders in which new content is prepared
 
 
@@ -45,20 +45,19 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 class Glances(Mapping[str, np.ndarray]):
-    """The arrays of read(), each mapped when it is asked for and gone when nobody holds it any more."""
+    """The arrays of read(), each mapped anew whenever it is asked for, and gone when it is let go.
+
+    So memory holds what was touched of it and no more: rows of a table need not bring all the table.
+    """
 
     def __init__(self, path: Path):
         read(path)  # it is well formed, or says so
         self.path = path
         self.start, self.header = _header(np.memmap(path, dtype=np.uint8, mode="c"))
-        self.held: WeakValueDictionary[str, np.ndarray] = WeakValueDictionary()
 
     def __getitem__(self, name: str) -> np.ndarray:
-        array = self.held.get(name)
-        if array is None:
-            data = np.memmap(self.path, dtype=np.uint8, mode="c")
-            array = self.held[name] = _view(name, data[self.start :], self.header[name])
-        return array
+        data = np.memmap(self.path, dtype=np.uint8, mode="c")
+        return _view(name, data[self.start :], self.header[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.header)
@@ -107,14 +106,39 @@ def _gapless(header: dict[str, Any], size: int) -> None:
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write all or nothing: aside, then rename. Raises CannotJudge, naming path, where that fails."""
+    """Write all or nothing: aside, then rename; of what is no copy yet, one array is copied at a time.
+
+    Raises CannotJudge, naming path, where that fails or an array's dtype is none of DTYPES.
+    """
     try:
         with aside(path) as folder:
-            save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / "new")
-            (folder / "new").chmod(0o644)  # the package makes it private
+            _save(folder / "new", arrays)
             (folder / "new").replace(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise CannotJudge(f"{path}: cannot be written ({error})") from error
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    # the wider elements first, so that each array is aligned for its own
+    ordered = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))
+    header = json.dumps(_entries(ordered), separators=(",", ":")).encode()
+    header += b" " * (-(8 + len(header)) % ALIGNED)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for array in ordered.values():
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _entries(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """What the header says of each array, in the order in which they are written."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    entries, at = {}, 0
+    for name, array in arrays.items():
+        if array.dtype.str not in names:
+            raise ValueError(f"{name!r} is {array.dtype}; kept are {', '.join(DTYPES)}")
+        where = [at, at := at + array.nbytes]
+        entries[name] = {"dtype": names[array.dtype.str], "shape": array.shape, "data_offsets": where}
+    return entries
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness import mapped
+from harness import mapped, order
 from harness.contract import CannotJudge, HParams, Target, tap_names
 from harness.discover import Found
 from harness.golden import tokenizer_of
@@ -56,7 +56,7 @@ class Respondent:
         impl, hparams = found.load(), place.hparams
         if target not in [Target(*each) for each in impl.targets()]:
             raise CannotJudge(f"{found.name} does not offer {target}")
-        model = impl.load(mapped.read(place.weights), hparams, **target._asdict())
+        model = impl.load(order.params_for(impl, place.weights), hparams, **target._asdict())
         return cls(impl, model, mapped.Glances(place.weights), place)
 
     def encode(self, text: str) -> list[int]:

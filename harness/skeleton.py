@@ -18,6 +18,7 @@ import numpy as np
 # wrong. Names: embed, h0/ln_1, h0/attn/c_attn, h0/attn/heads, h0/attn/c_proj, h0/resid_mid, h0/ln_2,
 # h0/mlp/c_fc, h0/mlp/gelu, h0/mlp/c_proj, h0 (and so on for h1, h2, ...), ln_f. To have it seen that
 # none of them gets lost, promise them: TAPS = "all", or a list of names.
+# If each w is to lie in memory as [n_out, n_in], its shape staying [n_in, n_out]: ORDER = "F".
 
 
 def targets():

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness import mapped
+from harness import mapped, order
 from harness.contract import HParams, Target, parameter_shapes, tap_names, tap_width
 from harness.golden import Record
 from harness.numerics import max_abs
@@ -110,7 +110,7 @@ class Subject:
         cls, impl: Any, target: Target, weights: Path, hparams: HParams, *rest: Any, **named: Any
     ) -> "Subject":
         """With its model, loaded from a mapping of its own, which is gone where it makes copies."""
-        model = impl.load(mapped.read(weights), hparams, **target._asdict())
+        model = impl.load(order.params_for(impl, weights), hparams, **target._asdict())
         return cls(impl, model, target, mapped.Glances(weights), hparams, *rest, **named)
 
     def plan(self) -> Plan:

@@ -78,7 +78,8 @@ def run(job: dict[str, Any], journal: Journal) -> None:
     hparams = HParams(**job["hparams"])
     weights = Path(job["weights"])
     records = [
-        Record(name, mapped.read(Path(path)), hparams.n_layer) for name, path in job["records"].items()
+        Record(name, mapped.Glances(Path(path)), hparams.n_layer)
+        for name, path in job["records"].items()
     ]
     tokenizer = tokenizer_of(Path(job["tokenizer"]), hparams)
     decode = tokenizer.decode if tokenizer else str

@@ -1,10 +1,9 @@
 """GPT-2 in JAX, on CPU or GPU: NumPy's forward pass with ``import jax.numpy as np``.
 
-Needs JAX and nothing else: copy the file and it runs alone. One block is one jitted function, compiled
-once for all layers; in ``generate`` a step is one function of all layers. Shapes are few: lengths are
-padded up to buckets (causality hides what stands behind the real tokens), and how many are cached is
-data. Taps leave the traced functions as results. Shapes in comments: batch, n (new tokens, padded),
-room (places of the cache), rows = batch * n_head, head = n_embd / n_head.
+Needs JAX and nothing else: copy the file and it runs alone. One block is compiled once for all layers,
+in ``generate`` a whole step. Shapes are few: lengths are padded up to buckets (causality hides what is
+behind the tokens), and how many are cached is data. Taps leave traced functions as results. Shapes in
+comments: batch, n (new tokens, padded), room (places of the cache), rows = batch * n_head, head.
 """
 
 import functools
@@ -16,6 +15,7 @@ import jax.numpy as np
 import numpy as onp  # host arrays: tokens in, results out
 
 TAPS = "all"  # every tap of the contract is promised
+ORDER = "F"  # w is given as it lies in memory as [n_out, n_in]: it is kept so, and need not be copied
 STEP = 128  # what long inputs and the cache are rounded up to; twice as many queries attend at a time
 # on a GPU JAX's default for float32 would be TF32; sums are in float32 for bfloat16 too
 EXACT = dict(precision="highest", preferred_element_type=np.float32)

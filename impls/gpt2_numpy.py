@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 TAPS = "all"  # every tap of the contract is promised
+ORDER = "F"  # w is given as it lies in memory as [n_out, n_in]: one row times w reads it faster so
 ROWS = 32  # whose activations are computed at a time
 QUERIES = 64  # that attend at a time, over no more keys than the last of them sees
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 TAPS = "all"  # every tap of the contract is promised
+ALIGNED = 64  # bytes: its kernels may end the process on what is not
 
 
 class Model(NamedTuple):
@@ -29,8 +30,15 @@ def load(params, hparams, *, device, dtype):
     tf.config.experimental.enable_tensor_float_32_execution(False)  # float32 means float32
     place = "GPU:0" if device == "cuda" else "CPU:0"
     with tf.device(place):
-        placed = {name: tf.constant(w) for name, w in params.items()}
+        placed = {name: put(w, place) for name, w in params.items()}
     return Model(Widened(placed) if dtype == "float64" else placed, hparams, place)
+
+
+def put(w, place):
+    """An array as a tensor: in the memory where it is, a mapped file say, if TensorFlow can use that."""
+    if place == "CPU:0" and w.flags.carray and w.ctypes.data % ALIGNED == 0:
+        return tf.experimental.dlpack.from_dlpack(w.__dlpack__())
+    return tf.constant(w)  # a copy
 
 
 class Widened(dict):

@@ -327,6 +327,12 @@ def show_power(console: Console, found: list[Power]) -> None:
     console.print(table)
 
 
+def pool(folder: str) -> ProcessPoolExecutor:
+    """Workers that leave their files in folder: they end without clearing anything away."""
+    os.environ["TMPDIR"] = folder
+    return ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out/faults"))
@@ -343,7 +349,7 @@ def main() -> None:
         for model in MODELS
         if options.only in variant.name
     ]
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as workers:
+    with tempfile.TemporaryDirectory() as folder, pool(folder) as workers:
         jobs = [workers.submit(score_small, name) for name in chosen]
         measured = workers.submit(power)  # before the trials, which take much longer
         trials = [workers.submit(try_variant, *job) for job in honest]

@@ -48,6 +48,7 @@ def test_the_specimen_has_nothing_to_complain_about():
         ({"forward": lambda model, tokens: 0}, "cannot be called as forward(model, tokens, past=None"),
         ({"forward": lambda a, b, c, d, e: 0}, "missing a required argument: 'e'"),
         ({"generate": lambda model: 0}, "cannot be called as generate(model, tokens, n_new)"),
+        ({"ORDER": "[n_out, n_in]"}, "ORDER is '[n_out, n_in]'; weights are given in order C or F"),
         ({"targets": lambda: None}, "targets() returned None"),
         ({"targets": lambda: ["cpu"]}, "expected (device, dtype)"),
         ({"targets": lambda: [("cpu", 32)]}, "expected (device, dtype)"),

@@ -580,11 +580,11 @@ import os, signal, sys
 from pathlib import Path
 from harness import checkpoint, mapped
 if sys.argv[3]:  # killed when half of the weights are written
-    def half(arrays, path):
-        Path(path).write_bytes(b"half")
+    def half(path, arrays):
+        path.write_bytes(b"half")
         print("half", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-    mapped.save_file = half
+    mapped._save = half
     checkpoint._intact = lambda weights: False  # though another was faster
 if sys.argv[2]:  # what TensorFlow would read, without its four seconds
     squeezed = mapped.read(Path(sys.argv[2]))
@@ -596,7 +596,7 @@ print(checkpoint.load(Path(sys.argv[1])).weights)
 
 
 def load(pristine: Path, home: Path, *, quick: bool = True, killed: bool = False):
-    weights = next((pristine / "home").glob("weights/*.safetensors"))
+    weights = next((pristine / "home").glob("weights/*[!d].safetensors"))  # not the .turned one
     words = [str(pristine / "golden" / "micro"), str(weights) * quick, "killed" * killed]
     environment = os.environ | {"PARITY_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
@@ -606,7 +606,8 @@ def load(pristine: Path, home: Path, *, quick: bool = True, killed: bool = False
 
 def whole(pristine: Path, home: Path) -> bool:
     """The cache holds the weights and their SHA-256 and nothing else, not even hidden."""
-    good = {path.name: path.read_bytes() for path in (pristine / "home" / "weights").iterdir()}
+    kept = [path for path in (pristine / "home" / "weights").iterdir() if ".turned" not in path.name]
+    good = {path.name: path.read_bytes() for path in kept}
     return {path.name: path.read_bytes() for path in (home / "weights").iterdir()} == good
 
 

@@ -140,6 +140,44 @@ def test_a_cache_may_be_continued_twice_and_nothing_handed_out_is_overwritten(na
     assert done.returncode == 0, done.stderr
 
 
+# Weights as they may lie in memory: aligned or not, w in either order, and not to be written to.
+LAYOUTS = """
+import sys, numpy as np
+from harness import discover, shapes
+from harness.contract import HParams
+m, h = discover.find(sys.argv[1]).load(), HParams(50, 16, 16, 2, 2)
+def lying(array, order, off):
+    flat = np.empty(array.size + 32, np.float32)
+    first = -flat.ctypes.data % 64 // 4 + off
+    place = flat[first : first + array.size]
+    placed = place.reshape(array.shape) if order == "C" else place.reshape(array.shape[::-1]).T
+    placed[...] = array
+    return placed
+tokens = np.arange(20, dtype=np.int32).reshape(2, 10)
+found = []
+for order, off, fixed in [("C", 0, 0), ("C", 1, 0), ("F", 0, 0), ("F", 1, 0), ("C", 0, 1)]:
+    params = shapes.generate(h)
+    for name, w in params.items():
+        params[name] = lying(w, order if name.endswith("/w") else "C", off)
+        params[name].flags.writeable = not fixed
+    model = m.load(params, h, device="cpu", dtype="float32")
+    logits, past = m.forward(model, tokens)
+    following, _ = m.forward(model, tokens[:, :1], past)
+    found.append(np.concatenate([m.numpy(logits), m.numpy(following)], axis=1))
+for logits in found[1:]:
+    np.testing.assert_allclose(logits, found[0], atol=1e-5)
+assert np.abs(found[0]).max() > 0.1  # 1e-5 is little beside it
+"""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_may_lie_in_memory_as_they_like(name):
+    done = subprocess.run(
+        [sys.executable, "-c", LAYOUTS, name], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_torch_runs_for_cuda_without_cuda(dtype):
     """Under fake tensors every operation is checked for its device: a CPU/CUDA mix raises."""
