@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from harness.contract import CannotJudge
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "I32": "<i4", "I64": "<i8"}
 ALIGNED = 64  # bytes: the data begins at a multiple, and so do arrays whose sizes are multiples
+LARGE = 2**26  # bytes of a file whose place in memory matters for speed
 ASIDE = ".parity-writing-"  # prefix of the folders in which new content is prepared
 
 
@@ -127,6 +128,20 @@ def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         file.write(len(header).to_bytes(8, "little") + header)
         for array in ordered.values():
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        if file.tell() >= LARGE:
+            _forget(file)
+
+
+def _forget(file: BinaryIO) -> None:
+    """Have what was written to a file read from the disk again: by readahead, into larger pieces.
+
+    A written file lies in the page cache in pieces that begin and end where the writing did. Mapped from
+    those, weights are read up to a tenth more slowly.
+    """
+    file.flush()
+    os.fsync(file.fileno())
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _entries(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:

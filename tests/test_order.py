@@ -108,7 +108,9 @@ def test_a_second_file_that_is_right_is_left_alone(weights):
     assert turned.stat().st_ino == before
 
 
-def test_what_is_written_the_safetensors_package_reads(tmp_path):
+@pytest.mark.parametrize("large", [0, mapped.LARGE])
+def test_what_is_written_the_safetensors_package_reads(tmp_path, monkeypatch, large):
+    monkeypatch.setattr(mapped, "LARGE", large)
     path = tmp_path / "x.safetensors"
     arrays = {
         "odd": drawn(3),
