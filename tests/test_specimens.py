@@ -179,7 +179,7 @@ def test_weights_may_lie_in_memory_as_they_like(name):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_torch_runs_for_cuda_without_cuda(dtype):
+def test_torch_runs_for_cuda_without_cuda(dtype, monkeypatch):
     """Under fake tensors every operation is checked for its device: a CPU/CUDA mix raises."""
     torch = pytest.importorskip("torch")
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -190,7 +190,7 @@ def test_torch_runs_for_cuda_without_cuda(dtype):
         assert all(value.device.type == "cuda" for value in model.params.values())
         taps = {}
         # the guard against bad tokens looks at values, which fake tensors do not have
-        impl.refuse_bad_tokens = lambda *_: None
+        monkeypatch.setattr(impl, "refuse_bad_tokens", lambda *_: None)
         tokens = torch.zeros((2, 5), dtype=torch.int32)
         logits, past = impl.forward(model, tokens, tap=taps.__setitem__)
         logits, past = impl.forward(model, tokens[:, :1], past)
@@ -201,13 +201,13 @@ def test_torch_runs_for_cuda_without_cuda(dtype):
     assert (past.kv.device.type, past.n) == ("cuda", 6)
 
 
-def test_torch_decodes_on_cuda_without_asking_the_device():
+def test_torch_decodes_on_cuda_without_asking_the_device(monkeypatch):
     """Fake tensors have no values: a step that waited for one (item, int, if) would raise here."""
     torch = pytest.importorskip("torch")
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     impl = discover.find("torch").load()
-    impl.recorded = lambda step: step  # recording a graph needs a GPU
+    monkeypatch.setattr(impl, "recorded", lambda step: step)  # recording a graph needs a GPU
     with FakeTensorMode():
         model = impl.load(params(), HPARAMS, device="cuda", dtype="float32")
         tokens = torch.zeros((2, 5), dtype=torch.int32, device="cuda")
@@ -234,7 +234,7 @@ def test_a_cache_may_be_continued_in_several_ways(name):
     assert np.abs(impl.numpy(want)).max() > 0.1  # 1e-5 is little beside it
 
 
-def test_a_device_mix_would_be_noticed():
+def test_a_device_mix_would_be_noticed(monkeypatch):
     """The fault that trips the check above: one weight left on the CPU."""
     torch = pytest.importorskip("torch")
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -243,7 +243,7 @@ def test_a_device_mix_would_be_noticed():
     with FakeTensorMode():
         model = impl.load(params(), HPARAMS, device="cuda", dtype="float32")
         model.params["h1/ln_2/g"] = model.params["h1/ln_2/g"].cpu()
-        impl.refuse_bad_tokens = lambda *_: None
+        monkeypatch.setattr(impl, "refuse_bad_tokens", lambda *_: None)
         with pytest.raises(Exception, match="device"):
             impl.forward(model, torch.zeros((2, 5), dtype=torch.int32))
 
