@@ -191,4 +191,5 @@ def _intact(weights: Path) -> bool:
         weights.is_file()
         and recorded.is_file()
         and recorded.read_bytes() == mapped.sha256(weights).encode()
+        and mapped.is_aligned(weights)  # once they were not
     )

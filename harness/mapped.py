@@ -11,9 +11,11 @@ import fcntl
 import hashlib
 import json
 import math
+import mmap
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +26,9 @@ from harness import strict_json
 from harness.contract import CannotJudge
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "I32": "<i4", "I64": "<i8"}
-ALIGNED = 64  # bytes: the data begins at a multiple, and so do arrays whose sizes are multiples
+ALIGNED = (
+    64  # bytes: the data begins at a multiple, and so do arrays while all before them are multiples
+)
 LARGE = 2**26  # bytes of a file whose place in memory matters for speed
 ASIDE = ".parity-writing-"  # prefix of the folders in which new content is prepared
 
@@ -35,30 +39,28 @@ def read(path: Path) -> dict[str, np.ndarray]:
     Raises CannotJudge, naming the file, where it is missing or not a well-formed safetensors file: its
     arrays must fill it from the header to the end, one after the other.
     """
-    try:
-        data = np.memmap(path, dtype=np.uint8, mode="c")
+    with _complaining(path), path.open("rb") as file:
+        data = _mapping(file.fileno())
         start, header = _header(data)
-        arrays = {name: _view(name, data[start:], entry) for name, entry in header.items()}
-        _gapless(header, data.size - start)
-        return arrays
-    except (OSError, ValueError) as error:
-        raise CannotJudge(f"{path}: not a readable safetensors file ({error})") from error
+        return {name: _view(name, data[start:], entry) for name, entry in header.items()}
 
 
 class Glances(Mapping[str, np.ndarray]):
     """The arrays of read(), each mapped anew whenever it is asked for, and gone when it is let go.
 
-    So memory holds what was touched of it and no more: rows of a table need not bring all the table.
+    So memory holds what was touched of it and no more: rows of a table need not bring all the table. The
+    file stays open: what takes its name meanwhile is another one.
     """
 
     def __init__(self, path: Path):
-        read(path)  # it is well formed, or says so
-        self.path = path
-        self.start, self.header = _header(np.memmap(path, dtype=np.uint8, mode="c"))
+        with _complaining(path):
+            self.descriptor = os.open(path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self.descriptor)
+            self.start, self.header = _header(_mapping(self.descriptor))
 
     def __getitem__(self, name: str) -> np.ndarray:
-        data = np.memmap(self.path, dtype=np.uint8, mode="c")
-        return _view(name, data[self.start :], self.header[name])
+        entry = self.header[name]
+        return _view(name, _mapping(self.descriptor)[self.start :], entry)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.header)
@@ -67,8 +69,27 @@ class Glances(Mapping[str, np.ndarray]):
         return len(self.header)
 
 
+def is_aligned(path: Path) -> bool:
+    """Whether the arrays of a safetensors file begin where frameworks can use them uncopied."""
+    with _complaining(path), path.open("rb") as file:
+        return _header(_mapping(file.fileno()))[0] % ALIGNED == 0
+
+
+@contextlib.contextmanager
+def _complaining(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise CannotJudge(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def _mapping(descriptor: int) -> np.ndarray:
+    """A whole file [bytes], copy-on-write, and mapped for as long as somebody holds a part of it."""
+    return np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY), np.uint8)
+
+
 def _header(data: np.ndarray) -> tuple[int, dict[str, Any]]:
-    """Where the arrays begin in data, a whole file [bytes], and what is said of each."""
+    """Where the arrays begin in data, a whole file [bytes], and what is said of each (or ValueError)."""
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")
     if start > data.size:
         raise ValueError("its header is longer than the file")
@@ -76,6 +97,9 @@ def _header(data: np.ndarray) -> tuple[int, dict[str, Any]]:
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
     header.pop("__metadata__", None)
+    for name, entry in header.items():
+        _view(name, data[start:], entry)
+    _gapless(header, data.size - start)
     return start, header
 
 
@@ -141,7 +165,8 @@ def _forget(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(OSError):  # it is whole all the same
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _entries(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:

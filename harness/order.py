@@ -3,10 +3,9 @@
 Their shapes are the contract's in either order. With "F" each w [n_in, n_out] lies as [n_out, n_in], as
 a product with one vector reads it fastest, and as libraries keep it that would copy it otherwise. A
 model's file has the checkpoint's own order, "C"; the other is a second file beside it, made when first
-asked for, and held against the first whenever it is opened.
+asked for, and held against the first before it is used.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,37 @@ ORDERS = ("C", "F")
 def params_for(impl: Any, weights: Path, known: bool = False) -> dict[str, np.ndarray]:
     """What load() is given: a mapping of its own. known: that the second file is right was seen before.
 
-    Raises CannotJudge where a file cannot be read, or the second one not be written.
+    Raises CannotJudge where the weights cannot be read, and for an ORDER that there is not.
     """
+    order = getattr(impl, "ORDER", ORDERS[0])
+    if order not in ORDERS:
+        raise CannotJudge(f"ORDER is {order!r:.50}; weights are given in order {' or '.join(ORDERS)}")
     params = mapped.read(weights)
-    if getattr(impl, "ORDER", "C") == "F":
-        turned = weights.with_suffix(".turned.safetensors")
-        if not known:
-            make_sure(turned, weights)
-        params |= {name: w.T for name, w in mapped.read(turned).items()}
-    return params
+    return params if order == "C" else params | turned(weights, known)
 
 
-def make_sure(turned: Path, weights: Path) -> None:
-    """Write the second file unless it holds the very weights of the first."""
-    source = mapped.Glances(weights)
-    products = [name for name in source if name.endswith("/w")]
+def turned(weights: Path, known: bool) -> dict[str, np.ndarray]:
+    """Every w [n_in, n_out] in order "F": mapped, or in memory where the second file cannot be kept."""
+    path = weights.with_suffix(".turned.safetensors")
+    stored = {name: w for name, w in mapped.read(weights).items() if name.endswith("/w")}
     try:
-        found: Mapping[str, np.ndarray] = mapped.Glances(turned)
+        if not known and not holds(path, weights, set(stored)):
+            mapped.write(path, {name: w.T for name, w in stored.items()})
+        return {name: w.T for name, w in mapped.read(path).items()}
+    except CannotJudge:  # nobody may write there, or the disk is full
+        return {name: np.asfortranarray(w) for name, w in stored.items()}
+
+
+def holds(path: Path, weights: Path, names: set[str]) -> bool:
+    """Whether the second file has the very weights of the first."""
+    try:
+        found, source = mapped.Glances(path), mapped.Glances(weights)
     except CannotJudge:  # not there, or cut off
-        found = {}
-    if found.keys() != set(products) or not all(same(found[name].T, source[name]) for name in products):
-        mapped.write(turned, {name: source[name].T for name in products})
+        return False
+    return found.keys() == names and all(same(found[name], source[name]) for name in names)
 
 
-def same(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two float32 arrays are equal, bit by bit."""
-    return bool(np.array_equal(a.T.view(np.int32).T, b.view(np.int32)))
+def same(turned: np.ndarray, w: np.ndarray) -> bool:
+    """Whether turned is w [n_in, n_out], float32 both, as [n_out, n_in], bit by bit."""
+    alike = turned.dtype == w.dtype and turned.shape == w.shape[::-1]
+    return alike and np.array_equal(turned.view(np.int32).T, w.view(np.int32))

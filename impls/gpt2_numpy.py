@@ -165,7 +165,7 @@ def extended(past, batch, n, model):
     if past and past.filled == [n_past] and n_past + n <= past.kv.shape[-1]:
         past.filled[0] += n
         return past._replace(n=n_past + n)
-    room = min(2 * (n_past + n), n_ctx) + 16  # rows a power of two apart would crowd the caches' sets
+    room = min(2 * (n_past + n), n_ctx) | 16  # rows a power of two apart would crowd the caches' sets
     kv = np.empty((n_layer, 2, batch, n_head, n_embd // n_head, room), model.dtype)
     if past:
         kv[..., :n_past] = past.kv[..., :n_past]

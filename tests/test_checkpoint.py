@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from harness import checkpoint, mapped, models
 from harness.contract import CannotJudge, HParams, variable_shapes
@@ -201,6 +202,16 @@ def test_a_damaged_cache_is_made_anew(prepared, monkeypatch, tmp_path):
     weights = checkpoint.load(MICRO).weights
     good = weights.read_bytes()
     weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert checkpoint.load(MICRO).weights.read_bytes() == good
+
+
+def test_a_cache_in_which_arrays_were_not_aligned_is_made_anew(prepared, monkeypatch, tmp_path):
+    monkeypatch.setenv("PARITY_HOME", str(tmp_path))
+    weights = checkpoint.load(MICRO).weights
+    good = weights.read_bytes()
+    save_file({name: np.array(w) for name, w in mapped.read(weights).items()}, weights)
+    weights.with_suffix(".sha256").write_text(mapped.sha256(weights))
+    assert not mapped.is_aligned(weights)
     assert checkpoint.load(MICRO).weights.read_bytes() == good
 
 

@@ -596,7 +596,7 @@ print(checkpoint.load(Path(sys.argv[1])).weights)
 
 
 def load(pristine: Path, home: Path, *, quick: bool = True, killed: bool = False):
-    weights = next((pristine / "home").glob("weights/*[!d].safetensors"))  # not the .turned one
+    weights = next((pristine / "home").glob("weights/*.safetensors"))
     words = [str(pristine / "golden" / "micro"), str(weights) * quick, "killed" * killed]
     environment = os.environ | {"PARITY_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
@@ -606,8 +606,7 @@ def load(pristine: Path, home: Path, *, quick: bool = True, killed: bool = False
 
 def whole(pristine: Path, home: Path) -> bool:
     """The cache holds the weights and their SHA-256 and nothing else, not even hidden."""
-    kept = [path for path in (pristine / "home" / "weights").iterdir() if ".turned" not in path.name]
-    good = {path.name: path.read_bytes() for path in kept}
+    good = {path.name: path.read_bytes() for path in (pristine / "home" / "weights").iterdir()}
     return {path.name: path.read_bytes() for path in (home / "weights").iterdir()} == good
 
 

@@ -86,9 +86,27 @@ def not_there(weights, turned):
     turned.unlink()
 
 
-@pytest.mark.parametrize(
-    "change", [other_weights, one_bit, sign_of_a_zero, cut_off, one_weight_less, not_there]
-)
+def integers(weights, turned):
+    turned.write_bytes(turned.read_bytes().replace(b'"F32"', b'"I32"'))
+
+
+def numbers(weights, turned):
+    mapped.write(turned, {name: np.array(1.0) for name in mapped.read(turned)})
+
+
+DAMAGES = [
+    other_weights,
+    one_bit,
+    sign_of_a_zero,
+    cut_off,
+    one_weight_less,
+    not_there,
+    integers,
+    numbers,
+]
+
+
+@pytest.mark.parametrize("change", DAMAGES)
 def test_a_second_file_that_is_not_the_first_ones_is_made_anew(weights, change):
     params = {name: np.array(w) for name, w in mapped.read(weights).items()}
     params["h0/mlp/c_fc/w"][3, 5] = 0
@@ -100,12 +118,34 @@ def test_a_second_file_that_is_not_the_first_ones_is_made_anew(weights, change):
         assert anew[name].tobytes() == value.tobytes(), name
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_where_no_second_file_can_be_kept_the_weights_are_turned_in_memory(weights, known):
+    """A folder stands for a disk that is full or not to be written to: root may write anywhere."""
+    weights.with_suffix(".turned.safetensors").mkdir()
+    for name, value in given(weights, known=known).items():
+        np.testing.assert_array_equal(value, mapped.read(weights)[name])
+        assert value.flags.f_contiguous == (name.endswith("/w") or value.ndim == 1)
+
+
+def test_an_order_that_there_is_not_is_refused(weights):
+    with pytest.raises(CannotJudge, match="ORDER is 'f'; weights are given in order C or F"):
+        given(weights, SimpleNamespace(ORDER="f"))
+
+
 def test_a_second_file_that_is_right_is_left_alone(weights):
     given(weights)
     turned = weights.with_suffix(".turned.safetensors")
     before = turned.stat().st_ino
     given(weights)
     assert turned.stat().st_ino == before
+
+
+def test_glances_keep_to_the_file_that_they_were_opened_on(weights):
+    glances, before = mapped.Glances(weights), mapped.read(weights)["h0/mlp/c_fc/w"].copy()
+    mapped.write(weights, {"another": drawn(3), "h0/mlp/c_fc/w": drawn(16, 64)})
+    np.testing.assert_array_equal(glances["h0/mlp/c_fc/w"], before)
+    weights.unlink()
+    np.testing.assert_array_equal(glances["h0/mlp/c_fc/w"], before)
 
 
 @pytest.mark.parametrize("large", [0, mapped.LARGE])
