@@ -51,8 +51,8 @@ COMMANDS = """## The commands
 
 Peak memory of the whole process tree (PSS: a page that several processes map counts once). The
 golden of a generated model has three cases, of 1, 48 and 128 tokens; `verify` adds 48 fresh ones,
-and runs NumPy and PyTorch in float32, one after the other, on the same mapped weights. Golden is
-bounded by TensorFlow, which keeps the weights in float64 beside the mapped ones; its time by 33
+and runs NumPy and PyTorch in float32, one after the other, on the same mapped weights. Golden was
+bounded by TensorFlow, which had copies of the weights when this was measured; its time by 33
 evaluations of each case side by side (the truth, and eight draws of the noise at four precisions).
 """
 
