@@ -320,7 +320,12 @@ def test_ctrl_c_is_exit_2_and_says_how_to_go_on(tmp_path, prepared):
     out = tmp_path / "out"
     out.mkdir()
     (out / "results.json").write_text("{}")
-    running = subprocess.Popen(command("gate", path, "--out", out), stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command("gate", path, "--out", out),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's & has it ignored
+    )
     while not list(tmp_path.glob("out/journal/*.jsonl")):
         assert running.poll() is None
         time.sleep(0.05)
