@@ -132,7 +132,7 @@ def forward(model, tokens, past=None, tap=None):
             present.append(layer_present)
         x = layer_norm(x, p["ln_f/g"], p["ln_f/b"])
         tap("ln_f", x)
-        logits = tf.tensordot(x, tf.transpose(p["wte"]), axes=1)  # the head is tied to the embedding
+        logits = tf.matmul(x, p["wte"], transpose_b=True)  # the head is tied to the embedding
     return logits, present
 
 
