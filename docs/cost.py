@@ -25,7 +25,7 @@ from harness import checkpoint, discover, golden, mapped, models, oracle
 from harness.bench.process import TUNED
 from harness.checks import CHECKS
 from harness.contract import HParams, Target
-from harness.results import table
+from harness.markdown import table
 from harness.subject import Subject
 
 OUT = Path(__file__).with_suffix(".md")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from harness import discover, golden, models, results
 from harness.contract import CannotJudge
 from harness.judge import Row, exit_code
-from harness.results import escape, table
+from harness.markdown import escape, table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,7 +23,7 @@ import psutil
 
 from harness import mapped, models, oracle, shapes
 from harness.contract import variable_shapes
-from harness.results import table
+from harness.markdown import table
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "out" / "scale"

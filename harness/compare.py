@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from harness import mapped, results
+from harness import mapped, markdown, results
 from harness.contract import CannotJudge
 from harness.judge import Row, label
 from harness.report import cells, page, runs, speed
@@ -317,12 +317,12 @@ def summary(found: Comparison) -> str:
     return ", ".join([*(f"{n} {kind}" for kind, n in counts if n), f"{found.same} unchanged"])
 
 
-def markdown(found: Comparison) -> str:
+def job_summary(found: Comparison) -> str:
     """The comparison for a job summary, under its limit of size."""
-    say = results.clip
+    say = markdown.clip
     lines = [f"# {say(found.names[0])} against {say(found.names[1])}", "", verdict(found), ""]
     lines += [f"{note}\n" for note in found.notes]
-    lines += results.table(
+    lines += markdown.table(
         ["", "implementation", "what", "before", "after", "note"],
         [[sign(change), *map(say, change[1:])] for change in found.changes[:MOST]],
     )
@@ -330,10 +330,10 @@ def markdown(found: Comparison) -> str:
         lines += ["", f"... and {len(found.changes) - MOST} more"]
     if found.drifts:
         lines += ["", "## Errors within their limits", ""]
-        lines += results.table(
+        lines += markdown.table(
             DRIFT, [[say(text) for text in drift_cells(drift)] for drift in found.drifts[:MOST]]
         )
-    return results.fit("\n".join(lines) + "\n")
+    return markdown.fit("\n".join(lines) + "\n", results.NAME)
 
 
 MOST = 200  # changes listed
@@ -366,7 +366,7 @@ def html(found: Comparison) -> str:
 def write(found: Comparison, out: Path) -> None:
     """compare.md and compare.html into out. Raises CannotJudge where that fails."""
     try:
-        mapped.write_text(out / "compare.md", markdown(found))
+        mapped.write_text(out / "compare.md", job_summary(found))
         mapped.write_text(out / "compare.html", html(found))
     except OSError as error:
         raise CannotJudge(f"{out}: the comparison cannot be written ({error})") from error

@@ -14,10 +14,11 @@ from conftest import SEED
 from examine import examine
 from faults import FAULTS, Fault, plant
 
-from harness import discover, models, oracle, results, run, what_if
+from harness import discover, models, oracle, run, what_if
 from harness.contract import Target, tap_names
 from harness.diagnosis import MISTAKES
 from harness.judge import Judge, exit_code
+from harness.report import files
 
 FLOAT32 = Target("cpu", "float32")
 BLACK_BOXES = {"ctranslate2", "llama_cpp"}
@@ -196,7 +197,7 @@ def engines(tmp_path, monkeypatch):
 def write(engines, name, rows):
     out = engines.place(name, "micro")
     out.mkdir(parents=True)
-    results.write(run.Results(rows, {"versions": {name: "1.2"}, "model": "micro"}), out)
+    files.write(run.Results(rows, {"versions": {name: "1.2"}, "model": "micro"}), out)
 
 
 def test_the_table_says_what_was_not_run_and_what_could_not_be_installed(engines):

@@ -40,6 +40,7 @@ from harness import (
 )
 from harness.contract import CannotJudge, HParams, Target
 from harness.judge import Row
+from harness.report import files
 from harness.subject import Measurement
 
 TINY = HParams(n_vocab=16, n_ctx=8, n_embd=8, n_head=2, n_layer=1)
@@ -66,8 +67,8 @@ def parity(*arguments: str) -> tuple[int, str, str]:
 def listing(root: Path) -> dict[str, tuple[int, ...]]:
     """Everything below a folder: kind and rights, size, time of change, and which file it is."""
     found = {}
-    for folder, inner, files in os.walk(root):
-        for name in [*inner, *files]:
+    for folder, inner, outer in os.walk(root):
+        for name in [*inner, *outer]:
             path = os.path.join(folder, name)
             stat = os.lstat(path)
             found[os.path.relpath(path, root)] = (
@@ -344,7 +345,7 @@ HOSTILE_TEXT = "\0\1\x1b[31m\x85\udc80\ud800\ufffe]]>&<script>|`\u202e"
 def test_what_an_implementation_says_cannot_spoil_the_files(tmp_path):
     row = Row(HOSTILE_TEXT, "cpu", "float32", HOSTILE_TEXT, "c", "logits", HOSTILE_TEXT, "noise_units", 9.0, 8.0, None,
               "fail", HOSTILE_TEXT, HOSTILE_TEXT, HOSTILE_TEXT)  # fmt: skip
-    results.write(run.Results([row], {"model": HOSTILE_TEXT}), tmp_path)
+    files.write(run.Results([row], {"model": HOSTILE_TEXT}), tmp_path)
     cases = list(ET.parse(tmp_path / "junit.xml").getroot().iter("testcase"))
     assert len(cases) == 1
     shown = HOSTILE_TEXT.encode("utf-8", "replace").decode()
@@ -426,7 +427,7 @@ def test_links_to_the_right_files_are_read(world):
 def test_a_link_in_place_of_a_result_is_replaced_not_written_through(tmp_path):
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "report.md").symlink_to("precious")
-    results.write(run.Results([], {"model": "micro"}), tmp_path)
+    files.write(run.Results([], {"model": "micro"}), tmp_path)
     assert (tmp_path / "precious").read_text() == "precious"
     assert not (tmp_path / "report.md").is_symlink()
 
@@ -751,6 +752,6 @@ def test_whatever_a_measurement_holds_can_be_judged_and_written(tmp_path_factory
     rows = Judge(detail, Target(detail, "float32"), "m").rows(plan, measured, {detail: detail})
     assert any(row.verdict == "fail" for row in rows)
     place = tmp_path_factory.getbasetemp() / "odd-results"
-    results.write(run.Results(rows, {"model": detail, "odd": 1}), place)
+    files.write(run.Results(rows, {"model": detail, "odd": 1}), place)
     assert len(results.read(place)) == len(rows)
     ET.parse(place / "junit.xml")

@@ -18,9 +18,10 @@ from gallery import CRASH
 from harness import judge, results
 from harness.contract import CannotJudge, HParams, Target, tap_names
 from harness.judge import Judge, Row, expected
+from harness.markdown import MOST_BYTES
+from harness.report import files, verdicts
 from harness.report import page as pages
 from harness.report import runs as folders
-from harness.report import verdicts
 from harness.run import Results
 from harness.subject import CaseShape, Measurement, Plan
 
@@ -375,10 +376,10 @@ def test_markdown_stays_below_a_megabyte_whatever_the_run():
         for i in range(3000)
     ]
     environment = {"model": "m" * 10_000, "versions": {f"v{i}": "1" * 500 for i in range(5000)}}
-    text = results.markdown(Results(rows, environment))
-    assert len(text.encode()) <= results.MOST_BYTES
+    text = files.job_summary(Results(rows, environment))
+    assert len(text.encode()) <= MOST_BYTES
     assert "cut here" in text
-    assert "cut here" not in results.markdown(Results(rows[:5], {"model": "m"}))
+    assert "cut here" not in files.job_summary(Results(rows[:5], {"model": "m"}))
 
 
 def test_several_runs_merge_and_what_has_the_same_name_is_told_apart(runs, tmp_path):

@@ -16,6 +16,7 @@ from faults import FAULTS, plant
 from harness import discover, models, results
 from harness.contract import CannotJudge
 from harness.judge import Row
+from harness.report import files
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +163,7 @@ def test_results_of_another_schema_are_refused(tmp_path):
 def test_markdown_survives_hostile_text():
     row = Row("a|b", "cpu", "float32", "m", "c", "logits", "s", "noise_units", 9.0, 8.0, None,
               "fail", "", "", "| <script> `x` *y*")  # fmt: skip
-    text = results.markdown(results.Results([row], {"model": "m"}))
+    text = files.job_summary(results.Results([row], {"model": "m"}))
     assert "<script>" not in text
     assert "\\<script\\>" in text
 

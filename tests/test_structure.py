@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,30 @@ def test_the_test_above_can_fail():
     code = f"import sys, json, jax; print(sorted({FRAMEWORKS!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['jax']"
+
+
+def arrows(root: Path) -> dict[str, set[str]]:
+    """Module -> modules of the same package that it imports, wherever in its text."""
+    paths = [path.relative_to(root.parent).with_suffix("") for path in root.rglob("*.py")]
+    modules = {".".join(path.parts).removesuffix(".__init__"): path for path in paths}
+    return {
+        name: imports(root.parent / path.with_suffix(".py")) & modules.keys() - {name}
+        for name, path in modules.items()
+    }
+
+
+def test_arrows_run_one_way():
+    order = list(TopologicalSorter(arrows(ROOT / "harness")).static_order())
+    assert order.index("harness.contract") < order.index("harness.judge") < order.index("harness.cli")
+
+
+def test_an_arrow_back_is_seen_even_inside_a_function(tmp_path):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "first.py").write_text("from package import second\n")
+    (package / "second.py").write_text("def later():\n    from package.first import name\n")
+    with pytest.raises(CycleError):
+        list(TopologicalSorter(arrows(package)).static_order())
 
 
 def test_the_top_level_is_the_agreed_one():

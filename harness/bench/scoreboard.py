@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from harness import mapped, results
+from harness import mapped, markdown
 from harness.bench.growth import Fit
 from harness.bench.session import Report
 from harness.bench.trial import Outcome, Row
@@ -53,7 +53,7 @@ def write(out: Path, outcome: Outcome, fits: Sequence[Fit] | None = None) -> Non
     text = json.dumps(document(outcome, fits), indent=1, allow_nan=False) + "\n"
     try:
         mapped.write_text(out / NAME, text)
-        mapped.write_text(out / "bench.md", markdown(outcome, fits))
+        mapped.write_text(out / "bench.md", job_summary(outcome, fits))
     except OSError as error:
         raise CannotJudge(f"{out}: results cannot be written ({error})") from error
 
@@ -165,19 +165,19 @@ def show(console: Console, outcome: Outcome, fits: Sequence[Fit] | None = None) 
         console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
 
 
-def markdown(outcome: Outcome, fits: Sequence[Fit] | None) -> str:
+def job_summary(outcome: Outcome, fits: Sequence[Fit] | None) -> str:
     """bench.md"""
     lines = [f"# GPT-2 side by side: {outcome.environment['model']}", ""]
     if fits is not None:
-        lines += ["## How cost grows", "", *results.table(FIT_HEADER, list(map(fit_cells, fits)))]
+        lines += ["## How cost grows", "", *markdown.table(FIT_HEADER, list(map(fit_cells, fits)))]
         lines += ["", FIT_NOTE, "", "## What was fitted", ""]
     body = [
-        [results.escape(text) for text in (group, row.implementation, *cells(row))]
+        [markdown.escape(text) for text in (group, row.implementation, *cells(row))]
         for group, rows in grouped(outcome.rows).items()
         for row in rows
     ]
-    lines += results.table(["measured", "implementation", *header(outcome)[1:]], body)
-    lines += ["", *(f"{results.escape(line)}\n" for line in made_with(outcome)), "## Made with", ""]
+    lines += markdown.table(["measured", "implementation", *header(outcome)[1:]], body)
+    lines += ["", *(f"{markdown.escape(line)}\n" for line in made_with(outcome)), "## Made with", ""]
     return "\n".join([*lines, "```json", json.dumps(outcome.environment, indent=1), "```", ""])
 
 

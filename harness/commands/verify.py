@@ -123,7 +123,9 @@ def make(
     # what was resumed is left as it is where it is refused, for whoever can mend it
     with replacing(out, (*results.FILES, JOURNAL)) if anew else nullcontext():
         outcome = run.verify(asked, out / JOURNAL, progress)
-    results.write(outcome, out)
+    from harness.report import files  # what draws takes a second to import
+
+    files.write(outcome, out)
     shutil.rmtree(out / JOURNAL)
     return outcome
 
