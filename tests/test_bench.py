@@ -435,6 +435,25 @@ def test_a_larger_model_that_does_not_fit_is_skipped_with_its_reason(monkeypatch
     assert growth.names("micro") == ["micro"]
 
 
+def test_what_was_measured_is_kept_when_memory_runs_short_at_a_larger_model(home, monkeypatch):
+    """It was free when asked for the first time, and is not a moment later."""
+    sizes = {"tiny": SMALL, "small": SMALL._replace(n_embd=96)}
+    monkeypatch.setattr(shapes, "OFFICIAL", sizes)
+    monkeypatch.setattr(models, "OFFICIAL", tuple(sizes))
+    monkeypatch.setattr(growth, "trials", lambda hparams: [Trial("prefill", 32)])
+    answers = iter(["", "", "", "no room"])  # growth and session, for each of the two
+    monkeypatch.setattr(session, "too_big", lambda *asked: next(answers))
+    outcome, _ = growth.measure(
+        [find("numpy")], ["shape:tiny", "shape:small"], Plans(FLOAT32, threads=1)
+    )
+    verdicts = {row.model: (row.verdict, row.detail.endswith("no room")) for row in outcome.rows}
+    assert verdicts == {"shape:tiny": ("verified", False), "shape:small": ("skipped", True)}
+
+    monkeypatch.setattr(session, "too_big", lambda *asked: "no room")
+    with pytest.raises(CannotJudge, match="no room"):
+        growth.measure([find("numpy")], ["shape:tiny", "shape:small"], Plans(FLOAT32))
+
+
 # -- asv
 
 

@@ -75,8 +75,8 @@ def measure(
 ) -> tuple[Outcome, list[Fit]]:
     """Everything on the first model named, what is common to all on the others; then the exponents.
 
-    A model that does not fit in memory is skipped, with the reason in its rows.
-    Raises CannotJudge as session.measure does.
+    A further model that does not fit in memory, or cannot be measured, is skipped, with the reason in
+    its rows: what the others took minutes for is kept. Raises CannotJudge as session.measure does.
     """
     rows: list[Row] = []
     environment = None
@@ -84,14 +84,18 @@ def measure(
         size = name.removeprefix(models.SHAPE)
         official = shapes.OFFICIAL.get(size) if name.startswith(models.SHAPE) else None
         lacking = session.too_big(official, plans.target, len(found)) if official else ""
-        if lacking and i:  # asked before its weights are generated
-            rows += skipped(found, name, plans, against or found[0].name, lacking)
+        try:
+            if lacking and i:  # asked before its weights are generated
+                raise CannotJudge(lacking)
+            where = models.locate(name)
+            hparams = checkpoint.read_hparams(where.checkpoint / "hparams.json")
+            wanted = plans._replace(trials=across(hparams) if i else trials(hparams))
+            outcome = session.measure(found, where, wanted, against, report=named_report(report, name))
+        except CannotJudge as error:
+            if not i:
+                raise
+            rows += skipped(found, name, plans, against or found[0].name, str(error))
             continue
-        where = models.locate(name)
-        hparams = checkpoint.read_hparams(where.checkpoint / "hparams.json")
-        wanted = across(hparams) if i else trials(hparams)
-        told = named_report(report, name)
-        outcome = session.measure(found, where, plans._replace(trials=wanted), against, report=told)
         environment = environment or outcome.environment
         rows += outcome.rows
     if environment is None:
