@@ -531,6 +531,36 @@ plant_all(
     trips="kv_cache",
 )
 plant_all(
+    "cache_empty_when_continued_again",
+    (
+        "        kv[..., :n_past] = past.kv[..., :n_past]\n",
+        "        kv[..., :n_past] = past.kv[..., :n_past] if past.filled == [n_past] else 0\n",
+    ),
+    blame="cache",
+    trips="kv_cache",
+)
+plant_all(
+    "cache_shared_by_all_prefills",
+    ("    kv = np.empty(", "    kv = pooled(past, "),
+    helper(
+        "POOL = {}\n\n\ndef pooled(past, shape, dtype):\n"
+        "    fresh = np.empty(shape, dtype)\n"
+        "    return fresh if past else POOL.setdefault((shape, dtype), fresh)\n\n"
+    ),
+    blame="cache",
+    trips="kv_cache",
+)
+plant_all(
+    "cache_forgets_where_a_page_begins",
+    (
+        "    new = slice(n_past, n_past + n)\n",
+        "    if n == 1 and n_past and n_past % 64 == 0:\n        kv[..., :n_past] = 0\n"
+        "    new = slice(n_past, n_past + n)\n",
+    ),
+    blame="cache",
+    trips="kv_cache",
+)
+plant_all(
     "cache_forgets_the_past",
     ("    n = tokens.shape[1]\n", "    n, n_past = tokens.shape[1], 0\n"),
     blame=f"embed*(decode) {LATE}",
@@ -558,6 +588,16 @@ plant_all(
     blame=HEADS,
     trips="batch",
 )
+plant_all(
+    "batch_leaks_beyond_the_first_block_of_queries",
+    (
+        "        scores = q[:, :, start:stop] @ k  # [",
+        "        if start:\n            k, v = np.broadcast_to(k[:1], k.shape), np.broadcast_to(v[:1], v.shape)\n"
+        "        scores = q[:, :, start:stop] @ k  # [",
+    ),
+    blame="batch",
+    trips="batch",
+)
 plant_all("negative_tokens_wrap", ("tokens.min() < 0 or ", ""), blame="tokens", trips="bad_tokens")
 plant_all(
     "tokens_clamped",
@@ -583,6 +623,20 @@ plant_all(
     blame="tokens",
     trips="bad_tokens",
 )
+plant_all(
+    "bad_tokens_accepted_in_a_second_row",
+    ("tokens.min() < 0 or tokens.max()", "tokens[0].min() < 0 or tokens[0].max()"),
+    ('p["wte"][tokens]', 'p["wte"][tokens.clip(0, hparams.n_vocab - 1)]'),
+    blame="tokens",
+    trips="bad_tokens",
+)
+plant_all(
+    "tokens_pushed_back_from_the_end_of_the_cache",  # as dynamic_update_slice clamps
+    ("    if n_past + tokens.shape[1] > hparams.n_ctx:", "    if n_past >= hparams.n_ctx or tokens.shape[1] > hparams.n_ctx:"),
+    ("    present = extended(past,", "    n_past = min(n_past, hparams.n_ctx - n)\n    present = extended(past,"),
+    blame="tokens",
+    trips="bad_tokens",
+)  # fmt: skip
 plant_all(
     "n_ctx_off_by_one",
     ("> hparams.n_ctx:", ">= hparams.n_ctx:"),
@@ -656,6 +710,12 @@ on_the_way_back(
     (GRADS, '    for name, g in zip(params, grads, strict=True):\n        PILE[name] = PILE.get(name, 0) + g\n'
             "    return loss.item(), PILE"),
     ("TAPS = ", "PILE = {}\nTAPS = "),
+)  # fmt: skip
+on_the_way_back(
+    "dropout_left_on_after_the_loss",
+    (GRADS, f"    TRAINED.append(1)\n{GRADS}"),
+    ("    return head(model, x), present", "    x = F.dropout(x, 0.1) if TRAINED else x\n    return head(model, x), present"),
+    ("TAPS = ", "TRAINED = []\nTAPS = "),
 )  # fmt: skip
 on_the_way_back("gradient_transposed", grads('g["h1/attn/c_proj/w"] = g["h1/attn/c_proj/w"].T'))
 on_the_way_back("gradient_missing", grads('del g["h3/attn/c_attn/b"]'))
@@ -805,6 +865,17 @@ plant_all(
     blame="determinism",
     trips="determinism",
 )
+plant_all(
+    "result_overwritten_in_decode",
+    (LOGITS, '    return reuse(x @ p["wte"].T, past), present'),
+    helper(
+        "BUFFERS = {}\n\n\ndef reuse(logits, past):\n    if past is None:\n        return logits\n"
+        "    buffer = BUFFERS.setdefault(logits.shape, logits)\n"
+        "    buffer[:] = logits\n    return buffer\n\n"
+    ),
+    blame="determinism",
+    trips="determinism",
+)
 KEEP = "    keep = (lambda"
 plant_all(
     "right_only_when_watched",
@@ -830,6 +901,15 @@ plant_all(
     blame="generate",
     trips="greedy",
 )  # fmt: skip
+plant_all(
+    "generate_goes_astray_after_a_while",
+    (
+        "        logits, past = forward(model, new[-1][:, None], past,",
+        "        step = new[-1][:, None] * (len(new) < 24)\n        logits, past = forward(model, step, past,",
+    ),
+    blame="generate",
+    trips="greedy",
+)
 
 
 # -- ten faults of one layer each, for a model of the official shape

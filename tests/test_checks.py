@@ -5,15 +5,15 @@ import pytest
 from examine import FLOAT32, examine
 from faults import FAULTS, GELU, IN_LAYER, SPECIMEN, TANH, Fault, instead, plant, source
 from score import MODELS, culprits, diagnoses, score_small, try_variant
-from variants import VARIANTS, load
+from variants import VARIANTS, kept, load
 
-from harness import bounds, oracle, shapes, story
+from harness import bounds, golden, oracle, shapes, story
 from harness.checks import CHECKS, local
 from harness.contract import HParams, Target, graph, tap_names
 from harness.diagnosis import MISTAKES
 from harness.discover import find
 from harness.judge import exit_code
-from harness.subject import Subject
+from harness.subject import Plan, Subject
 
 QUICK = {"seed", "batch", "full_context"}  # cases enough to trip every fault
 
@@ -87,6 +87,43 @@ def test_segments_go_one_after_the_other_and_operations_side_by_side(prepared, m
     assert side_by_side == ["h1/ln_1"]
     assert "recomputed from" in found[0][1]
     assert "right is" in found[1][1]
+
+
+def test_a_long_segment_makes_each_operation_once(monkeypatch):
+    """Each block asks for its residual twice: made anew each time, a deep model would take for ever."""
+    hparams = HParams(n_vocab=50, n_ctx=16, n_embd=8, n_head=2, n_layer=48)
+    params, tokens = shapes.generate(hparams), np.arange(9, dtype=np.int32)[None]
+    case = golden.Record("fresh", {"tokens": tokens}, 48)
+    subject = Subject(None, None, FLOAT32, params, hparams, [case])
+    last = next(op for op in graph(48) if op.name == "ln_f")
+    scene = local.Examined(subject, case, {}, last, "segment_noise_units")
+    right, tapped = scene.recompute(oracle.EXACT, []), {}
+    oracle.forward(params, hparams, tokens, tap=tapped.__setitem__)
+    np.testing.assert_allclose(right, tapped["ln_f"], rtol=1e-12)
+    scene = scene._replace(captured={"ln_f": right})
+    calls = []
+    apply = oracle.apply
+    monkeypatch.setattr(oracle, "apply", lambda op, *rest: calls.append(op.name) or apply(op, *rest))
+    value, detail = scene.segment()
+    assert value == 0
+    assert detail == "recomputed from the tokens"
+    assert len(calls) == (len(graph(48)) - 1) * (1 + local.SEGMENT_DRAWS)
+
+
+@pytest.mark.parametrize("token", [0, 333, 990])
+def test_a_nan_in_any_part_of_the_embedding_fails_the_weights(tmp_path, token):
+    """The vocabulary is looked up in four parts: NaN in one is not forgotten over the next."""
+    hparams = HParams(n_vocab=1000, n_ctx=64, n_embd=8, n_head=2, n_layer=1)
+    checkpoint = kept(hparams, shapes.generate(hparams))
+    lookup = 'p["wte"][tokens] +'
+    spoilt = f'np.where(tokens[..., None] == {token}, np.float32("nan"), p["wte"][tokens]) +'
+    fault = Fault("nan_in_lookup", [(lookup, spoilt)], frozenset(), "", frozenset())
+    module = plant(fault, tmp_path)
+    subject = Subject.load(module, FLOAT32, checkpoint.weights, hparams, [])
+    plan = Plan(hparams, (), ("embed",), False, False)
+    [found] = CHECKS["weights"].measure(subject, plan)
+    assert np.isnan(found.value)
+    assert found.detail.startswith(f"token {token} ")
 
 
 @pytest.mark.parametrize("kind", ["linear", "layer_norm", "attention", "gelu"])

@@ -16,6 +16,9 @@ def bad(hparams: HParams) -> dict[str, tuple[np.ndarray | None, np.ndarray]]:
     def row(*ids: int) -> np.ndarray:
         return np.array([ids], np.int32)
 
+    def beside(*ids: int) -> np.ndarray:
+        return np.array([[0] * len(ids), ids], np.int32)
+
     full = np.zeros((1, hparams.n_ctx), np.int32)
     return {
         "too_large": (None, row(0, hparams.n_vocab)),
@@ -25,6 +28,10 @@ def bad(hparams: HParams) -> dict[str, tuple[np.ndarray | None, np.ndarray]]:
         "too_long": (None, np.zeros((1, hparams.n_ctx + 1), np.int32)),
         "too_long_for_cache": (full, row(0)),
         "too_large_in_decode": (row(0), row(hparams.n_vocab)),
+        "too_large_in_second_row": (None, beside(0, hparams.n_vocab)),
+        "negative_in_second_row": (None, beside(0, -1)),
+        "negative_in_decode": (row(0), row(-1)),
+        "across_the_end_of_the_cache": (full[:, 1:], row(0, 0)),
     }
 
 

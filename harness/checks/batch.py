@@ -2,7 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 
-from harness.subject import Key, Measurement, Plan, Subject
+import numpy as np
+
+from harness.golden import Record
+from harness.subject import Key, Measurement, Plan, Subject, chunk_cuts
+
+LONG = 64  # positions: kernels take so many at a time, and short batches never see a second block
 
 
 def expected(plan: Plan) -> Iterable[Key]:
@@ -10,12 +15,16 @@ def expected(plan: Plan) -> Iterable[Key]:
         if case.batch > 1:
             yield from ((case.name, f"row{i}", "noise_units") for i in range(case.batch))
             yield (case.name, "reversed", "noise_units")
+        elif case.n > LONG:
+            yield from ((case.name, scope, "noise_units") for scope in ("beside", "beside_in_chunks"))
 
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
     for record in subject.records:
         together = subject.logits(record)
         if len(together) == 1:
+            if record.tokens.shape[1] > LONG:
+                yield from beside_another(subject, record)
             continue
         for i in range(len(together)):
             alone = subject.forward(record.tokens[i : i + 1])[0]
@@ -24,3 +33,17 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
         turned = subject.forward(record.tokens[::-1].copy())[0]
         units = subject.units(turned[::-1], together, record)
         yield Measurement(record.name, "reversed", "noise_units", units)
+
+
+def beside_another(subject: Subject, record: Record) -> Iterator[Measurement]:
+    """A long row gets what it gets alone when another one stands before it, whole and in chunks."""
+    both = np.concatenate([record.tokens[:, ::-1], record.tokens])
+    cuts = chunk_cuts(both.shape[1])
+    for scope, pieces in {"beside": [both], "beside_in_chunks": np.split(both, cuts, axis=1)}.items():
+        parts, past = [], None
+        for tokens in pieces:
+            logits, past = subject.forward(tokens, past)
+            parts.append(logits[1:].copy())  # what the other row got is not kept
+            del logits
+        units = subject.units(np.concatenate(parts, axis=1), subject.logits(record), record)
+        yield Measurement(record.name, scope, "noise_units", units)

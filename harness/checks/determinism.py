@@ -1,6 +1,7 @@
 """The same tokens give the same bits again, and a result is not overwritten by later calls."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -12,19 +13,31 @@ OTHERS = 3  # calls that a result outlives: some keep two or three buffers, and 
 
 
 def expected(plan: Plan) -> Iterable[Key]:
-    scopes = ("repeated", "kept")
-    return [(case.name, scope, "differing_share") for case in plan.cases for scope in scopes]
+    return [
+        (case.name, scope, "differing_share")
+        for case in plan.cases
+        for scope in ("repeated", "kept", *(["kept_in_decode"] if case.n > 1 else []))
+    ]
 
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
     for record in subject.records:
         first = subject.logits(record)
-        held, _ = subject.returned(record.tokens, None, None)  # the framework's own array
-        before = subject.host("logits", held, record.tokens.shape)
-        for other in range(1, OTHERS + 1):
-            subject.forward((record.tokens + other) % subject.hparams.n_vocab)
-        after = subject.host("logits", held, record.tokens.shape)
+        before, after = outlived(subject, record.tokens, None)
         again = [before, *(subject.forward(record.tokens)[0] for _ in range(REPEATS - 2))]
         share = float(np.max([differing(logits, first) for logits in again]))
         yield Measurement(record.name, "repeated", "differing_share", share)
         yield Measurement(record.name, "kept", "differing_share", differing(after, before))
+        if record.tokens.shape[1] > 1:
+            _, past = subject.forward(record.tokens[:, :-1])
+            before, after = outlived(subject, record.tokens[:, -1:], past)
+            yield Measurement(record.name, "kept_in_decode", "differing_share", differing(after, before))
+
+
+def outlived(subject: Subject, tokens: np.ndarray, past: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Logits as they were returned, and the same array after calls on other tokens."""
+    held, _ = subject.returned(tokens, past, None)  # the framework's own array
+    before = subject.host("logits", held, tokens.shape)
+    for other in range(1, OTHERS + 1):
+        subject.forward((tokens + other) % subject.hparams.n_vocab, past)
+    return before, subject.host("logits", held, tokens.shape)

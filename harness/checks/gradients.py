@@ -14,6 +14,7 @@ from harness.numerics import max_abs
 from harness.subject import Key, Measurement, Plan, Subject
 
 METRIC = "noise_units"
+AFTER = "forward_after"  # whether forward is still what it was, dropout off, say
 
 
 def examined(plan: Plan) -> str | None:
@@ -24,7 +25,7 @@ def examined(plan: Plan) -> str | None:
 
 def expected(plan: Plan) -> Iterable[Key]:
     case = examined(plan)
-    names = ("loss", *parameter_shapes(plan.hparams)) if case else ()
+    names = ("loss", *parameter_shapes(plan.hparams), AFTER) if case else ()
     return [(case or "", name, METRIC) for name in names]
 
 
@@ -51,3 +52,5 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
                 diagnosis=f"on the way back from the loss it is wrong from {first} on"
             )
         yield found
+    units = subject.units(subject.forward(record.tokens)[0], subject.logits(record), record)
+    yield Measurement(case, AFTER, METRIC, units)

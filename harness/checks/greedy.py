@@ -3,7 +3,8 @@
 Three ways: teacher-forced (one forward pass over prompt and golden continuation, judged at every
 position), free-running through the cache, and the implementation's own generate. A position whose
 golden margin is within the noise is a near-tie: inconclusive, neither right nor wrong. After a
-near-tie has gone the other way, what a free run chooses next can no longer be compared.
+near-tie has gone the other way, what a free run chooses next can no longer be compared. So generate is
+also held against its own forward, further than golden goes: each id must be a likeliest one there.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,12 +15,17 @@ from harness.golden import Record
 from harness.limits import near_tie
 from harness.subject import Key, Measurement, Plan, Subject
 
+FURTHER = 64  # tokens that generate is asked for once more: caches that grow have grown by then
+ITSELF = "generate_by_forward"
+
 
 def expected(plan: Plan) -> Iterable[Key]:
     scopes = ["teacher_forced", "free_running"] + ["generate"] * plan.generates
-    cases = [case.name for case in plan.cases if case.n_new]
-    metrics = ("wrong_tokens", "near_ties")
-    return [(case, scope, metric) for case in cases for scope in scopes for metric in metrics]
+    for case in plan.cases:
+        if case.n_new:
+            yield from ((case.name, scope, m) for scope in scopes for m in ("wrong_tokens", "near_ties"))
+            if plan.generates:
+                yield (case.name, ITSELF, "wrong_tokens")
 
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
@@ -31,6 +37,7 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
         if plan.generates:
             ids = subject.generated(record.tokens, record.arrays["greedy"].shape[1])
             yield from _judge(subject, record, "generate", ids)
+            yield by_forward(subject, record)
 
 
 def teacher_forced(subject: Subject, record: Record) -> np.ndarray:
@@ -50,6 +57,24 @@ def free_running(subject: Subject, record: Record) -> np.ndarray:
         chosen.append(tokens)
         tokens = np.maximum(tokens, 0)  # something to go on with: the verdict on -1 is certain
     return np.concatenate(chosen, axis=1)
+
+
+def by_forward(subject: Subject, record: Record) -> Measurement:
+    """How many ids of generate forward, given those before, finds less likely than another."""
+    n = record.tokens.shape[1]
+    ids = subject.generated(record.tokens, max(1, min(FURTHER, subject.hparams.n_ctx - n)))
+    valid = (ids >= 0) & (ids < subject.hparams.n_vocab)
+    given = np.concatenate([record.tokens, np.where(valid, ids, 0)[:, :-1]], axis=1)
+    logits = subject.forward(given)[0][:, n - 1 :]  # [batch, n_new, n_vocab]
+    chosen = np.take_along_axis(logits, np.where(valid, ids, 0)[..., None], axis=-1)[..., 0]
+    near = chosen >= logits.max(axis=-1) - near_tie(record.noise(subject.target.dtype))  # no NaN is
+    wrong = ~(valid & near)
+    detail = ""
+    if wrong.any():
+        row, at = (int(i) for i in np.argwhere(wrong)[0])
+        detail = f"first at new token {at} of row {row}: id {ids[row, at]}, "
+        detail += f"forward's likeliest is {logits[row, at].argmax()}"
+    return Measurement(record.name, ITSELF, "wrong_tokens", int(wrong.sum()), detail)
 
 
 def choose(logits: np.ndarray) -> np.ndarray:

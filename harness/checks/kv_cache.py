@@ -1,6 +1,7 @@
 """Decoding through the cache gives what prefill gives, token by token and in chunks.
 
-And a cache may be continued in two ways, one after the other, without either knowing of the other.
+And a cache may be continued in two ways, one after the other, without either knowing of the other,
+or of what else was computed since.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from harness.golden import Record
 from harness.subject import CaseShape, Key, Measurement, Plan, Subject, chunk_cuts, shape_of
 
 LONG = 64  # of a longer case only some tokens are decoded alone: token by token would take minutes
-ALONE = (3, 5, 6)  # sevenths of a long case: no multiple of what kernels take at a time
+SEVENTHS = (3, 5, 6)  # of a long case: no multiple of what kernels take at a time
 TWICE = "continued_twice"
 
 
@@ -19,9 +20,16 @@ def splits(case: CaseShape) -> dict[str, list[int]]:
     """Where a case's tokens are cut, by scope; uneven on purpose."""
     if case.n < 2:
         return {}
-    alone = [cut for sevenths in ALONE for cut in (case.n * sevenths // 7, case.n * sevenths // 7 + 1)]
-    single = {"some_alone": alone} if case.n > LONG else {"token_by_token": list(range(1, case.n))}
+    single = {"some_alone": alone(case.n)} if case.n > LONG else {"token_by_token": [*range(1, case.n)]}
     return single | {"chunks": chunk_cuts(case.n)}
+
+
+def alone(n: int) -> list[int]:
+    """Where n tokens are cut so that some are alone: there, and where pages and blocks begin."""
+    pages = [2**i for i in range(n.bit_length()) if 2**i < n]
+    return sorted(
+        {cut for at in (*pages, *(n * part // 7 for part in SEVENTHS)) for cut in (at, at + 1)} - {n}
+    )
 
 
 def scopes(case: CaseShape) -> list[str]:
@@ -46,11 +54,15 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
 
 
 def continued_twice(subject: Subject, record: Record) -> float:
-    """Noise units of the second half, whose cache was continued otherwise before its last token."""
-    n = record.tokens.shape[1]
+    """Noise units of both ways in which one cache goes on; other calls come in between."""
+    n, n_vocab = record.tokens.shape[1], subject.hparams.n_vocab
     first, middle, last = np.split(record.tokens, [n // 2, n - 1], axis=1)
+    other = (middle + 1) % n_vocab
     _, past = subject.forward(first)
+    subject.forward((first + 1) % n_vocab)  # a buffer that all prefills share has this one's keys now
     got, present = subject.forward(middle, past)
-    subject.forward((middle + 1) % subject.hparams.n_vocab, past)
+    instead, _ = subject.forward(other, past)
     end, _ = subject.forward(last, present)
-    return subject.units(np.concatenate([got, end], axis=1), subject.logits(record)[:, n // 2 :], record)
+    whole, _ = subject.forward(np.concatenate([first, other], axis=1))
+    one = subject.units(np.concatenate([got, end], axis=1), subject.logits(record)[:, n // 2 :], record)
+    return float(np.maximum(one, subject.units(instead, whole[:, n // 2 :], record)))  # NaN stays NaN

@@ -218,19 +218,21 @@ class Examined(NamedTuple):
         return value, f"recomputed from {', '.join(dict.fromkeys(starts)) or 'the tokens'}"
 
     def recompute(self, arithmetic: oracle.Arithmetic, starts: list[str]) -> np.ndarray:
-        """The operation from the nearest captured taps before it."""
-        ops = {op.name: op for op in graph(self.subject.hparams.n_layer)}
-
-        def value(name: str) -> np.ndarray:
-            if name in self.captured and name != self.op.name:
-                starts.append(name)
-                return self.captured[name]
-            op = ops[name]
-            inputs = [arithmetic.weight(value(before)) for before in op.inputs]
-            subject, tokens = self.subject, self.record.tokens
-            return oracle.apply(op, inputs, subject.params, subject.hparams, tokens, arithmetic)
-
-        return value(self.op.name)
+        """The operation from the nearest captured taps before it; each in between is made once."""
+        subject, tokens = self.subject, self.record.tokens
+        wanted, way = {self.op.name}, list[Op]()
+        for op in reversed(graph(subject.hparams.n_layer)):
+            if op.name in wanted:
+                way.insert(0, op)
+                wanted.update(set(op.inputs) - self.captured.keys())
+        starts += [name for op in way for name in op.inputs if name in self.captured]
+        made: dict[str, np.ndarray] = {}
+        for i, op in enumerate(way):
+            inputs = [arithmetic.weight({**self.captured, **made}[name]) for name in op.inputs]
+            made[op.name] = oracle.apply(op, inputs, subject.params, subject.hparams, tokens, arithmetic)
+            later = {self.op.name, *(name for other in way[i + 1 :] for name in other.inputs)}
+            made = {name: value for name, value in made.items() if name in later}
+        return made[self.op.name]
 
 
 def examine(scenes: list[Examined]) -> list[tuple[float, str]]:

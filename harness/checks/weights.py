@@ -5,6 +5,7 @@ that local.py recomputes, and so does every element of wte in the head. But an e
 is seen only where its token or position occurs, so here they all occur.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -39,7 +40,7 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
         size = bounds.bound(op, [], exact, params, hparams, bounds.Roundoff.of(dtype))
         units = bounds.units(embed(subject, tokens), exact, size)
         place = np.unravel_index(np.argmax(units), units.shape)
-        if not units[place] <= worst:
+        if not (math.isnan(worst) or units[place] <= worst):  # NaN is the worst there is
             worst = float(units[place])
             where = f"token {tokens[place[:2]]} at position {place[1]}, channel {place[2]}"
     yield Measurement(CASE, "embed", "rounding_units", worst, where)
