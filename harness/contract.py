@@ -55,7 +55,10 @@ class Implementation(Protocol):
     def load(
         self, params: Mapping[str, np.ndarray], hparams: HParams, *, device: str, dtype: str
     ) -> Any:
-        """The model. params: float32 arrays by checkpoint name without "model/", w as [n_in, n_out]."""
+        """The model. params: float32 arrays by checkpoint name without "model/", w as [n_in, n_out].
+
+        Called anew for each target and, once, for a small model of other sizes: there may be two.
+        """
 
     def forward(
         self, model: Any, tokens: np.ndarray, past: Any = None, tap: Tap | None = None

@@ -183,6 +183,7 @@ MECHANISMS = {
     "greedy": "generate",
     "logits": "logits",
     "activations": "activations",
+    "sizes": "sizes",
     "gradients": "gradients",
 }
 

@@ -107,6 +107,7 @@ LIMITS: dict[tuple[str, str], Limit] = {
     ("determinism", "differing_share"): NONE,
     ("lengths", "noise_units"): NOISE,
     ("taps", "noise_units"): NOISE,
+    ("sizes", "noise_units"): NOISE,
     ("gradients", "noise_units"): GRADIENT,
     ("bad_tokens", "accepted"): NONE,
 }

@@ -20,6 +20,7 @@ LOOK_AT = {
     "tokens": "the guard against ids outside 0 to n_vocab - 1, empty input and more than n_ctx tokens",
     "determinism": "random numbers (dropout left on?), uninitialised memory, a result buffer used twice",
     "taps": "what the code does differently when it is being watched",
+    "sizes": "sizes mixed up, or written down where hparams has them: n_head, n_layer, n_vocab, n_ctx",
     "generate": "the implementation's own generate loop: what it feeds back, and when",
     "gradients": "the way back: the mean over all predicted tokens, both uses of wte, what is cut off",
     "weights": "how the weights are loaded",

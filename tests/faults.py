@@ -644,6 +644,19 @@ plant_all(
     trips="lengths logits",
 )
 
+plant_all(
+    "heads_and_layers_mixed_up",  # micro has four of each
+    (LOAD, "    hparams = hparams._replace(n_head=hparams.n_layer, n_layer=hparams.n_head)\n" + LOAD),
+    blame="sizes",
+    trips="sizes",
+)
+plant_all(
+    "last_tokens_of_an_odd_vocabulary_lost",
+    logits("logits[..., logits.shape[-1] // 8 * 8 :] = 0"),
+    blame="sizes",
+    trips="sizes",
+)
+
 # -- the way back from the loss, in the PyTorch specimen: its forward pass stays right
 
 LOSS = "    loss = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:])\n"

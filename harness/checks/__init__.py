@@ -25,6 +25,7 @@ from harness.checks import (
     local,
     logits,
     precision,
+    sizes,
     taps,
     weights,
 )
@@ -54,6 +55,7 @@ _MODULES = (
     determinism,
     lengths,
     taps,
+    sizes,
     gradients,
     bad_tokens,
 )
