@@ -102,7 +102,7 @@ def line(name: str, model: str) -> list[str]:
         return [f"`{name}`", "", model, "untested", "", escape(refused.detail.iloc[0]), ""]
     version = frame.attrs["versions"][DISTRIBUTIONS.get(name, name)]
     verdict = VERDICTS[exit_code(Row(*row) for row in frame.itertuples(index=False))]
-    silent = int((frame.verdict == "unlocalised").sum())
+    silent = int((frame[frame.check == "activations"].verdict == "unlocalised").sum())
     hidden = f"all {silent} operations" if silent else "nothing"
     return [f"`{name}`", version, model, verdict, worst(frame), escape(found(frame)), hidden]
 

@@ -7,9 +7,9 @@ import math
 
 import numpy as np
 
-from harness.mistakes.shelf import MISTAKES, Scene
+from harness.mistakes.shelf import FEW, MISTAKES, Scene
 
-__all__ = ["MISTAKES", "Scene", "explain", "residual", "text_of"]
+__all__ = ["FEW", "MISTAKES", "Scene", "explain", "residual", "text_of"]
 
 
 def explain(scene: Scene) -> dict[str, float]:

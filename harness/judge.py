@@ -6,7 +6,7 @@ A row is one expected measurement with its verdict:
     fail           beyond it, NaN, missing, or lost to an error or a crash
     known          a failure that the ledger of known disagreements has, no further than it allows
     inconclusive   the evidence cannot decide (near-ties); neither a pass nor a fail
-    unlocalised    a tap that the implementation does not offer: its operation was not looked at
+    unlocalised    what a tap that the implementation does not offer would have shown was not looked at
     skipped        a target that this implementation does not offer
 """
 
@@ -155,10 +155,14 @@ class Judge:
         return Row(*self.identity, case, check, scope, metric, None, most, None, "fail", "", "", detail)
 
     def _unlocalised(self, plan: Plan) -> list[Row]:
-        """A row for every tap that this implementation does not offer."""
+        """A row for every tap that this implementation does not offer, and what rests on it alone."""
         silent = [name for name in tap_names(plan.hparams.n_layer) if name not in plan.taps]
         detail = "no tap: an error in this operation could not be localised"
-        return [self._plain("", "activations", name, "unlocalised", detail) for name in silent]
+        found = [self._plain("", "activations", name, "unlocalised", detail) for name in silent]
+        if "embed" in silent:
+            detail = "no tap embed: not every row of wte and wpe was looked up"
+            found.append(self._plain("", "weights", "embed", "unlocalised", detail))
+        return found
 
 
 UNMEASURED = "missing: promised, but never tapped or measured"
@@ -176,9 +180,9 @@ MECHANISMS = {
     "determinism": "determinism",
     "taps": "taps",
     "weights": "weights",
-    "kv_cache": "cache",
+    "causality": "causality",  # of prefill only, as batch is: no cache can fail them, but they fail it
     "batch": "batch",
-    "causality": "causality",
+    "kv_cache": "cache",
     "lengths": "lengths",
     "greedy": "generate",
     "logits": "logits",
@@ -211,9 +215,14 @@ def blame(rows: list[Row], lost: str = "") -> list[Row]:
             row.case for row in failed if row.check == "logits"
         }:
             broken -= {"lengths", "greedy"}  # where all logits are wrong, these only follow
+        longest = {row.case for row in rows if row.check == "lengths"}
+        if any(row.check in ("logits", "activations") and row.case not in longest for row in came):
+            broken -= {"lengths"}  # it is not the length that makes them wrong
         if any(row.check == "logits" and " explains it: " in row.diagnosis for row in failed):
             broken = {"logits"}  # a black box whose mistake is known: the rest comes of that
         faulty = next(([what] for check, what in MECHANISMS.items() if check in broken), [])
+        if faulty == ["generate"]:
+            faulty = [wrong_first(came or failed)]
     layers = {row.scope.partition("/")[0] for row in rows if row.scope[:1] == "h" and "/" in row.scope}
     inherited = ", ".join(collapse(faulty, len(layers)))
 
@@ -230,6 +239,12 @@ def blame(rows: list[Row], lost: str = "") -> list[Row]:
         return row._replace(blame=own.get(row.check, inherited))
 
     return [mark(row) for row in rows]
+
+
+def wrong_first(failed: list[Row]) -> str:
+    """Where greedy decoding goes wrong first: in prefill, through the cache, or in a loop of its own."""
+    scope = next(row.scope for row in failed if row.check == "greedy")
+    return {"teacher_forced": "logits", "free_running": "cache"}.get(scope, "generate")
 
 
 def introduces(row: Row) -> bool:

@@ -16,6 +16,7 @@ LOOK_AT = {
     "gelu": "the activation between mlp/c_fc and mlp/c_proj: the tanh form of GELU",
     "head": "the logits: ln_f's result times wte transposed, for every position",
     "cache": "the KV cache: what is stored, at which position, and what new positions may see of it",
+    "causality": "the causal mask: scores of later positions must be hidden wholly (-inf, not -5)",
     "batch": "what crosses from one row of the batch to another",
     "tokens": "the guard against ids outside 0 to n_vocab - 1, empty input and more than n_ctx tokens",
     "determinism": "random numbers (dropout left on?), uninitialised memory, a result buffer used twice",
@@ -25,8 +26,12 @@ LOOK_AT = {
     "gradients": "the way back: the mean over all predicted tokens, both uses of wte, what is cut off",
     "weights": "how the weights are loaded",
     "precision": "the precision of products: TF32, autocast and reduced-precision flags",
+    "lengths": "what is done for a single token, for n_ctx of them and for the last free place",
     "logits": "the forward pass; call tap in it, and the verdict can name the operation that is wrong",
 }
+SEVERAL = (
+    "constants (epsilon, scale): every operation is within its own rounding, but together they are not"
+)
 
 
 class Finding(NamedTuple):
@@ -77,6 +82,7 @@ def found_in(failed: list[Row], n_layer: int) -> list[Finding]:
         if introduces(row):
             decode = " (decode)" if row.blame.endswith("(decode)") else ""
             place = row.scope.partition("/")[2] or kind_of(row.scope)
+            place += " segment" * is_segment(row)
             groups[place + decode, row.diagnosis.partition(":")[0]].append(row)
         else:
             rest.append(row)
@@ -104,8 +110,13 @@ def crash(end: Row, lost: list[Row]) -> Finding:
     return Finding("process", claim, f"It {end.detail}{during}.", "", "", end)
 
 
+def is_segment(row: Row) -> bool:
+    """Judged together with all that comes between the nearest taps before it and here."""
+    return row.metric.startswith("segment")
+
+
 def operation(group: list[Row], n_layer: int) -> Finding:
-    """One operation, in one or several layers, that computes wrongly from its own input."""
+    """One operation (or segment) in one or several layers that computes wrongly from its own input."""
     worst = max(group, key=lambda row: -1.0 if row.value is None else row.value)
     scopes = ", ".join(collapse((row.blame for row in group), n_layer))
     where = f" (case {worst.case}, {worst.detail})" if worst.detail else f" (case {worst.case})"
@@ -115,7 +126,7 @@ def operation(group: list[Row], n_layer: int) -> Finding:
     if worst.value is None:
         size = f"Its result is no number or never came at {worst.scope}{where}."
     else:
-        unit = "its own noise" if worst.metric.startswith("segment") else "rounding units"
+        unit = "its own noise" if is_segment(worst) else "rounding units"
         size = (
             f"At worst, {worst.scope} is off by {worst.value:.3g} {unit}{where}; "
             f"honest rounding stays below {worst.limit:g}."
@@ -124,7 +135,15 @@ def operation(group: list[Row], n_layer: int) -> Finding:
     if " explains it: " in why:
         why = why.partition(": ")[2]  # without the mistake's name
     claim = "introduces an error: it is wrong even given its own input."
-    return Finding(scopes, claim, size, why, LOOK_AT[kind_of(worst.scope)], worst)
+    look = LOOK_AT[kind_of(worst.scope)]
+    if is_segment(worst):  # its last operation need not be the one
+        claim = (
+            "is wrong: something between the nearest taps before it and this one introduces an error."
+        )
+        look = (
+            "all that lies between; tap more of it, and the verdict can name the operation that is wrong"
+        )
+    return Finding(scopes, claim, size, why, look, worst)
 
 
 def mechanism(blame: str, group: list[Row]) -> Finding:
@@ -141,4 +160,7 @@ def mechanism(blame: str, group: list[Row]) -> Finding:
     why = next((row.diagnosis for row in [worst, *group] if row.diagnosis), "")
     count = f", in {len(group)} measurements" if len(group) > 1 else ""
     size = f"At worst: {where}: {size.strip().rstrip('.')}."
-    return Finding(blame, f"is at fault{count}.", size, why, LOOK_AT.get(blame, ""), worst)
+    look = LOOK_AT.get(blame, "")
+    if blame in ("logits", "activations") and any(row.check == "activations" for row in group):
+        look = SEVERAL  # it is tapped, and no operation was found wrong
+    return Finding(blame, f"is at fault{count}.", size, why, look, worst)

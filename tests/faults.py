@@ -84,6 +84,13 @@ def rounding(bits: int) -> Edit:
     )
 
 
+KEEP = "    keep = (lambda"
+BLACK_BOX = (  # taps nothing
+    ('TAPS = "all"', "TAPS = ()"),
+    (KEEP, f"    tap = None\n{KEEP}"),
+)
+
+
 # -- arithmetic: the activation
 
 GELU = "    rows = x.reshape(-1, x.shape[-1])\n"
@@ -262,6 +269,13 @@ for _name, _edits, _trips in (
 ):  # fmt: skip
     plant_all(_name, *_edits, blame=HEADS, diagnosis=_name, trips=_trips)
 plant_all(
+    "mask_too_weak_in_a_black_box",  # decode hides nothing and so is right, but is not what prefill was
+    *BLACK_BOX,
+    *mask(MASK, "-5"),
+    blame="causality",
+    trips="causality kv_cache logits",
+)
+plant_all(
     "padding_visible",
     probs(
         "padding = np.zeros_like(scores, shape=(*scores.shape[:-1], 4))",
@@ -408,6 +422,13 @@ plant_all(
     (LOAD, f"    params['h1/mlp/c_fc/w'][77, 400] *= 1.01\n{LOAD}"),
     blame="h1/mlp/c_fc",
     diagnosis="one_weight",
+    trips="local",
+)
+plant_all(
+    "one_bias_of_c_attn",  # at a single position it could be any weight of that column
+    weights("p['h1/attn/c_attn/b'][5] += 0.01"),
+    blame="h1/attn/c_attn",
+    diagnosis="one_bias",
     trips="local",
 )
 plant_all("one_percent_of_ln_g", weights("p['h2/ln_2/g'][17] *= 1.01"), blame="h2/ln_2")
@@ -561,6 +582,12 @@ plant_all(
     trips="kv_cache",
 )
 plant_all(
+    "cache_lost_with_every_page",  # which only a long text generated through it shows
+    (CACHE, f"    if n == 1 and n_past and n_past % 32 == 0:\n        kv[..., :n_past] = 0\n{CACHE}"),
+    blame="cache",
+    trips="greedy kv_cache",
+)
+plant_all(
     "cache_forgets_the_past",
     ("    n = tokens.shape[1]\n", "    n, n_past = tokens.shape[1], 0\n"),
     blame=f"embed*(decode) {LATE}",
@@ -575,6 +602,23 @@ plant_all(
     blame="logits",
     diagnosis="batch_rows",
     trips="logits greedy batch",
+)
+plant_all(
+    "token_taken_for_padding",
+    (
+        "    n = tokens.shape[1]\n",
+        "    n = tokens.shape[1]\n"
+        "    PADDING[0] = np.concatenate([*[old[:, :n_past] for old in PADDING if n_past], tokens == 0], 1)\n",
+    ),
+    probs(
+        "hidden = np.broadcast_to(PADDING[0][:, None, None, : n_past + stop], scores.shape)",
+        "np.copyto(scores, -1e30, where=hidden & (scores > -np.inf))",
+        "probs = softmax(scores)",
+    ),
+    helper("PADDING = [None]\n"),
+    blame=HEADS,
+    diagnosis="token_as_padding",
+    trips="local logits",
 )
 plant_all(
     "batch_all_like_the_first",
@@ -655,6 +699,13 @@ plant_all(
     logits("logits[..., logits.shape[-1] // 8 * 8 :] = 0"),
     blame="sizes",
     trips="sizes",
+)
+plant_all(
+    "position_wrong_in_a_black_box",  # which prompts of one token do not have
+    *BLACK_BOX,
+    weights("p['wpe'][3, 9] += 0.1"),
+    blame="logits",
+    trips="logits lengths",
 )
 
 # -- the way back from the loss, in the PyTorch specimen: its forward pass stays right
@@ -889,7 +940,6 @@ plant_all(
     blame="determinism",
     trips="determinism",
 )
-KEEP = "    keep = (lambda"
 plant_all(
     "right_only_when_watched",
     (KEEP, f'    p = p if tap else {{**p, "ln_f/b": p["ln_f/b"] + 0.01}}\n{KEEP}'),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from examine import FLOAT32, examine
-from faults import FAULTS, GELU, IN_LAYER, SPECIMEN, TANH, Fault, instead, plant, source
+from faults import FAULTS, GELU, IN_LAYER, SPECIMEN, TANH, Fault, instead, plant, result, source
 from score import MODELS, culprits, diagnoses, score_small, try_variant
 from variants import VARIANTS, kept, load
 
@@ -256,6 +256,7 @@ def test_a_black_box_is_judged_by_its_answer_and_says_what_was_not_localised(pre
     assert "local" not in {row.check for row in rows}
     silent_taps = {row.scope for row in rows if row.verdict == "unlocalised"}
     assert silent_taps == set(tap_names(4))
+    assert ("weights", "unlocalised") in {(row.check, row.verdict) for row in rows}
     assert exit_code(rows) == 0
 
 
@@ -286,8 +287,12 @@ def test_segments_between_missing_taps_are_judged_by_their_own_noise(prepared):
         params = {**model.params, "h2/mlp/c_fc/b": model.params["h2/mlp/c_fc/b"] * 1.01}
         return sparse(real, model._replace(params=params), tokens, past, tap)
 
-    rows = [row for row in examine(wrapped(wrong, TAPS=some), prepared) if row.check == "local"]
-    assert {row.scope for row in rows if row.verdict == "fail"} == {"h2"}
+    rows = examine(wrapped(wrong, TAPS=some), prepared)
+    assert {row.scope for row in rows if row.check == "local" and row.verdict == "fail"} == {"h2"}
+    (told,) = story.tell(rows).values()
+    assert told[0].startswith("h2 is wrong: something between the nearest taps before it and this one")
+    assert "recomputed from h1" in told[0]
+    assert "residual addition" not in told[0]  # which is right: it only comes last
 
 
 def test_several_faults_at_once_are_all_named(prepared, tmp_path):
@@ -314,6 +319,16 @@ def test_a_mistake_that_nobody_knows_is_said_to_be_unexplained(prepared, tmp_pat
     assert texts == {"no known mistake explains it (near"[:33]}
 
 
+def test_a_column_wrong_in_an_unknown_way_is_no_single_weight(prepared, tmp_path):
+    """At a single position, which two of the cases have, any weight of the column would explain it."""
+    odd = "np.where(np.arange(value.shape[-1]) == 5, value + 0.1 * np.sin(9 * value), value)"
+    edits = [result("attn/c_attn", odd, 'scope == "h1"')]
+    rows = examine(plant(Fault("odd", edits, frozenset(), "", frozenset()), tmp_path), prepared)
+    failed = [row for row in rows if row.check == "local" and row.verdict == "fail"]
+    assert {row.case for row in failed} >= {"unconditional", "one_token", "seed"}
+    assert diagnoses(rows) == ["?"]
+
+
 def test_the_story_says_what_where_how_much_and_why(prepared, tmp_path):
     rows = examine(
         plant(next(f for f in FAULTS if f.name == "erf_gelu"), tmp_path), prepared, only=QUICK
@@ -325,6 +340,25 @@ def test_the_story_says_what_where_how_much_and_why(prepared, tmp_path):
         assert words in first
     assert "inherit it" in told[1]
     assert len(told) == 2
+
+
+def test_a_segment_and_an_operation_by_itself_are_told_apart(prepared):
+    """Where only one layer is tapped in full, its block output is an addition, the others' a segment."""
+    some = ["h0", *(name for name in tap_names(4) if name.startswith("h1")), "h2", "h3"]
+
+    def wrong(real, model, tokens, past=None, tap=None):
+        def seen(name, x):
+            if name in some:
+                tap(name, x * (1.01 if name in ("h1", "h2") else 1))
+
+        return real(model, tokens, past, tap and seen)
+
+    rows = examine(wrapped(wrong, TAPS=some), prepared, only=QUICK)
+    (told,) = story.tell(rows).values()
+    assert [text.partition(":")[0] for text in told if text.startswith("h1 ")] == [
+        "h1 introduces an error"
+    ]
+    assert any(text.startswith(("h2 is wrong", "h{2,3} is wrong")) for text in told)
 
 
 def test_a_promise_of_unknown_taps_fails(prepared):

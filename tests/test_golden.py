@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness import checkpoint, golden, limits, mapped, models, noise, prove, shapes
-from harness.contract import CannotJudge, tap_names
+from harness.contract import CannotJudge, HParams, tap_names
 from harness.models import Model
 from harness.tokenizer import Tokenizer
 
@@ -294,3 +294,15 @@ def test_fresh_tokens_differ_by_seed_and_repeat_by_seed(prepared):
     first, again, other = (golden.fresh_case(hparams, seed).tokens for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
+
+
+@pytest.mark.parametrize("n_ctx", [1, 2, 3, 5, 24, 1024])
+def test_fresh_tokens_have_what_some_take_for_padding(n_ctx):
+    hparams = HParams(n_vocab=50257, n_ctx=n_ctx, n_embd=4, n_head=2, n_layer=1)
+    tokens = golden.fresh_case(hparams, 3).tokens
+    assert tokens.shape == (2, min(24, n_ctx))
+    for row, id_ in ((0, 0), (1, 50256)):
+        assert tokens[row, 0] == id_
+        assert tokens[row, tokens.shape[1] // 2] == id_
+    if n_ctx >= 5:
+        assert all({0, 50256} <= set(row) for row in tokens.tolist())

@@ -89,6 +89,31 @@ def test_what_never_came_is_no_evidence_against_a_mechanism():
     assert {row.blame for row in wrong if row.verdict == "fail"} == {"causality"}
 
 
+@pytest.mark.parametrize(
+    ("first", "blamed"),
+    [("teacher_forced", "logits"), ("free_running", "cache"), ("generate", "generate")],
+)
+def test_greedy_decoding_is_blamed_on_where_it_goes_wrong_first(first, blamed):
+    scopes = ("teacher_forced", "free_running", "generate")
+    wrong = {(scope, "wrong_tokens") for scope in scopes[scopes.index(first) :]}
+    found = rows([(check, m._replace(value=float(m[1:3] in wrong))) for check, m in perfect()])
+    assert {row.blame for row in found if row.verdict == "fail"} == {blamed}
+    none_came = rows([(check, m) for check, m in perfect() if m[1:3] not in wrong])
+    assert {row.blame for row in none_came if row.verdict == "fail"} == {blamed}
+
+
+@pytest.mark.parametrize(("wrong", "blamed"), [({"long"}, "lengths"), ({"long", "short"}, "logits")])
+def test_lengths_are_at_fault_only_where_nothing_shorter_is_wrong(wrong, blamed):
+    shapes = (CaseShape("long", 1, 8, 0), CaseShape("short", 1, 4, 0), CaseShape("tiny", 1, 1, 0))
+    plan = PLAN._replace(cases=shapes)
+    measured = [
+        (check, Measurement(*key, value=99.0 * (key[0] in wrong and check in ("logits", "lengths"))))
+        for check, keys in expected(plan).items()
+        for key in keys
+    ]
+    assert {row.blame for row in rows(measured, plan=plan) if row.verdict == "fail"} == {blamed}
+
+
 def test_logits_whose_input_was_not_tapped_say_so():
     found = rows([(check, m) for check, m in perfect() if (check, m.scope) != ("local", "logits")])
     assert {row.detail for row in found if row.verdict == "fail"} == {
@@ -116,6 +141,16 @@ def test_missing_taps_are_told():
     silent = [row.scope for row in rows(perfect()) if row.verdict == "unlocalised"]
     assert "h0/ln_1" in silent
     assert "embed" not in silent
+
+
+def test_rows_of_the_embedding_that_were_not_looked_up_are_told():
+    def of_weights(taps):
+        found = rows([], plan=PLAN._replace(taps=taps))
+        return [row.detail for row in found if row.check == "weights" and row.verdict == "unlocalised"]
+
+    assert of_weights(("embed", "ln_f")) == []
+    (detail,) = of_weights(("ln_f",))
+    assert "wte and wpe" in detail
 
 
 def test_every_metric_has_a_limit_with_a_reason():

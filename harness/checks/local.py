@@ -41,6 +41,7 @@ class Finding(NamedTuple):
     value: float
     detail: str
     left: dict[str, float]
+    positions: int  # in all rows together
 
     def told(self, words: str) -> Measurement:
         """As a measurement, with a diagnosis in words."""
@@ -120,13 +121,14 @@ class Examined(NamedTuple):
             if wider[0] < value:
                 return whole.finding(*wider, diagnosed)
         if self.judged_alone() and value <= most and self.inherits_nan():
-            return Finding(self.record.name, self.op, self.metric, math.nan, INHERITED, {})
+            value, detail = math.nan, INHERITED
         left = {}
         place = (self.op.name.partition("/")[2] or self.op.kind) + self.metric
         if self.judged_alone() and value > most and diagnosed[place] < EXAMPLES:
             diagnosed[place] += 1
             left = diagnosis.explain(self.scene())
-        return Finding(self.record.name, self.op, self.metric, value, detail, left)
+        positions = self.record.tokens.size
+        return Finding(self.record.name, self.op, self.metric, value, detail, left, positions)
 
     def judged_alone(self) -> bool:
         """By its own rounding, and not as the end of a segment."""
@@ -281,6 +283,8 @@ def agree(group: list[Finding]) -> tuple[str, float, float]:
 
     The first on the shelf wins where several are as good: particular ones stand before general ones.
     """
+    telling = [finding for finding in group if finding.positions >= diagnosis.FEW]
+    group = telling or group
     names = [name for name in group[0].left if all(name in finding.left for finding in group)]
     worst = {name: max(finding.left[name] for finding in group) for name in names}
     least = min(worst.values(), default=math.inf)

@@ -104,6 +104,20 @@ def padded(n: int) -> Callable[[np.ndarray], np.ndarray]:
 mistake(
     "padding_visible", "empty padding keys are visible and take a share of the softmax", "attention"
 )(lambda s: (attend(s, probs=padded(n)) for n in (1, 2, 3, 4, 8, 16)))
+
+
+@mistake(
+    "token_as_padding", "a token is taken for padding, and what stands there is hidden", "attention"
+)
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    """The least or the greatest id; of GPT-2 that is the end of text, which has no padding."""
+    for token in (0, scene.hparams.n_vocab - 1):
+        hidden = (scene.tokens == token)[:, None, None]
+        if hidden.any():  # where it stands first, all that the query may see is hidden
+            yield attend(scene, mask=lambda x, h=hidden: oracle.causal(np.where(h, -1e30, x)))  # type: ignore[misc]
+            yield attend(scene, mask=lambda x, h=hidden: np.where(h, -1e30, oracle.causal(x)))  # type: ignore[misc]
+
+
 simple("no_mask", "there is no causal mask", "attention", lambda s: attend(s, mask=lambda x: x))
 simple(
     "mask_one_too_far",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from harness.mistakes.shelf import Scene, mistake, narrow, simple
+from harness.mistakes.shelf import FEW, Scene, mistake, narrow, simple
 
 
 def linear(scene: Scene, x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -82,14 +82,32 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
         yield reweighted(scene, lambda w, axis=axis: quantised(w, axis))  # type: ignore[misc]
 
 
+def worst_column(scene: Scene) -> tuple[int, np.ndarray]:
+    """The output channel with the greatest error, and its error at every position."""
+    error = (scene.got - scene.exact).reshape(-1, scene.got.shape[-1])
+    column = int(np.argmax(np.max(np.abs(error) / scene.size.reshape(error.shape), axis=0)))
+    return column, error[:, column]
+
+
+@mistake("one_bias", "a single bias is off", "linear")
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    """The column with the greatest error, fitted by a constant."""
+    column, error = worst_column(scene)
+    if len(error) >= FEW:
+        mended = scene.exact.copy()
+        mended[..., column] += error.mean()
+        yield mended
+
+
 @mistake("one_weight", "a single weight is off", *simple_kinds)
 def _(scene: Scene) -> Iterator[np.ndarray]:
     """The column with the greatest error, fitted by a multiple of the input channel that fits best."""
-    x = scene.inputs[0].reshape(-1, scene.inputs[0].shape[-1])
-    error = (scene.got - scene.exact).reshape(len(x), -1)
-    column = int(np.argmax(np.max(np.abs(error) / scene.size.reshape(error.shape), axis=0)))
-    fit = (x.T @ error[:, column]) / np.maximum((x * x).sum(axis=0), 1e-300)
-    left = ((error[:, column][:, None] - x * fit) ** 2).sum(axis=0)
+    column, error = worst_column(scene)
+    if len(error) < FEW:
+        return
+    x = scene.inputs[0].reshape(len(error), -1)
+    fit = (x.T @ error) / np.maximum((x * x).sum(axis=0), 1e-300)
+    left = ((error[:, None] - x * fit) ** 2).sum(axis=0)
     row = int(np.argmin(left))
     mended = scene.exact.copy()
     mended[..., column] += fit[row] * scene.inputs[0][..., row]

@@ -13,6 +13,7 @@ from harness import noise, oracle
 from harness.contract import HParams, Op
 
 Params = Mapping[str, np.ndarray]
+FEW = 3  # positions below which a fit says nothing: at one, any error is a multiple of whatever is there
 
 
 class Scene(NamedTuple):
