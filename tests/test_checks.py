@@ -329,6 +329,15 @@ def test_a_column_wrong_in_an_unknown_way_is_no_single_weight(prepared, tmp_path
     assert diagnoses(rows) == ["?"]
 
 
+def test_a_few_wrong_places_are_no_rounding(prepared, tmp_path):
+    """Of what rounds, the middle error counts: right places must not speak for a wrong one."""
+    edits = [result("attn/heads", "value * (1 + 0.2 * (np.arange(value.shape[1]) == 3)[:, None])")]
+    rows = examine(
+        plant(Fault("few", edits, frozenset(), "", frozenset()), tmp_path), prepared, only=QUICK
+    )
+    assert diagnoses(rows) == ["?"]
+
+
 def test_the_story_says_what_where_how_much_and_why(prepared, tmp_path):
     rows = examine(
         plant(next(f for f in FAULTS if f.name == "erf_gelu"), tmp_path), prepared, only=QUICK

@@ -43,7 +43,8 @@ class Mistake(NamedTuple):
     """A named mistake: alter yields the result that it would give, in each of its variants.
 
     flips: the mistake rounds something that was not captured, and a value near the middle between two
-    neighbours may have gone the other way; then the middle error counts, not the greatest.
+    neighbours may have gone the other way; then the middle error counts, if the mistake makes it
+    smaller, not the greatest.
     """
 
     name: str
