@@ -64,6 +64,7 @@ class Judge:
 
     def __init__(self, implementation: str, target: Target, model: str):
         self.identity = (implementation, target.device, target.dtype, model)
+        self.dtype = target.dtype
 
     @classmethod
     def of(cls, row: Row) -> "Judge":
@@ -124,7 +125,7 @@ class Judge:
             return Row(
                 *self.identity, key[0], check, *key[1:], value, None, None, verdict, "", "", detail
             )
-        found = limit(check, key[1], metric)
+        found = limit(check, key[1], metric, self.dtype)
         if found is None:
             return self._fail(check, key, "it has no limit, so it cannot be judged")
         most = found.most
@@ -150,7 +151,7 @@ class Judge:
 
     def _fail(self, check: str, key: Key, detail: str) -> Row:
         case, scope, metric = key
-        found = limit(check, scope, metric) if scope else None
+        found = limit(check, scope, metric, self.dtype) if scope else None
         most = found.most if found else None
         return Row(*self.identity, case, check, scope, metric, None, most, None, "fail", "", "", detail)
 

@@ -1,7 +1,7 @@
 """Planted faults: the smallest edits of a correct specimen that make it wrong, on one shelf.
 
-A fault is a change of source text of impls/gpt2_numpy.py (where it lies on the way back from the loss, of
-gpt2_torch.py), with what must come of it: the checks
+A fault is a change of source text of impls/gpt2_numpy.py (where it lies on the way back from the loss, or
+in bfloat16, of gpt2_torch.py), with what must come of it: the checks
 that must trip, the scopes that must be blamed (patterns; one that ends in "?" may be missing, where the
 fault is below rounding there), and the diagnosis, where a named mistake exists. A fault that
 does not apply, because its text is not there exactly once, is an error and never a score.
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from harness.discover import IMPLS, Found
 
 SPECIMEN = IMPLS / "gpt2_numpy.py"
-DIFFERENTIABLE = IMPLS / "gpt2_torch.py"
+DIFFERENTIABLE = IMPLS / "gpt2_torch.py"  # and offers bfloat16
 Edit = tuple[str, str]
 
 
@@ -28,6 +28,7 @@ class Fault(NamedTuple):
     diagnosis: str  # "" where no known mistake fits exactly
     trips: frozenset[str]  # checks that must fail, besides any others
     specimen: Path = SPECIMEN
+    dtype: str = "float32"
 
 
 FAULTS: list[Fault] = []
@@ -840,6 +841,40 @@ plant_all(
     result("attn/heads", "cut(value)"),
     blame=HEADS,
     diagnosis="bfloat16_result",
+)
+
+# -- below float32, in the PyTorch specimen: what rounding once to bfloat16 must not hide
+
+
+def in_bfloat16(name: str, *edits: Edit, blame: str, diagnosis: str = "", trips: str = "local") -> None:
+    words = (frozenset(blame.split()), diagnosis, frozenset(trips.split()))
+    FAULTS.append(Fault(f"{name}_in_bfloat16", edits, *words, DIFFERENTIABLE, "bfloat16"))
+
+
+in_bfloat16(
+    "sigmoid_gelu",
+    ('F.gelu(x, approximate="tanh")', "x * torch.sigmoid(1.702 * x)"),
+    blame="h*/mlp/gelu",
+    diagnosis="sigmoid_gelu",
+)
+in_bfloat16(
+    "softmax_temperature_1.05",
+    ("is_causal=causal)", "is_causal=causal, scale=1.05 / q.shape[-1] ** 0.5)"),
+    blame=HEADS,
+    diagnosis="softmax_temperature",
+)
+in_bfloat16("no_bias", ("F.linear(x, w.T, b)", "F.linear(x, w.T)"), blame=PRODUCTS, diagnosis="no_bias")
+in_bfloat16(
+    "float8_inputs",
+    ("F.linear(x, w.T, b)", "F.linear(x.to(torch.float8_e4m3fn).to(x.dtype), w.T, b)"),
+    blame=f"{PRODUCTS} logits",
+    trips="local precision",
+)
+in_bfloat16(
+    "positions_from_1",
+    ('F.embedding(positions, p["wpe"])', 'F.embedding(positions, p["wpe"].roll(-1, 0))'),
+    blame="embed",
+    trips="local weights",
 )
 
 # -- nondeterminism

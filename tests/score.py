@@ -110,7 +110,8 @@ def matches(found: str, pattern: str) -> bool:
 
 def score(fault: Fault, model: str, only: set[str] | None) -> Score:
     with tempfile.TemporaryDirectory() as folder:
-        rows = examine(plant(fault, Path(folder)), prepared(model, SEED), only=only)
+        module = plant(fault, Path(folder))
+        rows = examine(module, prepared(model, SEED), Target("cpu", fault.dtype), only)
     blame = culprits(rows, prepared(model, SEED).checkpoint.hparams.n_layer)
     found = diagnoses(rows)
     tripped = {row.check for row in rows if row.verdict == "fail"}
@@ -256,7 +257,7 @@ def caught_activation(
 
 def beyond(subject: Subject, record: Any, captured: Any, op: Any) -> bool:
     [(value, _)] = local.examine([local.Examined(subject, record, captured, op, "rounding_units")])
-    return value > local_limit(op.kind).most
+    return value > local_limit(op.kind, subject.target.dtype).most
 
 
 def summary(changed: str, kind: str, caught: list[float]) -> Power:

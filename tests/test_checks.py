@@ -8,11 +8,12 @@ from score import MODELS, culprits, diagnoses, score_small, try_variant
 from variants import VARIANTS, kept, load
 
 from harness import bounds, golden, oracle, shapes, story
-from harness.checks import CHECKS, local
+from harness.checks import CHECKS, local, weights
 from harness.contract import HParams, Target, graph, tap_names
 from harness.diagnosis import MISTAKES
 from harness.discover import find
 from harness.judge import exit_code
+from harness.noise import DROPPED_BITS
 from harness.subject import Plan, Subject
 
 QUICK = {"seed", "batch", "full_context"}  # cases enough to trip every fault
@@ -147,6 +148,17 @@ def test_bounds_in_float32_are_what_they_are_in_float64(monkeypatch, kind, size)
     np.testing.assert_allclose(single, bound(), rtol=0.01)
 
 
+def test_nan_in_one_part_of_the_embedding_is_not_forgotten(prepared, monkeypatch):
+    def forgetful(real, model, tokens, past=None, tap=None):
+        spoilt = tap and (lambda n, x: tap(n, np.where((tokens == 300)[..., None], np.nan, x)))
+        return real(model, tokens, past, spoilt)
+
+    monkeypatch.setattr(weights, "ROWS", 1)
+    rows = examine(wrapped(forgetful), prepared, only={"one_token"})
+    [found] = [row for row in rows if row.check == "weights"]
+    assert found.detail.startswith("NaN")
+
+
 def test_every_check_has_a_fault_that_trips_it():
     """Each check is named by a fault's trips, and the test above holds the fault to it."""
     assert set().union(*(fault.trips for fault in FAULTS)) == set(CHECKS)
@@ -181,7 +193,11 @@ def test_an_honest_variant_does_not_alarm(name, model):
     assert try_variant(name, model, seeds=1).alarms == []
 
 
-@pytest.mark.parametrize("name", ["torch_bfloat16", "torch_float16", "torch_attention_by_hand"])
+@pytest.mark.parametrize(
+    "name",
+    [v.name for v in VARIANTS if v.specimen == "torch" and v.target.dtype in DROPPED_BITS]
+    + ["torch_attention_by_hand"],
+)
 def test_an_honest_torch_variant_does_not_alarm(name):
     pytest.importorskip("torch")
     assert try_variant(name, "outliers", seeds=2).alarms == []

@@ -7,7 +7,7 @@ import pytest
 from harness.checks import CHECKS
 from harness.contract import HParams, Target
 from harness.judge import Judge, exit_code, expected
-from harness.limits import LIMITS, limit, near_tie
+from harness.limits import LIMITS, LOCAL, NARROW, limit, local_limit, near_tie
 from harness.subject import CaseShape, Measurement, Plan
 
 HPARAMS = HParams(n_vocab=10, n_ctx=8, n_embd=4, n_head=2, n_layer=1)
@@ -158,6 +158,16 @@ def test_every_metric_has_a_limit_with_a_reason():
         for _, scope, metric in set(keys):
             if metric != "near_ties":
                 assert len(limit(check, scope, metric).reason) > 40, (check, metric)
+
+
+def test_limits_below_float32_are_no_looser_and_have_reasons_of_their_own():
+    for kind, single in LOCAL.items():
+        for dtype in ("bfloat16", "float16"):
+            narrow = local_limit(kind, dtype)
+            assert narrow.most <= single.most
+            assert limit("local", "h0/mlp/gelu", "rounding_units_decode", dtype) == NARROW["gelu"]
+            assert narrow == single or narrow.reason != single.reason
+        assert local_limit(kind, "float32") == local_limit(kind, "float64") == single
 
 
 def test_no_limit_without_a_measurement():

@@ -114,7 +114,7 @@ def test_a_limit_is_never_dropped_on_the_way(prepared, monkeypatch):
 
 def test_a_limit_never_depends_on_the_size_of_an_array():
     """It is looked up by names alone, and the judge sees no arrays."""
-    assert list(inspect.signature(limits.limit).parameters) == ["check", "scope", "metric"]
+    assert list(inspect.signature(limits.limit).parameters) == ["check", "scope", "metric", "dtype"]
     assert "numpy" not in inspect.getsource(judge)
 
 

@@ -90,6 +90,9 @@ variant(
     ),
 )
 variant("all_in_float64", (LOAD, LOAD.replace("dtype", "float")))
+for _dtype in ("bfloat16", "float16"):
+    variant(f"all_in_float32_declaring_{_dtype}", ('("cpu", "float64")', f'("cpu", "{_dtype}")'),
+            (LOAD, LOAD.replace("dtype", '"float32"')), dtype=_dtype)  # fmt: skip
 variant(
     "weights_overwritten_once_copied",
     (LOAD, LOAD.replace("return ", "copied = ").replace("np.asarray", "np.array")
@@ -133,10 +136,10 @@ for _backend in ("MATH", "FLASH_ATTENTION"):
                 specimen="torch", dtype=_dtype)  # fmt: skip
 variant("one_thread", (THREADS, THREADS + "    torch.set_num_threads(1)\n"), specimen="torch")
 variant("two_threads", (THREADS, THREADS + "    torch.set_num_threads(2)\n"), specimen="torch")
-variant("attention_by_hand", (SDPA,
-        "scores = q @ keys.transpose(-1, -2) / q.shape[-1] ** 0.5\n"
-        "    seen = torch.arange(keys.shape[2]) <= positions[:, None]\n"
-        "    heads = scores.masked_fill(~seen, float('-inf')).softmax(-1) @ values"), specimen="torch")  # fmt: skip
+ATTENTION_BY_HAND = (SDPA, "scores = q @ keys.transpose(-1, -2) / q.shape[-1] ** 0.5\n"
+                     "    seen = torch.arange(keys.shape[2]) <= positions[:, None]\n"
+                     "    heads = scores.masked_fill(~seen, float('-inf')).softmax(-1) @ values")  # fmt: skip
+variant("attention_by_hand", ATTENTION_BY_HAND, specimen="torch")
 LINEAR = "    if x.numel() == len(w)"  # whatever it is multiplied by on a CPU in float32 is replaced
 for _name, _product in {
     "by_mkl": "F.linear(x, w.T, b)",
@@ -153,6 +156,54 @@ variant(
 # what a CUDA graph would record, run step by step on the CPU
 variant("fixed_shapes", ('fixed = model.device.type == "cuda"', "fixed = True"), ("step = recorded(step)", "pass"),
         specimen="torch")  # fmt: skip
+
+# below float32: every step rounded, matrices alone narrow, or products alone (autocast)
+GELU_BY_HAND = (
+    'F.gelu(x, approximate="tanh")',
+    "0.5 * x * (1 + torch.tanh(0.79788456 * (x + 0.044715 * x * x * x)))",
+)
+NORM_BY_HAND = (
+    "    return F.layer_norm(x, g.shape, g, b, eps)",
+    "    y = x - x.mean(-1, keepdim=True)\n"
+    "    return y * torch.rsqrt((y * y).mean(-1, keepdim=True) + eps) * g + b",
+)
+BIAS_BY_HAND = (
+    "    return F.linear(x, w.T, b)",
+    "    y = F.linear(x, w.T)\n    return y if b is None else y + b",
+)
+for _dtype, _steps in {
+    "bfloat16": (GELU_BY_HAND, NORM_BY_HAND, ATTENTION_BY_HAND, BIAS_BY_HAND),
+    "float16": (GELU_BY_HAND, ATTENTION_BY_HAND, BIAS_BY_HAND),  # squares of outliers overflow
+}.items():
+    variant(f"every_step_rounded_{_dtype}", *_steps, specimen="torch", dtype=_dtype)
+variant(
+    "matrices_in_bfloat16",
+    ("name: put(w) for", "name: put(w) if w.ndim > 1 else put(w).float() for"),
+    ("return F.linear(x, w.T, b)", "y = F.linear(x.to(w.dtype), w.T)\n    return y if b is None else (y + b).to(w.dtype)"),
+    ("F.layer_norm(x, g.shape", "F.layer_norm(x.float(), g.shape"),
+    specimen="torch",
+    dtype="bfloat16",
+)  # fmt: skip
+variant(
+    "autocast",
+    ("dtype=getattr(torch, dtype))", "dtype=torch.float32)"),
+    ('fast = (device, dtype) == ("cpu", "float32")', "fast = False"),
+    ("split.narrow(0, 1, 2))", "split.narrow(0, 1, 2).to(kv.dtype))"),
+    ("= split.select(0, 0), kv ", "= split.select(0, 0), kv.to(split.dtype) "),
+    ("def hidden(", "@torch.autocast('cpu', torch.bfloat16)\ndef hidden("),
+    ("def head(", "@torch.autocast('cpu', torch.bfloat16)\ndef head("),
+    specimen="torch",
+    dtype="bfloat16",
+)
+variant(
+    "positions_in_float32",
+    ("    fast = (device", "    wpe = torch.from_numpy(params['wpe'])\n    fast = (device"),
+    ("    return Model(params", "    params['wpe'] = wpe\n    return Model(params"),
+    ('F.embedding(tokens, p["wte"]) + F.embedding(positions, p["wpe"])',
+     '(F.embedding(tokens, p["wte"]) + F.embedding(positions, p["wpe"])).to(p["wte"].dtype)'),
+    specimen="torch",
+    dtype="bfloat16",
+)  # fmt: skip
 
 # -- JAX and TensorFlow
 

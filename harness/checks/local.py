@@ -40,6 +40,7 @@ class Finding(NamedTuple):
     metric: str
     value: float
     detail: str
+    most: float  # that the value may be
     left: dict[str, float]
     positions: int  # in all rows together
 
@@ -89,7 +90,7 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
             ]
             for scene, worst in zip(scenes, examine(scenes), strict=True):
                 finding = scene.finding(*worst, diagnosed)
-                if finding.value <= local_limit(finding.op.kind).most:
+                if finding.value <= finding.most:
                     yield finding.told("")
                 else:
                     failures.append(finding)
@@ -110,16 +111,17 @@ class Examined(NamedTuple):
     op: Op
     metric: str
     cuts: tuple[int, ...] = ()
-    rounded: bool = True  # whether the weights are to be those of the declared dtype
+    held: str = "all"  # which weights are to be those of the declared dtype (bounds.HELD)
+    cast: bool = False  # whether the input of a product is rounded to it, too
 
     def finding(self, value: float, detail: str, diagnosed: dict[str, int]) -> Finding:
         """What its greatest error, in units, says; a failure is diagnosed, unless many like it were."""
-        most = local_limit(self.op.kind).most
-        whole = self._replace(rounded=False)
-        if self.judged_alone() and value > most and self.params() is not whole.params():
-            wider = examine([whole])[0]  # weights kept wider than declared are no error
-            if wider[0] < value:
-                return whole.finding(*wider, diagnosed)
+        most = local_limit(self.op.kind, self.subject.target.dtype).most
+        if self.judged_alone() and value > most / 2 and (others := self.others()):
+            tried = zip(others, examine(others), strict=True)
+            other, found = min(tried, key=lambda each: bounds.rank(each[1]))
+            if found[0] <= min(most, value):
+                return other.finding(*found, diagnosed)
         if self.judged_alone() and value <= most and self.inherits_nan():
             value, detail = math.nan, INHERITED
         left = {}
@@ -128,18 +130,30 @@ class Examined(NamedTuple):
             diagnosed[place] += 1
             left = diagnosis.explain(self.scene())
         positions = self.record.tokens.size
-        return Finding(self.record.name, self.op, self.metric, value, detail, left, positions)
+        return Finding(self.record.name, self.op, self.metric, value, detail, most, left, positions)
+
+    def others(self) -> list["Examined"]:
+        """The same, by other honest ways to compute at the declared dtype."""
+        if (self.held, self.cast) != ("all", False) or self.op.kind in ("attention", "gelu", "add"):
+            return []
+        held = bounds.ways(self.subject.target.dtype)[1:]
+        other = [self._replace(held=each) for each in held]
+        if held and self.op.kind in ("linear", "head"):  # who casts it may tap it as it was before
+            other += [self._replace(held=each, cast=True) for each in ("all", "matrices")]
+        return other
 
     def judged_alone(self) -> bool:
         """By its own rounding, and not as the end of a segment."""
         return not self.metric.startswith("segment")
 
     def params(self) -> Mapping[str, np.ndarray]:
-        params = self.subject.params
-        return bounds.weights_at(params, self.subject.target.dtype) if self.rounded else params
+        return bounds.weights_at(self.subject.params, self.subject.target.dtype, self.held)
 
     def inputs(self) -> list[np.ndarray]:
-        return [np.asarray(self.captured[name], np.float64) for name in self.op.inputs]
+        inputs = [self.captured[name] for name in self.op.inputs]
+        if self.cast:
+            inputs = [noise.round_nearest(x, self.subject.target.dtype) for x in inputs]
+        return [np.asarray(x, np.float64) for x in inputs]
 
     def blocks(self) -> list[slice]:
         """The columns of its result in parts, to convert only so much of a weight at a time."""
@@ -158,7 +172,7 @@ class Examined(NamedTuple):
             part = {f"{scope}/{leaf}": params[f"{scope}/{leaf}"][..., columns] for leaf in "wb"}
         else:
             return self.params()
-        return bounds.weights_at(part, self.subject.target.dtype) if self.rounded else part
+        return bounds.weights_at(part, self.subject.target.dtype, self.held)
 
     def part(self, columns: slice) -> tuple[float, str]:
         """The greatest error in some columns of its result, in units, and where it is."""
@@ -251,7 +265,7 @@ def examine(scenes: list[Examined]) -> list[tuple[float, str]]:
         if not scene.judged_alone():
             return scene.segment()
         own = list(itertools.islice(found, len(scene.blocks())))
-        return max(own, key=lambda part: (math.isnan(part[0]), part[0]))
+        return max(own, key=bounds.rank)
 
     return [worst(scene) for scene in scenes]
 
@@ -267,7 +281,7 @@ def conclude(findings: list[Finding]) -> Iterator[Measurement]:
         words = ""
         if finding.detail == INHERITED:
             words = INHERITED
-        if finding.value > local_limit(finding.op.kind).most and place_of(finding) in agreed:
+        if finding.value > finding.most and place_of(finding) in agreed:
             words = tell(finding, agreed[place_of(finding)])
         yield finding.told(words)
 
@@ -308,6 +322,6 @@ def tell(finding: Finding, agreed: tuple[str, float, float]) -> str:
 
 def explains(finding: Finding, after: float) -> bool:
     """Back at rounding level; or all but, when the error was greater by orders of magnitude."""
-    most = local_limit(finding.op.kind).most
+    most = finding.most
     nearly = after <= 8 * most and after <= finding.value / 100
     return after <= most or nearly or (math.isfinite(after) and after <= finding.value * 1e-4)
