@@ -75,7 +75,7 @@ def test_nothing_is_asked_of_who_offers_no_gradients(prepared):
 
 def test_the_loss_and_every_weight_are_measured(prepared):
     rows = judged(prepared, loss_and_grads=truth)
-    assert {row.scope for row in rows} == {"loss", *prepared.checkpoint.params}
+    assert {row.scope for row in rows} == {"loss", *prepared.checkpoint.params, "forward_after"}
     assert {row.verdict for row in rows} == {"pass"}
     assert max(row.ratio for row in rows) > 0, "float32 is not float64"
 
