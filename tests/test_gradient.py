@@ -6,10 +6,12 @@ from examine import FLOAT32, examine
 from faults import FAULTS, plant
 
 from harness import gradient, oracle, shapes
+from harness.checks import CHECKS
 from harness.contract import HParams, parameter_shapes
 from harness.discover import find
 from harness.limits import GRADIENT
 from harness.numerics import log_softmax, max_abs
+from harness.subject import Subject
 
 HPARAMS = HParams(n_vocab=30, n_ctx=8, n_embd=12, n_head=3, n_layer=2)
 TOKENS = np.random.default_rng(1).integers(0, 30, (2, 7)).astype(np.int32)
@@ -67,6 +69,29 @@ def truth(model, tokens):
     """The oracle's own loss and gradients, in float32."""
     found = dict(gradient.backward(model.params, model.hparams, tokens))
     return float(found.pop("loss")), {name: grad.astype(np.float32) for name, grad in found.items()}
+
+
+def test_a_forward_spoilt_by_the_loss_is_seen_by_this_check_alone(prepared):
+    """As in a run that is gone on with: nothing was computed in this process before."""
+    from types import SimpleNamespace
+
+    real, called = find("numpy").load(), []
+
+    def forward(model, tokens, past=None, tap=None):
+        logits, present = real.forward(model, tokens, past, tap)
+        return (logits * 1.01 if called else logits), present
+
+    def loss_and_grads(model, tokens):
+        called.append(True)
+        return truth(model, tokens)
+
+    offered = {"load": real.load, "numpy": real.numpy, "__name__": "wrapped"}
+    impl = SimpleNamespace(**offered, forward=forward, loss_and_grads=loss_and_grads, TAPS=())
+    checkpoint, record = prepared.checkpoint, prepared.records[-1]
+    subject = Subject.load(impl, FLOAT32, checkpoint.weights, checkpoint.hparams, [record])
+    *_, last = CHECKS["gradients"].measure(subject, subject.plan())
+    assert last.scope == "forward_after"
+    assert last.value > 1e3
 
 
 def test_nothing_is_asked_of_who_offers_no_gradients(prepared):

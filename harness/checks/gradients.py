@@ -34,6 +34,7 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
     if case is None:
         return
     record = next(record for record in subject.records if record.name == case)
+    subject.logits(record)  # before anything is spoilt, though this check be the first in its process
     # the second call is judged: gradients that pile up from call to call are right only once
     subject.loss_and_grads((record.tokens + 1) % subject.hparams.n_vocab)
     given = subject.loss_and_grads(record.tokens)
