@@ -23,6 +23,9 @@ from harness import mapped
 
 Hear = Callable[[str, dict[str, Any]], None]
 MARK = "PARITY_WORKER"
+# JAX would take three quarters of a GPU at first use: too little would be left for a framework beside
+# it, and whoever asks how much memory an implementation needs would be told this share.
+ALONE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 THREADS = (
     *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
     *("MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
@@ -74,7 +77,7 @@ def attend(job: dict[str, Any], journal: Path, limits: Limits, hear: Hear) -> st
 def environment(threads: int | None, mark: str) -> dict[str, str]:
     """The worker's: ours, its mark, and how many threads the numerical libraries may start."""
     counts = {} if threads is None else dict.fromkeys(THREADS, str(threads))
-    return {**os.environ, **counts, MARK: mark}
+    return {**ALONE, **os.environ, **counts, MARK: mark}
 
 
 def listen(

@@ -257,8 +257,11 @@ def examine(
             "require": request.require,
             "resume": {"target": sheet.current, "checks": sheet.checked},
         }
+        ended = len(sheet.ended)
         death = isolation.attend(job, journal, request.limits, hear)
         refuse_absence(sheet, request.require)
+        if not death and not sheet.current and len(sheet.ended) > ended:
+            continue  # with the targets that are left, if any: it could do no more in that process
         if lost := what_was_lost(sheet, request.targets, death):
             note(journal, sheet, *lost)
     if sheet.offered and request.targets and not set(request.targets) & set(sheet.offered):

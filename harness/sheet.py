@@ -8,7 +8,8 @@ that is what makes a run resumable.
     checking  a check; measured, error: what came of it; checked: it is over
     broken    why a target could not even be started
     end       of a target
-    lost      written by the parent: what ended the worker early, and on which target
+    lost      what ended the work early, and on which target; written by the parent of a worker that
+              died, or by one in which nothing works any more
 """
 
 from collections.abc import Sequence

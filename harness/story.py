@@ -105,7 +105,8 @@ def found_in(failed: list[Row], n_layer: int) -> list[Finding]:
 
 def crash(end: Row, lost: list[Row]) -> Finding:
     """The worker's end, with what was lost by it; checks run in the order of the rows."""
-    during = f" during the check {lost[0].check.replace('_', ' ')}" if lost else ""
+    told = " the check " in end.detail
+    during = f" during the check {lost[0].check.replace('_', ' ')}" if lost and not told else ""
     claim = f"ended before it was done: {len(lost)} measurements are lost." if lost else "failed."
     return Finding("process", claim, f"It {end.detail}{during}.", "", "", end)
 

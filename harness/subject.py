@@ -128,6 +128,17 @@ class Subject:
         offers = (hasattr(self.impl, name) for name in ("generate", "loss_and_grads"))
         return Plan(self.hparams, cases, taps, *offers)
 
+    def broken(self) -> str:
+        """What a single good token raises now; "" where it does not.
+
+        An assertion that failed on a CUDA device fails all that the process asks of it from then on.
+        """
+        try:
+            self.forward(np.zeros((1, 1), np.int32))
+        except (Exception, SystemExit) as error:
+            return " ".join(str(error).split())[:200] or type(error).__name__
+        return ""
+
     def forward(
         self,
         tokens: np.ndarray,

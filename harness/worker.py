@@ -25,6 +25,7 @@ from harness.golden import Record, tokenizer_of
 from harness.subject import Plan, Subject, Wrong
 
 Journal = Callable[..., None]
+SINCE = "raises at whatever it is asked since the check "
 FRAMEWORKS = ("numpy", "jax", "torch", "tensorflow", "tensorflow-cpu")
 ENGINES = (
     *("transformers", "ctranslate2", "llama-cpp-python", "onnxruntime", "tinygrad", "keras-hub"),
@@ -87,7 +88,8 @@ def run(job: dict[str, Any], journal: Journal) -> None:
     for target in (target for target in offered if target in wanted):
         journal("begin", target=target)
         done = job["resume"]["checks"] if job["resume"]["target"] == list(target) else ()
-        measure(impl, target, weights, hparams, records, decode, journal, done)
+        if not measure(impl, target, weights, hparams, records, decode, journal, done):
+            return  # the other targets get a process in which something works
         journal("end", target=target)
 
 
@@ -100,14 +102,19 @@ def measure(
     decode: Callable[[Sequence[int]], str],
     journal: Journal,
     done: Collection[str] = (),
-) -> None:
-    """Every check on one target that is not done. What a check raises ends it and no other."""
+) -> bool:
+    """Every check on one target that is not done. What a check raises ends it and no other.
+
+    False where the implementation raises at whatever it is asked from then on: what would be asked later
+    would blame the wrong mechanism.
+    """
     try:
         subject = Subject.load(impl, target, weights, hparams, records, decode)
         plan = subject.plan()
     except (Exception, SystemExit) as error:
         journal("broken", message=explain(error))
-        return
+        return True
+    works = bool(done)  # until a check has been made, nothing is known to
     journal("plan", **plan_as_json(plan))
     for name, check in CHECKS.items():
         if name in done:
@@ -117,9 +124,14 @@ def measure(
             with np.errstate(all="ignore"):  # an implementation may have made NumPy raise
                 for measurement in check.measure(subject, plan):
                     journal("measured", check=name, measurement=measurement)
+            works = True
         except (Exception, SystemExit) as error:
             journal("error", check=name, message=explain(error))
+            if works and (now := subject.broken()):
+                journal("lost", target=target, message=f"{SINCE}{name.replace('_', ' ')}: {now}")
+                return False
         journal("checked", check=name)
+    return True
 
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:

@@ -6,6 +6,7 @@ is written in place. Shapes in comments: batch, n (new tokens), n_keys (cached a
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -109,8 +110,18 @@ def attention(qkv, kv, positions, mask, n_head):
     kv.index_copy_(3, positions, split.narrow(0, 1, 2))
     q, (keys, values) = split.select(0, 0), kv  # these [batch, n_head, n_keys, head], part of the cache
     causal = mask is None and n > 1  # no mask: keys and queries are the same tokens, or one sees all
+    if n == 1 and q.is_cuda and q.dtype == torch.float32:
+        return one_query(q, keys, values, mask)
     heads = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal)
     return heads.transpose(1, 2).reshape(batch, n, width // 3)  # heads merged again
+
+
+def one_query(q, keys, values, mask):
+    """Of one position, [batch, 1, n_embd]: a fused float32 kernel would read a head's keys in a row."""
+    scores = q @ keys.mT * (1 / math.sqrt(q.shape[-1]))  # [batch, n_head, 1, n_keys]
+    if mask is not None:
+        scores = torch.where(mask, scores, -math.inf)
+    return (softmax(scores) @ values).view(len(q), 1, -1)
 
 
 def hidden(model, tokens, positions, kv, mask=None, tap=lambda name, array: None):
@@ -236,7 +247,7 @@ def choices(model, tokens, n_new, fixed):
 
 
 def recorded(step):
-    """step as one CUDA graph; recording it does not run it. (Not run yet: no GPU was at hand.)"""
+    """step as one CUDA graph; recording it does not run it."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()

@@ -25,8 +25,7 @@ def examine(
     journal("begin", target=target)
     checkpoint = prepared.checkpoint
     with np.errstate():  # a process of its own would end with what was set there
-        worker.measure(
-            module, target, checkpoint.weights, checkpoint.hparams, prepared.records, str, journal
-        )
-    journal("end")
+        told = (checkpoint.weights, checkpoint.hparams, prepared.records, str)
+        if worker.measure(module, target, *told, journal):
+            journal("end")
     return sheet.rows

@@ -29,6 +29,7 @@ class Fault(NamedTuple):
     trips: frozenset[str]  # checks that must fail, besides any others
     specimen: Path = SPECIMEN
     dtype: str = "float32"
+    device: str = "cpu"
 
 
 FAULTS: list[Fault] = []
@@ -683,6 +684,14 @@ plant_all(
     trips="bad_tokens",
 )  # fmt: skip
 plant_all(
+    "dead_once_it_has_refused",
+    ('        raise ValueError(f"token ids must be in', '        BROKEN.append(True)\n        raise ValueError(f"token ids must be in'),
+    ("    refuse_bad_tokens(tokens, n_past, hparams)\n", "    refuse_bad_tokens(tokens, n_past, hparams)\n    assert not BROKEN\n"),
+    helper("BROKEN = []"),
+    blame="tokens",
+    trips="bad_tokens",
+)  # fmt: skip
+plant_all(
     "n_ctx_off_by_one",
     ("> hparams.n_ctx:", ">= hparams.n_ctx:"),
     blame="*",
@@ -802,6 +811,18 @@ for _name, _bits in (("tf32_inputs", 13), ("bfloat16_inputs", 16)):
         diagnosis=_name,
         trips="precision local",
     )
+plant_all(
+    "tf32_but_for_single_rows",  # as cuBLAS has it
+    rounding(13),
+    instead(PLAIN, "if x.size > x.shape[-1]:\n        return cut(x) @ cut(w) + b"),
+    (
+        LOGITS,
+        '    w = p["wte"].T\n    return (cut(x) @ cut(w) if x.size > x.shape[-1] else x @ w), present',
+    ),
+    blame=f"{PRODUCTS} logits",
+    diagnosis="tf32_inputs",
+    trips="precision local",
+)
 plant_all(
     "float16_inputs",
     instead(
@@ -1008,6 +1029,66 @@ plant_all(
     blame="generate",
     trips="greedy",
 )
+plant_all(
+    "nothing_works_after_an_assertion_in_generate",  # as on CUDA
+    ("    refuse_bad_tokens(tokens, n_past, hparams)\n", "    refuse_bad_tokens(tokens, n_past, hparams)\n    assert not BROKEN\n"),
+    ("    new = []\n    logits, past = forward", "    BROKEN.append(1)\n    new = []\n    logits, past = forward"),
+    helper("BROKEN = []"),
+    blame="generate process",
+    trips="greedy",
+)  # fmt: skip
+
+
+# -- what can be wrong on a GPU alone: nox -s faults -- --device cuda
+
+ON_CUDA: list[Fault] = []
+
+
+def on_cuda(
+    name: str,
+    *edits: Edit,
+    blame: str,
+    diagnosis: str = "",
+    trips: str = "local",
+    dtype: str = "float32",
+) -> None:
+    words = (frozenset(blame.split()), diagnosis, frozenset(trips.split()))
+    ON_CUDA.append(Fault(f"{name}_on_cuda", edits, *words, DIFFERENTIABLE, dtype, "cuda"))
+
+
+MATMUL = '    torch.set_float32_matmul_precision("highest")\n'
+on_cuda("tf32", (MATMUL, MATMUL.replace("highest", "high")),
+        blame=f"{PRODUCTS} logits", diagnosis="tf32_inputs", trips="local precision")  # fmt: skip
+on_cuda("float16_sums", (MATMUL, f"{MATMUL}    torch.backends.cuda.matmul.allow_fp16_accumulation = True\n"),
+        ('("float32", "bfloat16")', '("float16",)'), dtype="float16", blame=f"{PRODUCTS} logits")  # fmt: skip
+on_cuda(
+    "autocast",
+    ("def hidden(", "@torch.autocast('cuda', torch.bfloat16)\ndef hidden("),
+    ("split.narrow(0, 1, 2))", "split.narrow(0, 1, 2).to(kv.dtype))"),
+    ("= split.select(0, 0), kv ", "= split.select(0, 0), kv.to(split.dtype) "),
+    blame=f"{PRODUCTS} {HEADS} h*/mlp/gelu",
+    trips="local precision",
+)
+on_cuda("erf_gelu", ('approximate="tanh"', 'approximate="none"'),
+        blame="h*/mlp/gelu", diagnosis="erf_gelu")  # fmt: skip
+on_cuda("epsilon_1e-06", ("eps=1e-5", "eps=1e-6"), blame="h*/ln_1 h*/ln_2 ln_f",
+        diagnosis="epsilon_1e-06")  # fmt: skip
+on_cuda(
+    "read_before_the_device_is_done",
+    (
+        "    return x.detach().float().cpu().numpy()",
+        "    host = torch.empty(x.shape, pin_memory=True)\n"
+        "    host.copy_(x.detach().float(), non_blocking=True)\n    return host.numpy()",
+    ),
+    blame="*?",
+    trips="",  # which of them is chance
+)
+on_cuda("bad_token_kills_the_process", ("    refuse_bad_tokens(tokens, n_past, model.hparams)  #", "    #"),
+        blame="tokens", trips="bad_tokens")  # fmt: skip
+on_cuda("graph_replays_one_position", ("        position.add_(1)\n", "        pass\n"),
+        blame="generate", trips="greedy")  # fmt: skip
+on_cuda("graph_output_not_copied", ("        new.append(token.clone())\n        if fixed", "        new.append(token)\n        if fixed"),
+        blame="generate", trips="greedy")  # fmt: skip
 
 
 # -- ten faults of one layer each, for a model of the official shape

@@ -1,6 +1,6 @@
 """Prove the verifier: planted faults are caught, blamed and diagnosed; honest variants never alarm.
 
-    python tests/score.py [--out DIR] [--seeds 20] [--large] [--only NAME]
+    python tests/score.py [--out DIR] [--seeds 20] [--large] [--only NAME] [--device cuda]
 
 Exit code 1 where a score is short of the gate (everything right, nothing alarmed). A fault that does
 not apply or that crashes the harness ends the run with an error: it is scored neither as killed nor
@@ -28,12 +28,13 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import faults
 import variants
 from examine import examine
 from faults import FAULTS, IN_LAYER, Fault, plant
 from variants import VARIANTS
 
-from harness import checkpoint, golden, mapped, models, run
+from harness import checkpoint, golden, isolation, mapped, models, run
 from harness.checks import local
 from harness.contract import Target, graph, kind_of
 from harness.discover import find
@@ -47,6 +48,7 @@ OWN = ("local", "precision", "weights", "bad_tokens")  # checks whose failures b
 MODELS = ("micro", "outliers", "deep")
 SLOW = ("jax", "tensorflow")
 SHORT = {"seed", "prompt", "fresh"}
+CONTEXTS = 12  # processes that share a GPU, each with half a GiB of the driver's
 
 
 @functools.lru_cache(maxsize=64)
@@ -80,14 +82,18 @@ class Score(NamedTuple):
 def culprits(rows: Iterable[Row], n_layer: int) -> list[str]:
     """Everything blamed in a run, layers collapsed."""
     failed = [row for row in rows if row.verdict == "fail" and row.blame]
-    own = {row.blame for row in failed if row.check in OWN and ", " not in row.blame}
+    own = {row.blame for row in failed if row.check in OWN and ", " not in row.blame} - {"process"}
     own = {blame for blame in own if not blame.startswith("h*")}  # inherited, collapsed already
     return collapse(sorted(own), n_layer) if own else sorted({row.blame for row in failed})
 
 
 def diagnoses(rows: Iterable[Row]) -> list[str]:
-    """Names of the mistakes that explain failures; "?" for a failure that none explains."""
-    texts = [row.diagnosis for row in rows if row.verdict == "fail" and row.diagnosis]
+    """Names of the mistakes that explain failures; "?" for a failure that none explains.
+
+    Gradients are traced to where they go wrong on their way back, not explained.
+    """
+    failed = (row for row in rows if row.verdict == "fail" and row.check != "gradients")
+    texts = [row.diagnosis for row in failed if row.diagnosis]
     names = [text.partition(":")[0] if " explains it: " in text else "?" for text in texts]
     return sorted(set(names))
 
@@ -111,7 +117,7 @@ def matches(found: str, pattern: str) -> bool:
 def score(fault: Fault, model: str, only: set[str] | None) -> Score:
     with tempfile.TemporaryDirectory() as folder:
         module = plant(fault, Path(folder))
-        rows = examine(module, prepared(model, SEED), Target("cpu", fault.dtype), only)
+        rows = examine(module, prepared(model, SEED), Target(fault.device, fault.dtype), only)
     blame = culprits(rows, prepared(model, SEED).checkpoint.hparams.n_layer)
     found = diagnoses(rows)
     tripped = {row.check for row in rows if row.verdict == "fail"}
@@ -122,7 +128,8 @@ def score(fault: Fault, model: str, only: set[str] | None) -> Score:
 
 
 def score_small(name: str) -> Score:
-    return score(next(fault for fault in FAULTS if fault.name == name), "micro", None)
+    shelves = [*FAULTS, *faults.ON_CUDA]
+    return score(next(fault for fault in shelves if fault.name == name), "micro", None)
 
 
 def score_large(name: str) -> Score:
@@ -140,12 +147,12 @@ class Alarm(NamedTuple):
     limit_used: float  # the greatest share of any limit
 
 
-def try_variant(name: str, model: str, seeds: int) -> Alarm:
+def try_variant(name: str, model: str, seeds: int, device: str = "cpu") -> Alarm:
     """All cases with the first seed, the fresh case alone with the others.
 
     One seed is a quick look: what compiles or dispatches slowly then has its short cases only.
     """
-    found = next(variant for variant in VARIANTS if variant.name == name)
+    found = next(variant for variant in SHELVES[device].variants if variant.name == name)
     alarms, greatest, used = [], {}, 0.0
     if found.specimen == "torch":  # the variant before may have asked for more, and keeps them
         importlib.import_module("torch").set_num_threads(1)
@@ -328,10 +335,22 @@ def show_power(console: Console, found: list[Power]) -> None:
     console.print(table)
 
 
-def pool(folder: str) -> ProcessPoolExecutor:
+class Shelf(NamedTuple):
+    """What is tried on a device."""
+
+    faults: list[Fault]
+    variants: list[variants.Variant]
+
+
+SHELVES = {"cpu": Shelf(FAULTS, VARIANTS), "cuda": Shelf(faults.ON_CUDA, variants.ON_CUDA)}
+
+
+def pool(folder: str, device: str, jobs_each: int | None = None) -> ProcessPoolExecutor:
     """Workers that leave their files in folder: they end without clearing anything away."""
     os.environ["TMPDIR"] = folder
-    return ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))
+    n = os.cpu_count() or 1
+    n = n if device == "cpu" else min(n, CONTEXTS)
+    return ProcessPoolExecutor(n, get_context("spawn"), max_tasks_per_child=jobs_each)
 
 
 def main() -> None:
@@ -340,27 +359,39 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20, help="seeds per honest variant and model")
     parser.add_argument("--large", action="store_true", help="ten faults on shape:124M besides")
     parser.add_argument("--only", default="", help="faults and variants whose name contains this")
+    parser.add_argument("--device", choices=SHELVES, default="cpu", help="where; each has its own shelf")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    chosen = [fault.name for fault in FAULTS if options.only in fault.name]
+    os.environ |= isolation.ALONE
+    if options.device == "cuda" and ("cuda", "float32") not in find("torch").load().targets():
+        console.print("skipped: no CUDA device")
+        sys.exit(2)
+    shelf = SHELVES[options.device]
+    chosen = [fault.name for fault in shelf.faults if options.only in fault.name]
     honest = [
-        (variant.name, model, options.seeds)
-        for variant in VARIANTS
+        (variant.name, model, options.seeds, options.device)
+        for variant in shelf.variants
         for model in MODELS
         if options.only in variant.name
     ]
-    with tempfile.TemporaryDirectory() as folder, pool(folder) as workers:
-        jobs = [workers.submit(score_small, name) for name in chosen]
+    # a fault may end its GPU context for whatever comes after it in the process
+    jobs_each = None if options.device == "cpu" else 1
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        pool(folder, options.device, jobs_each) as breakable,
+        pool(folder, options.device) as workers,
+    ):
+        jobs = [breakable.submit(score_small, name) for name in chosen]
+        scores = [job.result() for job in track(jobs, "planted faults", console=console)]
         measured = workers.submit(power)  # before the trials, which take much longer
         trials = [workers.submit(try_variant, *job) for job in honest]
-        scores = [job.result() for job in track(jobs, "planted faults", console=console)]
         powers = measured.result()
         alarms = [job.result() for job in track(trials, "honest variants", console=console)]
     large = []
     if options.large:  # one at a time: each takes gigabytes
         large = [score_large(fault.name) for fault in track(IN_LAYER, "shape:124M", console=console)]
-    show_faults(console, "planted faults on micro", scores)
+    show_faults(console, f"planted faults on micro, {options.device}", scores)
     if large:
         show_faults(console, "planted faults on shape:124M", large)
     if alarms:
@@ -375,7 +406,8 @@ def main() -> None:
     }
     mapped.write_text(options.out / "faults.json", json.dumps(found, indent=1) + "\n")
     right = all(s.right for s in [*scores, *large]) and not any(a.alarms for a in alarms)
-    enough = bool(options.only) or (len(scores) >= 70 and len({a.name for a in alarms}) >= 25)
+    least = 70 if options.device == "cpu" else len(shelf.faults)
+    enough = bool(options.only) or (len(scores) >= least and len({a.name for a in alarms}) >= 25)
     console.print("[green]PASS[/green]" if right and enough else "[bold red]FAIL[/bold red]")
     sys.exit(0 if right and enough else 1)
 

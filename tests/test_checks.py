@@ -1,7 +1,13 @@
 """Every check passes on what is right and fails on a fault; none passes on nothing."""
 
+import subprocess
+import sys
+from pathlib import Path
+
+import faults
 import numpy as np
 import pytest
+import variants
 from examine import FLOAT32, examine
 from faults import FAULTS, GELU, IN_LAYER, SPECIMEN, TANH, Fault, instead, plant, result, source
 from score import MODELS, culprits, diagnoses, score_small, try_variant
@@ -16,6 +22,7 @@ from harness.judge import exit_code
 from harness.noise import DROPPED_BITS
 from harness.subject import Plan, Subject
 
+SCORE = Path(__file__).parent / "score.py"
 QUICK = {"seed", "batch", "full_context"}  # cases enough to trip every fault
 
 
@@ -169,8 +176,25 @@ def test_a_fault_that_does_not_apply_is_an_error():
         source(FAULTS[0], SPECIMEN.read_text().replace("rows = ", "columns = "))
 
 
+def test_what_is_for_a_gpu_applies_to_the_specimens_of_today(tmp_path):
+    """It runs where there is a GPU; that its edits still fit can be seen anywhere."""
+    torch = pytest.importorskip("torch")
+    for fault in faults.ON_CUDA:
+        compile(source(fault), fault.name, "exec")
+    for variant in variants.ON_CUDA:
+        pytest.importorskip(variant.specimen)
+        assert variant.target.device == "cuda"
+        load(variant, tmp_path)
+    if torch.cuda.is_available():
+        assert try_variant("torch_plain", "micro", 1, "cuda").alarms == []
+    else:
+        assert subprocess.run([sys.executable, SCORE, "--device", "cuda"], check=False).returncode == 2
+
+
 def test_the_shelves_are_full():
     """As many as were promised, no two of a name."""
+    assert len({fault.name for fault in faults.ON_CUDA}) == len(faults.ON_CUDA) >= 9
+    assert len({variant.name for variant in variants.ON_CUDA}) == len(variants.ON_CUDA) >= 25
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 70
     assert len({variant.name for variant in VARIANTS}) == len(VARIANTS) >= 25
     assert len({mistake.name for mistake in MISTAKES}) == len(MISTAKES) >= 25

@@ -143,6 +143,26 @@ def test_a_crash_on_one_target_spares_the_next(tmp_path, prepared):
     assert by_dtype == {"float32": {"fail"}, "float64": {"pass"}}
 
 
+def test_where_nothing_works_any_more_the_cause_is_told_and_the_other_target_goes_on(tmp_path, prepared):
+    """As after an assertion on a CUDA device: everything raises that is asked later in that process."""
+    code = (
+        "whole, honest = generate, forward\nBROKEN = []\n\n\n"
+        "def generate(*given):\n    BROKEN.append(1)\n    return whole(*given)\n\n\n"
+        "def forward(model, *given, **named):\n    if BROKEN and model.dtype == 'float32':\n"
+        "        raise RuntimeError('device-side assert')\n    return honest(model, *given, **named)\n"
+    )
+    out = tmp_path / "out"
+    done = parity("verify", "--impl", module(tmp_path, "dying", code), "--out", out)
+    assert done.returncode == 1
+    assert "It raises at whatever it is asked since the check greedy: device-side assert." in done.stdout
+    frame = results.read(out)
+    narrow, wide = (frame[frame.dtype == dtype] for dtype in ("float32", "float64"))
+    assert set(wide.verdict) == {"pass"}
+    assert set(narrow[narrow.check.isin(["logits", "local", "weights"])].verdict) == {"pass"}
+    assert set(narrow[narrow.check == "kv_cache"].blame) == {"process"}
+    assert set(narrow[(narrow.check == "greedy") & (narrow.verdict == "fail")].blame) == {"generate"}
+
+
 def test_a_crash_in_one_check_keeps_what_came_before(tmp_path, prepared):
     code = """
     def generate(*_):

@@ -31,12 +31,20 @@ class Variant(NamedTuple):
     target: Target
     edits: Sequence[Edit]
 
+    def on(self, device: str) -> "Variant":
+        return self._replace(target=self.target._replace(device=device))
+
 
 VARIANTS: list[Variant] = []
+ON_CUDA: list[Variant] = []  # on a GPU alone: nox -s faults -- --device cuda
 
 
-def variant(name: str, *edits: Edit, specimen: str = "numpy", dtype: str = "float32") -> None:
-    VARIANTS.append(Variant(f"{specimen}_{name}", specimen, Target("cpu", dtype), edits))
+def variant(
+    name: str, *edits: Edit, specimen: str = "numpy", dtype: str = "float32", device: str = "cpu"
+) -> None:
+    """Put a variant on its shelf."""
+    shelf = VARIANTS if device == "cpu" else ON_CUDA
+    shelf.append(Variant(f"{specimen}_{name}", specimen, Target(device, dtype), edits))
 
 
 # -- NumPy: orders of summation, layouts, formulas
@@ -137,7 +145,7 @@ for _backend in ("MATH", "FLASH_ATTENTION"):
 variant("one_thread", (THREADS, THREADS + "    torch.set_num_threads(1)\n"), specimen="torch")
 variant("two_threads", (THREADS, THREADS + "    torch.set_num_threads(2)\n"), specimen="torch")
 ATTENTION_BY_HAND = (SDPA, "scores = q @ keys.transpose(-1, -2) / q.shape[-1] ** 0.5\n"
-                     "    seen = torch.arange(keys.shape[2]) <= positions[:, None]\n"
+                     "    seen = torch.arange(keys.shape[2], device=q.device) <= positions[:, None]\n"
                      "    heads = scores.masked_fill(~seen, float('-inf')).softmax(-1) @ values")  # fmt: skip
 variant("attention_by_hand", ATTENTION_BY_HAND, specimen="torch")
 LINEAR = "    if x.numel() == len(w)"  # whatever it is multiplied by on a CPU in float32 is replaced
@@ -152,6 +160,11 @@ variant("one_sum_of_rows", ("n_sums=8", "n_sums=1"), specimen="torch")
 variant("cache_always_copied", ("if past.taken[0] > past.n or", "if True or"), specimen="torch")
 variant(
     "decode_under_a_mask", ("if n_past and n > 1 else None", "if n_past else None"), specimen="torch"
+)
+variant(
+    "one_query_by_hand",
+    ("if n == 1 and q.is_cuda and q.dtype == torch.float32:", "if n == 1:"),
+    specimen="torch",
 )
 # what a CUDA graph would record, run step by step on the CPU
 variant("fixed_shapes", ('fixed = model.device.type == "cuda"', "fixed = True"), ("step = recorded(step)", "pass"),
@@ -190,14 +203,15 @@ variant(
     ('fast = (device, dtype) == ("cpu", "float32")', "fast = False"),
     ("split.narrow(0, 1, 2))", "split.narrow(0, 1, 2).to(kv.dtype))"),
     ("= split.select(0, 0), kv ", "= split.select(0, 0), kv.to(split.dtype) "),
-    ("def hidden(", "@torch.autocast('cpu', torch.bfloat16)\ndef hidden("),
-    ("def head(", "@torch.autocast('cpu', torch.bfloat16)\ndef head("),
+    ("def hidden(", "@torch.autocast(DEVICE, torch.bfloat16)\ndef hidden("),
+    ("def head(", "@torch.autocast(DEVICE, torch.bfloat16)\ndef head("),
+    ("TAPS = ", "DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'\nTAPS = "),
     specimen="torch",
     dtype="bfloat16",
 )
 variant(
     "positions_in_float32",
-    ("    fast = (device", "    wpe = torch.from_numpy(params['wpe'])\n    fast = (device"),
+    ("    fast = (device", "    wpe = torch.from_numpy(params['wpe']).to(place)\n    fast = (device"),
     ("    return Model(params", "    params['wpe'] = wpe\n    return Model(params"),
     ('F.embedding(tokens, p["wte"]) + F.embedding(positions, p["wpe"])',
      '(F.embedding(tokens, p["wte"]) + F.embedding(positions, p["wpe"])).to(p["wte"].dtype)'),
@@ -221,6 +235,29 @@ variant("not_jitted", ('jax.jit(block, static_argnames=("n_head", "fresh", "want
 variant("small_buckets", ("STEP = 128", "STEP = 16"), specimen="jax")
 variant("plain", specimen="tensorflow")
 variant("float64", specimen="tensorflow", dtype="float64")
+
+# -- CUDA: which kernels there are depends on the dtype and the mask, and MATH is always there
+
+for _backend, _dtype in (
+    ("FLASH_ATTENTION", "bfloat16"),
+    ("EFFICIENT_ATTENTION", "float32"),
+    ("EFFICIENT_ATTENTION", "bfloat16"),
+    ("CUDNN_ATTENTION", "bfloat16"),
+):
+    _backends = f"[torch.nn.attention.SDPBackend.{_backend}, torch.nn.attention.SDPBackend.MATH]"
+    variant(f"sdpa_{_backend.lower()}_or_math_{_dtype}",
+            (SDPA, f"with torch.nn.attention.sdpa_kernel({_backends}):\n        {SDPA}"),
+            specimen="torch", dtype=_dtype, device="cuda")  # fmt: skip
+variant("step_by_step", ("step = recorded(step)", "pass"), specimen="torch", device="cuda")
+variant("split_sums_in_bfloat16", ("reduced_precision_reduction = False", "reduced_precision_reduction = True"),
+        specimen="torch", dtype="bfloat16", device="cuda")  # fmt: skip
+variant("three_times_tf32", ('precision="highest"', 'precision="TF32_TF32_F32_X3"'),
+        specimen="jax", device="cuda")  # fmt: skip
+ON_CUDA += [
+    found.on("cuda")
+    for found in VARIANTS
+    if found.specimen in ("torch", "jax") and "sdpa_flash" not in found.name
+]
 
 
 def load(found: Variant, folder: Path) -> ModuleType:

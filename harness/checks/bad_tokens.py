@@ -1,4 +1,8 @@
-"""Tokens that cannot be are refused: left alone, JAX clamps them and NumPy wraps them silently."""
+"""Tokens that cannot be are refused: left alone, JAX clamps them and NumPy wraps them silently.
+
+And refused so that work goes on: on CUDA a bad id that reaches a kernel raises as well, but takes the
+process with it, and every later question would seem to be refused too.
+"""
 
 from collections.abc import Iterable, Iterator
 
@@ -46,9 +50,15 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
             logits, _ = subject.returned(tokens, past, None)
             subject.impl.numpy(logits)  # an asynchronous device may object only here
         except Exception as error:  # the contract allows any
-            yield Measurement(CASE, scope, "accepted", 0, f"refused: {error}"[:200])
+            refusal = error
         else:
             yield Measurement(CASE, scope, "accepted", 1, f"{told(tokens)} were accepted")
+            continue
+        if broken := subject.broken():
+            after = f"after {told(tokens)} were refused, good tokens fail: {broken}"
+            yield Measurement(CASE, scope, "accepted", 1, after)
+            return  # whatever else would be asked would be refused
+        yield Measurement(CASE, scope, "accepted", 0, f"refused: {refusal}"[:200])
 
 
 def told(tokens: np.ndarray) -> str:
