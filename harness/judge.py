@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from harness.checks import CHECKS
+from harness.checks import CHECKS, batch
 from harness.contract import Target, tap_names
 from harness.limits import limit
 from harness.subject import Key, Measurement, Plan
@@ -118,7 +118,7 @@ class Judge:
             return self._fail(check, key, f"measured {len(got)} times")
         value, detail, metric = float(got[0].value), got[0].detail, key[2]
         if math.isnan(value):
-            row = self._fail(check, key, f"NaN: a comparison with NaN is no agreement. {detail}")
+            row = self._fail(check, key, f"{NAN}: a comparison with NaN is no agreement. {detail}")
             return row._replace(diagnosis=got[0].diagnosis)
         if metric == "near_ties":
             verdict = "inconclusive" if value else "pass"
@@ -176,12 +176,14 @@ def untapped(check: str, key: Key, tapped: Collection[str]) -> str:
     return UNMEASURED.removeprefix("missing: ")
 
 
+NAN = "NaN"  # what the detail of such a measurement begins with
+
 # Where no operation is at fault by itself, the failing check names the mechanism that is.
 MECHANISMS = {
     "determinism": "determinism",
     "taps": "taps",
     "weights": "weights",
-    "causality": "causality",  # of prefill only, as batch is: no cache can fail them, but they fail it
+    "causality": "causality",  # of prefill, as most of batch is: no cache can fail it
     "batch": "batch",
     "kv_cache": "cache",
     "lengths": "lengths",
@@ -206,24 +208,7 @@ def blame(rows: list[Row], lost: str = "") -> list[Row]:
     """
     failed = [row for row in rows if row.verdict == "fail" and not (lost and row.detail == lost)]
     faulty = list(dict.fromkeys(blamed(row, rows) for row in failed if introduces(row)))
-    if not faulty:
-        # what never came is evidence against no mechanism, where there is any other
-        came = [row for row in failed if not row.detail.startswith("missing: ")]
-        broken = {row.check for row in came or failed}
-        if not came and "logits" in broken:  # nothing works: the forward pass itself is broken
-            broken = {"logits"}
-        if {row.case for row in rows if row.check == "logits"} <= {
-            row.case for row in failed if row.check == "logits"
-        }:
-            broken -= {"lengths", "greedy"}  # where all logits are wrong, these only follow
-        longest = {row.case for row in rows if row.check == "lengths"}
-        if any(row.check in ("logits", "activations") and row.case not in longest for row in came):
-            broken -= {"lengths"}  # it is not the length that makes them wrong
-        if any(row.check == "logits" and " explains it: " in row.diagnosis for row in failed):
-            broken = {"logits"}  # a black box whose mistake is known: the rest comes of that
-        faulty = next(([what] for check, what in MECHANISMS.items() if check in broken), [])
-        if faulty == ["generate"]:
-            faulty = [wrong_first(came or failed)]
+    faulty = faulty or mechanism(rows, failed)
     layers = {row.scope.partition("/")[0] for row in rows if row.scope[:1] == "h" and "/" in row.scope}
     inherited = ", ".join(collapse(faulty, len(layers)))
 
@@ -232,14 +217,67 @@ def blame(rows: list[Row], lost: str = "") -> list[Row]:
             return row
         if lost and row.detail == lost:
             return row._replace(blame="process")
-        own = {"bad_tokens": "tokens", "weights": row.scope or "weights"}
+        own = {"weights": row.scope or "weights"}
         if row.value is not None:  # of a product of NaN there is no precision to find fault with
-            own["precision"] = row.scope
+            own |= {"precision": row.scope, "bad_tokens": "tokens"}
         if introduces(row):
             own["local"] = blamed(row, rows)
         return row._replace(blame=own.get(row.check, inherited))
 
     return [mark(row) for row in rows]
+
+
+def mechanism(rows: list[Row], failed: list[Row]) -> list[str]:
+    """The first failing mechanism that does not follow from another one, where there is any."""
+    failed = [row for row in failed if row.check in MECHANISMS]
+    # what never came is evidence against no mechanism, where there is any other
+    came = [row for row in failed if row.scope and not row.detail.startswith("missing: ")]
+    broken = {row.check for row in came or failed}
+    logits = [row for row in came if row.check == "logits"]
+    if "logits" in broken and (not came or any(is_nan(row) for row in logits)):
+        return ["logits"]  # nothing works, or NaN, which differs from itself, is in all that follows
+    if any(row.check == "logits" and " explains it: " in row.diagnosis for row in failed):
+        return ["logits"]  # a black box whose mistake is known: the rest comes of that
+    wrong = {row.case for row in failed if row.check == "logits"}
+    if wrong >= {row.case for row in rows if row.check == "logits"}:
+        broken -= {"lengths", "greedy"}  # where all logits are wrong, these only follow
+    longest = {row.case for row in rows if row.check == "lengths"}
+    if any(row.check in ("logits", "activations") and row.case not in longest for row in came):
+        broken -= {"lengths"}  # it is not the length that makes them wrong
+    if "kv_cache" in broken and all(r.scope == batch.IN_CHUNKS for r in came if r.check == "batch"):
+        broken -= {"batch"}  # rows are right side by side until they go through the cache
+    broken -= no_worse_than_alone(rows, came)
+    found = next(([what] for check, what in MECHANISMS.items() if check in broken), [])
+    return [wrong_first(came or failed)] if found == ["generate"] else found
+
+
+AS_MUCH = 4  # times: two results, each as wrong as that, differ by twice as much, and some more
+
+
+def no_worse_than_alone(rows: list[Row], came: list[Row]) -> set[str]:
+    """Of batch and kv_cache, which differ no more than the logits of single rows are wrong already.
+
+    Coarse arithmetic rounds otherwise wherever it is done in another order.
+    """
+    several = {row.case for row in rows if row.check == "batch" and row.scope.startswith("row")}
+    alone = [
+        row.value or 0.0
+        for row in came
+        if row.check == "logits" and row.metric == "noise_units" and row.case not in several
+    ]
+    differ = {
+        check: [row.value for row in came if row.check == check] for check in ("batch", "kv_cache")
+    }
+    most = AS_MUCH * max(alone, default=0.0)
+    return {
+        check
+        for check, values in differ.items()
+        if values and all(value is not None and value <= most for value in values)
+    }
+
+
+def is_nan(row: Row) -> bool:
+    return row.detail.startswith(NAN)
 
 
 def wrong_first(failed: list[Row]) -> str:

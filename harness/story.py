@@ -1,11 +1,12 @@
 """A failure in words: what is wrong, where, by how much, how much is allowed, why, where to look."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from harness.contract import kind_of
-from harness.judge import UNMEASURED, Row, collapse, introduces, label
+from harness.judge import MECHANISMS, UNMEASURED, Row, collapse, introduces, is_nan, label
 
 LOOK_AT = {
     "embedding": "the token and position lookup: wte[token] + wpe[position], counted on from the cache",
@@ -147,9 +148,17 @@ def operation(group: list[Row], n_layer: int) -> Finding:
     return Finding(scopes, claim, size, why, look, worst)
 
 
+def severity(row: Row) -> float:
+    """NaN is worse than any number, and what never came shows least."""
+    if is_nan(row):
+        return math.inf
+    return -1.0 if row.value is None else row.value
+
+
 def mechanism(blame: str, group: list[Row]) -> Finding:
-    """A failure that no single operation explains."""
-    worst = max(group, key=lambda row: -1.0 if row.value is None else row.value)
+    """A failure that no single operation explains, shown by the check that it is named after."""
+    telling = [row for row in group if MECHANISMS.get(row.check) == blame] or group
+    worst = max(telling, key=severity)
     if worst.check == "load":
         return Finding("", f"It could not be started: {worst.detail.rstrip('.')}.", "", "", "", worst)
     where = " ".join(part for part in (worst.check.replace("_", " "), worst.case, worst.scope) if part)

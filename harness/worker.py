@@ -124,7 +124,7 @@ def measure(
             with np.errstate(all="ignore"):  # an implementation may have made NumPy raise
                 for measurement in check.measure(subject, plan):
                     journal("measured", check=name, measurement=measurement)
-            works = True
+                    works = True
         except (Exception, SystemExit) as error:
             journal("error", check=name, message=explain(error))
             if works and (now := subject.broken()):

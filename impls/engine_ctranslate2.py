@@ -93,7 +93,9 @@ def refuse_bad_tokens(tokens, n_past, hparams):
 
 def generate(model, tokens, n_new):
     """Greedy continuation int32 [batch, n_new] by the engine's own loop, through its KV cache."""
-    prompts = [[str(token) for token in row] for row in np.asarray(tokens).tolist()]
+    tokens = np.asarray(tokens)
+    refuse_bad_tokens(tokens, n_new - 1, model.hparams)
+    prompts = [[str(token) for token in row] for row in tokens.tolist()]
     results = model.generator.generate_batch(
         prompts,
         max_length=n_new,

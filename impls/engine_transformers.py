@@ -120,6 +120,8 @@ def refuse_bad_tokens(tokens, n_past, hparams):
 @torch.inference_mode()
 def generate(model, tokens, n_new):
     """Greedy continuation int32 [batch, n_new] by the library's own generate."""
-    tokens = torch.as_tensor(tokens).long().to(model.net.device)
+    tokens = torch.as_tensor(tokens).long()
+    refuse_bad_tokens(tokens, n_new - 1, model.hparams)
+    tokens = tokens.to(model.net.device)
     options = dict(max_new_tokens=n_new, do_sample=False, attention_mask=torch.ones_like(tokens))
     return model.net.generate(tokens, **options)[:, tokens.shape[1] :].int().cpu().numpy()

@@ -684,6 +684,12 @@ plant_all(
     trips="bad_tokens",
 )  # fmt: skip
 plant_all(
+    "bad_tokens_accepted_by_generate",
+    ("    new = []\n    logits, past = forward", "    new, tokens = [], np.clip(tokens, 0, model.hparams.n_vocab - 1)\n    logits, past = forward"),
+    blame="tokens",
+    trips="bad_tokens",
+)  # fmt: skip
+plant_all(
     "dead_once_it_has_refused",
     ('        raise ValueError(f"token ids must be in', '        BROKEN.append(True)\n        raise ValueError(f"token ids must be in'),
     ("    refuse_bad_tokens(tokens, n_past, hparams)\n", "    refuse_bad_tokens(tokens, n_past, hparams)\n    assert not BROKEN\n"),
@@ -737,6 +743,21 @@ def grads(code: str) -> Edit:
     return GRADS, f"    g = dict(zip(params, grads, strict=True))\n    {code}\n    return loss.item(), g"
 
 
+FAULTS.append(
+    Fault(
+        "bad_tokens_accepted_by_the_loss",
+        [
+            (
+                "    refuse_bad_tokens(tokens, 0, model.hparams)\n",
+                "    tokens = tokens.clamp(0, model.hparams.n_vocab - 1)\n",
+            )
+        ],
+        frozenset({"tokens"}),
+        "",
+        frozenset({"bad_tokens"}),
+        DIFFERENTIABLE,
+    )
+)
 on_the_way_back("loss_summed", (LOSS, LOSS.replace("1:])", '1:], reduction="sum")')))
 on_the_way_back("loss_in_bits", (LOSS, LOSS + "    loss = loss / 0.6931471805599453\n"))
 on_the_way_back("loss_of_the_same_token", (LOSS, LOSS.replace("1:]", ":-1]")))

@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 import variants
 from examine import FLOAT32, examine
-from faults import FAULTS, GELU, IN_LAYER, SPECIMEN, TANH, Fault, instead, plant, result, source
+from faults import (
+    BLACK_BOX,
+    FAULTS,
+    GELU,
+    IN_LAYER,
+    SPECIMEN,
+    TANH,
+    Fault,
+    instead,
+    plant,
+    result,
+    source,
+)
 from score import MODELS, culprits, diagnoses, score_small, try_variant
 from variants import VARIANTS, kept, load
 
@@ -341,6 +353,36 @@ def test_several_faults_at_once_are_all_named(prepared, tmp_path):
     rows = examine(plant(both, tmp_path), prepared)
     assert set(culprits(rows, 4)) == {"h*/mlp/gelu", "h*/attn/heads (decode)"}
     assert diagnoses(rows) == ["cache_stale", "erf_gelu"]
+
+
+@pytest.mark.parametrize("name", [fault.name for fault in FAULTS if fault.name.startswith("cache_")])
+def test_a_fault_of_the_cache_of_a_black_box_is_blamed_on_the_cache(name, prepared, tmp_path):
+    """Not on what also goes through it: batches in chunks, greedy decoding. And it shows there."""
+    fault = next(fault for fault in FAULTS if fault.name == name)
+    sealed = fault if BLACK_BOX[0] in fault.edits else fault._replace(edits=(*fault.edits, *BLACK_BOX))
+    rows = examine(plant(sealed, tmp_path), prepared, only=QUICK)
+    (told,) = story.tell(rows).values()
+    assert told[0].startswith("cache is at fault")
+    assert "At worst: kv cache " in told[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("nan_in_one_logit", "logits seed logits: NaN"),  # not randomness, though NaN is not NaN
+        ("float16_result", "kl noise units"),  # nor a batch that rounds otherwise
+        ("sums_in_bfloat16", "kl noise units"),  # nor a cache
+        ("only_last_position", "kl noise units"),
+        ("output_of_wrong_width", "the contract says floating"),
+    ],
+)
+def test_what_is_wrong_in_a_single_row_is_blamed_on_nothing_else(name, shown, prepared, tmp_path):
+    fault = next(fault for fault in FAULTS if fault.name == name)
+    sealed = fault._replace(edits=(*fault.edits, *BLACK_BOX))
+    rows = examine(plant(sealed, tmp_path), prepared, only=QUICK)
+    (told,) = story.tell(rows).values()
+    assert told[0].startswith("logits is at fault")
+    assert shown in told[0]
 
 
 def test_a_wider_computation_than_declared_is_told_and_passes(tmp_path, prepared):

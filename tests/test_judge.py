@@ -84,6 +84,9 @@ def test_what_never_came_is_no_evidence_against_a_mechanism():
     assert {row.blame for row in nothing if row.verdict == "fail" and row.check == "greedy"} == {
         "logits"
     }
+    alone = [(check, m) for check, m in perfect() if check != "kv_cache"]
+    broken = rows(alone, errors={"kv_cache": "refused"})  # where there is no other
+    assert {row.blame for row in broken if row.verdict == "fail"} == {"cache"}
     lacking = [(check, m) for check, m in perfect() if check != "determinism"]
     wrong = rows(swap(lacking, 99.0, check="causality"), errors={"determinism": "refused"})
     assert {row.blame for row in wrong if row.verdict == "fail"} == {"causality"}

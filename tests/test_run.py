@@ -359,10 +359,10 @@ def test_what_the_ledger_knows_is_told_everywhere(tmp_path, prepared):
     path, out = tmp_path / f"{fault.name}.py", tmp_path / "out"
     done = parity("gate", path, "--target", "cpu-float32", "--ledger", known, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{name} bad_tokens: known: ids wrap until 2.1 (3 measurements)" in done.stdout
+    assert f"{name} bad_tokens: known: ids wrap until 2.1 (4 measurements)" in done.stdout
     assert "ids wrap until 2.1" in (out / "report.md").read_text().replace("\\", "")
     page = (out / "report.html").read_text()
-    assert "It is right, but for 3 known disagreements</h1>" in page
+    assert "It is right, but for 4 known disagreements</h1>" in page
     assert "ids wrap until 2.1" in page
 
 

@@ -5,17 +5,26 @@ process with it, and every later question would seem to be refused too.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.contract import HParams
-from harness.subject import Key, Measurement, Plan, Subject
+from harness.subject import Key, Measurement, Plan, Subject, Wrong
 
 CASE = "bad_tokens"
 
 
-def bad(hparams: HParams) -> dict[str, tuple[np.ndarray | None, np.ndarray]]:
-    """By scope: valid tokens to put into the cache first (or None), and the tokens to refuse."""
+class Question(NamedTuple):
+    """A call that must raise: of forward, after valid tokens in the cache, if any, or of another."""
+
+    tokens: np.ndarray
+    before: np.ndarray | None = None
+    function: str = "forward"
+
+
+def questions(plan: Plan) -> dict[str, Question]:
+    """By scope."""
+    hparams = plan.hparams
 
     def row(*ids: int) -> np.ndarray:
         return np.array([ids], np.int32)
@@ -24,43 +33,64 @@ def bad(hparams: HParams) -> dict[str, tuple[np.ndarray | None, np.ndarray]]:
         return np.array([[0] * len(ids), ids], np.int32)
 
     full = np.zeros((1, hparams.n_ctx), np.int32)
-    return {
-        "too_large": (None, row(0, hparams.n_vocab)),
-        "far_too_large": (None, row(2**31 - 1, 0)),
-        "negative": (None, row(0, -1)),
-        "empty": (None, np.zeros((1, 0), np.int32)),
-        "too_long": (None, np.zeros((1, hparams.n_ctx + 1), np.int32)),
-        "too_long_for_cache": (full, row(0)),
-        "too_large_in_decode": (row(0), row(hparams.n_vocab)),
-        "too_large_in_second_row": (None, beside(0, hparams.n_vocab)),
-        "negative_in_second_row": (None, beside(0, -1)),
-        "negative_in_decode": (row(0), row(-1)),
-        "across_the_end_of_the_cache": (full[:, 1:], row(0, 0)),
+    asked = {
+        "too_large": Question(row(0, hparams.n_vocab)),
+        "far_too_large": Question(row(2**31 - 1, 0)),
+        "negative": Question(row(0, -1)),
+        "empty": Question(np.zeros((1, 0), np.int32)),
+        "too_long": Question(np.zeros((1, hparams.n_ctx + 1), np.int32)),
+        "too_long_for_cache": Question(row(0), full),
+        "too_large_in_decode": Question(row(hparams.n_vocab), row(0)),
+        "too_large_in_second_row": Question(beside(0, hparams.n_vocab)),
+        "negative_in_second_row": Question(beside(0, -1)),
+        "negative_in_decode": Question(row(-1), row(0)),
+        "across_the_end_of_the_cache": Question(row(0, 0), full[:, 1:]),
     }
+    offered = {"generate": plan.generates, "loss_and_grads": plan.differentiates}
+    for function in (name for name, there in offered.items() if there):
+        asked[f"too_large_in_{function}"] = Question(row(0, hparams.n_vocab, 0), function=function)
+        asked[f"negative_in_{function}"] = Question(row(0, -1, 0), function=function)
+    return asked
 
 
 def expected(plan: Plan) -> Iterable[Key]:
-    return [(CASE, scope, "accepted") for scope in bad(plan.hparams)]
+    return [(CASE, scope, "accepted") for scope in questions(plan)]
 
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
-    for scope, (before, tokens) in bad(subject.hparams).items():
-        past = None if before is None else subject.forward(before)[1]
+    if broken := subject.broken():
+        raise Wrong(f"good tokens fail: {broken}")  # to refuse bad ones then shows nothing
+    for scope, question in questions(plan).items():
+        past = None if question.before is None else subject.forward(question.before)[1]
         try:
-            logits, _ = subject.returned(tokens, past, None)
-            subject.impl.numpy(logits)  # an asynchronous device may object only here
-        except Exception as error:  # the contract allows any
+            ask(subject, question, past)
+        except (Exception, SystemExit) as error:  # the contract allows any
             refusal = error
         else:
-            yield Measurement(CASE, scope, "accepted", 1, f"{told(tokens)} were accepted")
+            accepted = f"{told(question)} were accepted"
+            yield Measurement(CASE, scope, "accepted", 1, accepted)
             continue
         if broken := subject.broken():
-            after = f"after {told(tokens)} were refused, good tokens fail: {broken}"
+            after = f"after {told(question)} were refused, good tokens fail: {broken}"
             yield Measurement(CASE, scope, "accepted", 1, after)
             return  # whatever else would be asked would be refused
         yield Measurement(CASE, scope, "accepted", 0, f"refused: {refusal}"[:200])
 
 
-def told(tokens: np.ndarray) -> str:
-    """The ids themselves, where they are few."""
-    return f"tokens {tokens.tolist()}" if tokens.size < 5 else f"tokens of shape {tokens.shape}"
+def ask(subject: Subject, question: Question, past: Any) -> None:
+    """Make the call, and have its result on the host: an asynchronous device may object only there."""
+    match question.function:
+        case "generate":
+            np.array(subject.impl.generate(subject.model, np.array(question.tokens), 2))
+        case "loss_and_grads":
+            float(subject.impl.loss_and_grads(subject.model, np.array(question.tokens))[0])
+        case _:
+            logits, _ = subject.returned(question.tokens, past, None)
+            subject.impl.numpy(logits)
+
+
+def told(question: Question) -> str:
+    """The ids themselves, where they are few, and who was given them, where it was not forward."""
+    tokens = question.tokens
+    ids = f"tokens {tokens.tolist()}" if tokens.size < 5 else f"tokens of shape {tokens.shape}"
+    return ids if question.function == "forward" else f"{ids} in {question.function}"

@@ -7,6 +7,7 @@ import numpy as np
 from harness.golden import Record
 from harness.subject import Key, Measurement, Plan, Subject, chunk_cuts
 
+IN_CHUNKS = "beside_in_chunks"  # the only scope that goes through the cache
 LONG = 64  # positions: kernels take so many at a time, and short batches never see a second block
 
 
@@ -16,7 +17,7 @@ def expected(plan: Plan) -> Iterable[Key]:
             yield from ((case.name, f"row{i}", "noise_units") for i in range(case.batch))
             yield (case.name, "reversed", "noise_units")
         elif case.n > LONG:
-            yield from ((case.name, scope, "noise_units") for scope in ("beside", "beside_in_chunks"))
+            yield from ((case.name, scope, "noise_units") for scope in ("beside", IN_CHUNKS))
 
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
@@ -39,7 +40,7 @@ def beside_another(subject: Subject, record: Record) -> Iterator[Measurement]:
     """A long row gets what it gets alone when another one stands before it, whole and in chunks."""
     both = np.concatenate([record.tokens[:, ::-1], record.tokens])
     cuts = chunk_cuts(both.shape[1])
-    for scope, pieces in {"beside": [both], "beside_in_chunks": np.split(both, cuts, axis=1)}.items():
+    for scope, pieces in {"beside": [both], IN_CHUNKS: np.split(both, cuts, axis=1)}.items():
         parts, past = [], None
         for tokens in pieces:
             logits, past = subject.forward(tokens, past)
