@@ -377,17 +377,15 @@ def main() -> None:
     ]
     # a fault may end its GPU context for whatever comes after it in the process
     jobs_each = None if options.device == "cpu" else 1
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        pool(folder, options.device, jobs_each) as breakable,
-        pool(folder, options.device) as workers,
-    ):
-        jobs = [breakable.submit(score_small, name) for name in chosen]
-        scores = [job.result() for job in track(jobs, "planted faults", console=console)]
-        measured = workers.submit(power)  # before the trials, which take much longer
-        trials = [workers.submit(try_variant, *job) for job in honest]
-        powers = measured.result()
-        alarms = [job.result() for job in track(trials, "honest variants", console=console)]
+    with tempfile.TemporaryDirectory() as folder:
+        with pool(folder, options.device, jobs_each) as workers:
+            jobs = [workers.submit(score_small, name) for name in chosen]
+            scores = [job.result() for job in track(jobs, "planted faults", console=console)]
+        with pool(folder, options.device) as workers:
+            measured = workers.submit(power)  # before the trials, which take much longer
+            trials = [workers.submit(try_variant, *job) for job in honest]
+            powers = measured.result()
+            alarms = [job.result() for job in track(trials, "honest variants", console=console)]
     large = []
     if options.large:  # one at a time: each takes gigabytes
         large = [score_large(fault.name) for fault in track(IN_LAYER, "shape:124M", console=console)]
