@@ -19,8 +19,7 @@ precision is for storing and multiplying, and hardware adds in float32).
                   u |score| + a sqrt(head) |q||k| / sqrt(head); carried through the average over values.
     gelu          u (|y| + |x| / 2 (1 + |z| sech^2 z)), z the argument of tanh: rounding of z, of tanh
                   near -1 where 1 + tanh cancels, and of the product.
-    add           u (|y| + |branch|): one rounding, or two where the branch is rounded for the tap only;
-                  u |x| more below float32, where XLA rounds the residual for the tap only, too.
+    add           u (|y| + |branch|): one rounding, or two where the branch is rounded for the tap only.
     embedding     u |y|: one rounding.
 
 Sources: N. J. Higham, Accuracy and Stability of Numerical Algorithms (2nd ed.), chapters 2 to 4.
@@ -117,8 +116,6 @@ def bound(
             size = u * gelu(inputs[0], result)
         case "add":
             size = u * (np.abs(result) + np.abs(inputs[1]))
-            if u > roundoff.a:
-                size += u * np.abs(inputs[0])
         case _:  # embedding
             size = u * np.abs(result)
     size += tiny

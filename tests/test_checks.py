@@ -31,7 +31,8 @@ from harness.contract import HParams, Target, graph, tap_names
 from harness.diagnosis import MISTAKES
 from harness.discover import find
 from harness.judge import exit_code
-from harness.noise import DROPPED_BITS
+from harness.limits import local_limit
+from harness.noise import DROPPED_BITS, round_nearest
 from harness.subject import Plan, Subject
 
 SCORE = Path(__file__).parent / "score.py"
@@ -237,6 +238,21 @@ def test_an_honest_variant_does_not_alarm(name, model):
 def test_an_honest_torch_variant_does_not_alarm(name):
     pytest.importorskip("torch")
     assert try_variant(name, "outliers", seeds=2).alarms == []
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_residual_rounded_for_the_tap_only_is_within_the_limit_of_its_sum(dtype):
+    """As XLA has it on a GPU. |x| is at most |y| + |branch|, so all three roundings are at most 2."""
+    rng = np.random.default_rng(0)
+    kept = rng.normal(size=(1, 64, 512)).astype(np.float32)  # x and branch as they are added
+    branch = (-kept + 1e-3 * rng.normal(size=kept.shape)).astype(np.float32)
+    taps = [round_nearest(array, dtype).astype(float) for array in (kept, branch)]
+    got = round_nearest(kept + branch, dtype).astype(float)
+    hparams = HParams(n_vocab=300, n_ctx=64, n_embd=512, n_head=4, n_layer=1)
+    op = next(op for op in graph(1) if op.kind == "add")
+    exact = taps[0] + taps[1]
+    size = bounds.bound(op, taps, exact, {}, hparams, bounds.Roundoff.of(dtype))
+    assert 1.5 < bounds.units(got, exact, size).max() <= local_limit("add", dtype).most
 
 
 @pytest.mark.parametrize("name", CHECKS)
