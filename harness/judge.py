@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from harness.checks import CHECKS, batch
+from harness.checks import CHECKS, batch, weights
 from harness.contract import Target, tap_names
 from harness.limits import limit
 from harness.subject import Key, Measurement, Plan
@@ -160,8 +160,10 @@ class Judge:
         silent = [name for name in tap_names(plan.hparams.n_layer) if name not in plan.taps]
         detail = "no tap: an error in this operation could not be localised"
         found = [self._plain("", "activations", name, "unlocalised", detail) for name in silent]
-        if "embed" in silent:
-            detail = "no tap embed: not every row of wte and wpe was looked up"
+        if "embed" in silent and not weights.expected(plan):
+            detail = (
+                "no tap embed: only of a model as small as micro is every row of wte and wpe looked up"
+            )
             found.append(self._plain("", "weights", "embed", "unlocalised", detail))
         return found
 
@@ -182,7 +184,7 @@ NAN = "NaN"  # what the detail of such a measurement begins with
 MECHANISMS = {
     "determinism": "determinism",
     "taps": "taps",
-    "weights": "weights",
+    "weights": "embed",
     "causality": "causality",  # of prefill, as most of batch is: no cache can fail it
     "batch": "batch",
     "kv_cache": "cache",
@@ -217,7 +219,7 @@ def blame(rows: list[Row], lost: str = "") -> list[Row]:
             return row
         if lost and row.detail == lost:
             return row._replace(blame="process")
-        own = {"weights": row.scope or "weights"}
+        own = {"weights": row.scope or "embed"} if is_looked_up(row) else {}
         if row.value is not None:  # of a product of NaN there is no precision to find fault with
             own |= {"precision": row.scope, "bad_tokens": "tokens"}
         if introduces(row):
@@ -234,6 +236,8 @@ def mechanism(rows: list[Row], failed: list[Row]) -> list[str]:
     came = [row for row in failed if row.scope and not row.detail.startswith("missing: ")]
     broken = {row.check for row in came or failed}
     logits = [row for row in came if row.check == "logits"]
+    if logits and not any(row.check == "weights" and is_looked_up(row) for row in came):
+        broken -= {"weights"}  # seen in logits only, which are wrong on the usual tokens as well
     if "logits" in broken and (not came or any(is_nan(row) for row in logits)):
         return ["logits"]  # nothing works, or NaN, which differs from itself, is in all that follows
     if any(row.check == "logits" and " explains it: " in row.diagnosis for row in failed):
@@ -274,6 +278,11 @@ def no_worse_than_alone(rows: list[Row], came: list[Row]) -> set[str]:
         for check, values in differ.items()
         if values and all(value is not None and value <= most for value in values)
     }
+
+
+def is_looked_up(row: Row) -> bool:
+    """Not through the logits of a black box, to which everything adds."""
+    return row.metric != "noise_units"
 
 
 def is_nan(row: Row) -> bool:

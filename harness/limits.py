@@ -121,6 +121,7 @@ LIMITS: dict[tuple[str, str], Limit] = {
     ("activations", "noise_units"): NOISE,
     ("local", "segment_noise_units"): SEGMENT,
     ("precision", "bits_lost"): BITS,
+    ("weights", "noise_units"): NOISE,
     ("greedy", "wrong_tokens"): NONE,
     ("kv_cache", "noise_units"): NOISE,
     ("batch", "noise_units"): NOISE,

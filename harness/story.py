@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from harness.contract import kind_of
-from harness.judge import MECHANISMS, UNMEASURED, Row, collapse, introduces, is_nan, label
+from harness.judge import MECHANISMS, UNMEASURED, Row, collapse, introduces, is_looked_up, is_nan, label
 
 LOOK_AT = {
     "embedding": "the token and position lookup: wte[token] + wpe[position], counted on from the cache",
@@ -25,7 +25,7 @@ LOOK_AT = {
     "sizes": "sizes mixed up, or written down where hparams has them: n_head, n_layer, n_vocab, n_ctx",
     "generate": "the implementation's own generate loop: what it feeds back, and when",
     "gradients": "the way back: the mean over all predicted tokens, both uses of wte, what is cut off",
-    "weights": "how the weights are loaded",
+    "embed": "how both embeddings are loaded and looked up: every row of wte and wpe in its place",
     "precision": "the precision of products: TF32, autocast and reduced-precision flags",
     "lengths": "what is done for a single token, for n_ctx of them and for the last free place",
     "logits": "the forward pass; call tap in it, and the verdict can name the operation that is wrong",
@@ -92,7 +92,8 @@ def found_in(failed: list[Row], n_layer: int) -> list[Finding]:
     alone: dict[str, list[Row]] = defaultdict(list)
     inherited = []
     for row in rest:
-        if row.check in ("bad_tokens", "weights", "load") or not told:
+        apart = row.check in ("bad_tokens", "load") or (row.check == "weights" and is_looked_up(row))
+        if apart or not told:
             alone[row.blame or row.check].append(row)
         else:
             inherited.append(row)

@@ -448,6 +448,16 @@ plant_all(
     trips="weights",
 )
 plant_all(
+    "embedding_row_lost_in_a_black_box",  # of a token in no prompt
+    *BLACK_BOX,
+    (
+        'p["wte"][tokens] +',
+        'np.where(tokens[..., None] == 333, 0, p["wte"][tokens]).astype(p["wte"].dtype) +',
+    ),
+    blame="embed",
+    trips="weights",
+)
+plant_all(
     "weight_rows_exchanged",
     weights("p['h1/mlp/c_fc/w'][[3, 90]] = p['h1/mlp/c_fc/w'][[90, 3]]"),
     blame="h1/mlp/c_fc",

@@ -324,7 +324,7 @@ def test_a_black_box_is_judged_by_its_answer_and_says_what_was_not_localised(pre
     assert "local" not in {row.check for row in rows}
     silent_taps = {row.scope for row in rows if row.verdict == "unlocalised"}
     assert silent_taps == set(tap_names(4))
-    assert ("weights", "unlocalised") in {(row.check, row.verdict) for row in rows}
+    assert [row.metric for row in rows if row.check == "weights"] == ["noise_units"]
     assert exit_code(rows) == 0
 
 
@@ -369,6 +369,15 @@ def test_several_faults_at_once_are_all_named(prepared, tmp_path):
     rows = examine(plant(both, tmp_path), prepared)
     assert set(culprits(rows, 4)) == {"h*/mlp/gelu", "h*/attn/heads (decode)"}
     assert diagnoses(rows) == ["cache_stale", "erf_gelu"]
+
+
+def test_a_wrong_embedding_row_of_a_black_box_is_told_by_its_token(prepared, tmp_path):
+    fault = next(fault for fault in FAULTS if fault.name == "embedding_row_lost_in_a_black_box")
+    rows = examine(plant(fault, tmp_path), prepared)
+    assert {row.check for row in rows if row.verdict == "fail"} == {"weights"}
+    (told,) = story.tell(rows).values()
+    assert told[0].startswith("embed is at fault. At worst: weights all_tokens embed: ")
+    assert "token 333 at position 77" in told[0]  # 333 = 256 + 77, in the second row of n_ctx tokens
 
 
 @pytest.mark.parametrize("name", [fault.name for fault in FAULTS if fault.name.startswith("cache_")])

@@ -14,7 +14,20 @@ from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
-from faults import ADDED, GELU, HIDE, LOAD, LOGITS, PLAIN, PROBS, SCALE, VARIANCE, Edit, instead
+from faults import (
+    ADDED,
+    BLACK_BOX,
+    GELU,
+    HIDE,
+    LOAD,
+    LOGITS,
+    PLAIN,
+    PROBS,
+    SCALE,
+    VARIANCE,
+    Edit,
+    instead,
+)
 
 from harness import golden, mapped, shapes
 from harness.checkpoint import Checkpoint
@@ -128,6 +141,7 @@ variant(
 variant("cache_copied", ("if past and past.filled == [n_past]", "if past and not past.filled"))
 variant("cache_preallocated", ("room = min(2 * (n_past + n), n_ctx)", "room = n_ctx"))
 variant("mask_in_decode_too", ("        if n > 1:", "        if True:"))
+variant("black_box", *BLACK_BOX)
 
 # -- PyTorch: kernels, threads, precisions
 
@@ -189,6 +203,8 @@ for _dtype, _steps in {
     "float16": (GELU_BY_HAND, ATTENTION_BY_HAND, BIAS_BY_HAND),  # squares of outliers overflow
 }.items():
     variant(f"every_step_rounded_{_dtype}", *_steps, specimen="torch", dtype=_dtype)
+    tapless = (('TAPS = "all"', "TAPS = ()"), ("        tap(name, value)\n", ""))
+    variant(f"black_box_{_dtype}", *_steps, *tapless, specimen="torch", dtype=_dtype)
 variant(
     "matrices_in_bfloat16",
     ("name: put(w) for", "name: put(w) if w.ndim > 1 else put(w).float() for"),

@@ -3,19 +3,25 @@
 The other weights need no check of their own: every one of their elements takes part in each product
 that local.py recomputes, and so does every element of wte in the head. But an embedding row
 is seen only where its token or position occurs, so here they all occur.
+
+What does not tap embed is held against the oracle's logits instead, where the model is small enough.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from harness import bounds, oracle
-from harness.contract import graph
+from harness.contract import HParams, graph, parameter_shapes
+from harness.golden import Record
+from harness.limits import NOISE
 from harness.subject import Key, Measurement, Plan, Subject, Wrong
 
 CASE = "all_tokens"
 ROWS = 4  # sequences of n_ctx tokens looked up at a time
+AFFORDABLE = 1e11  # FLOPs, a few seconds of float64: micro takes 2e9, and the 124M 1e13
 
 
 class Enough(Exception):
@@ -23,22 +29,59 @@ class Enough(Exception):
 
 
 def expected(plan: Plan) -> Iterable[Key]:
-    return [(CASE, "embed", "rounding_units")] if "embed" in plan.taps else []
+    if "embed" in plan.taps:
+        return [(CASE, "embed", "rounding_units")]
+    return [(CASE, "embed", "noise_units")] if affordable(plan) else []
+
+
+def affordable(plan: Plan) -> bool:
+    """Whether every token can go through the whole model, at every position whose noise is known."""
+    n_params = sum(math.prod(shape) for shape in parameter_shapes(plan.hparams).values())
+    whole = any(case.n == plan.hparams.n_ctx for case in plan.cases)
+    return whole and 2.0 * n_params * plan.hparams.n_vocab <= AFFORDABLE
 
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
-    if "embed" not in plan.taps:
-        return
-    hparams = subject.hparams
+    tokens = all_tokens(subject.hparams)
+    if "embed" in plan.taps:
+        yield by_tap(subject, tokens)
+    elif affordable(plan):
+        yield by_logits(subject, tokens)
+
+
+def all_tokens(hparams: HParams) -> np.ndarray:
+    """Every token and every position at least once: [n_rows, n_ctx]."""
     n_rows = -(-hparams.n_vocab // hparams.n_ctx)
     ids = np.arange(n_rows * hparams.n_ctx, dtype=np.int32) % hparams.n_vocab
+    return ids.reshape(n_rows, -1)
+
+
+def by_tap(subject: Subject, rows: np.ndarray) -> Measurement:
+    """The greatest error of an embedding in rounding units."""
     worst = dict.fromkeys(bounds.ways(subject.target.dtype), (-1.0, ""))
-    for tokens in np.split(ids.reshape(n_rows, -1), range(ROWS, n_rows, ROWS)):
+    for tokens in np.split(rows, range(ROWS, len(rows), ROWS)):
         got = embed(subject, tokens)
         for held in worst:
             worst[held] = max(worst[held], error(subject, tokens, got, held), key=bounds.rank)
     # in one way throughout: weights kept wider than declared are no error
-    yield Measurement(CASE, "embed", "rounding_units", *min(worst.values(), key=bounds.rank))
+    return Measurement(CASE, "embed", "rounding_units", *min(worst.values(), key=bounds.rank))
+
+
+def by_logits(subject: Subject, rows: np.ndarray) -> Measurement:
+    """The greatest error of logits in noise units, and the token at which they first go wrong."""
+    record = next(each for each in subject.records if each.tokens.shape[1] == rows.shape[1])
+    worst = max((logits_error(subject, tokens, record) for tokens in rows[:, None]), key=bounds.rank)
+    return Measurement(CASE, "embed", "noise_units", *worst)
+
+
+def logits_error(subject: Subject, tokens: np.ndarray, record: Record) -> tuple[float, str]:
+    """Of tokens [1, n]. What comes after a wrong one sees it, so the first one is named."""
+    got = subject.forward(tokens)[0]
+    want = oracle.forward(subject.params, subject.hparams, tokens)
+    units = np.abs(got - want).max(-1)[0] / record.noise(subject.target.dtype)  # [n]
+    wrong = np.flatnonzero(~(units <= NOISE.most))
+    place = wrong[0] if wrong.size else np.argmax(units)
+    return float(units.max()), f"token {tokens[0, place]} at position {place}"
 
 
 def error(subject: Subject, tokens: np.ndarray, got: np.ndarray, held: str) -> tuple[float, str]:
