@@ -94,7 +94,9 @@ def verify(
             examine(sheet, found, request, prepared, place / f"{number}-{stem}.jsonl", progress)
             sheets.append(sheet)
     offered = {target for sheet in sheets for target in sheet.offered or ()}
-    if absent := [str(target) for target in request.targets if target not in offered]:
+    unheard = any(sheet.offered is None for sheet in sheets)  # its row of load says why, and fails
+    absent = [str(target) for target in request.targets if target not in offered]
+    if absent and not unheard:
         raise CannotJudge(
             f"target {', '.join(absent)}: offered by none of the implementations on this machine; "
             f"offered are {', '.join(sorted(map(str, offered))) or 'none'}"

@@ -307,6 +307,14 @@ def test_where_the_syntax_is_wrong_is_said(tmp_path, prepared):
     assert "SyntaxError at mine.py:3" in done.stdout
 
 
+def test_why_an_import_failed_is_said_where_a_target_is_named_too(tmp_path, prepared):
+    (tmp_path / "mine.py").write_text("import nonesuch\n")
+    done = parity("verify", "--impl", "mine.py", "--target", "cpu-float32", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "No module named 'nonesuch'" in done.stdout
+    assert "offered by none" not in done.stderr
+
+
 @pytest.mark.parametrize("name", ["micro", "124M", "shape-124M"])
 def test_a_folder_named_like_a_model_is_named_by_its_path(name, tmp_path):
     shutil.copytree(models.locate("micro").checkpoint, tmp_path / name)
