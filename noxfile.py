@@ -63,19 +63,16 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
 
 
-PEERS = {"transformers": ["transformers>=4.45"]}  # others' implementations, where impls/ has an engine
+PEERS = ("transformers",)  # others' implementations, timed beside ours; each an extra
 
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Time implementations and peers side by side; `-- --quick` in under two minutes."""
-    install(session)
-    peers = [name for name in PEERS if Path("impls", f"engine_{name}.py").is_file()]
-    for name in peers:
-        session.install("-c", "constraints.txt", *PEERS[name])
+    install(session, extras=(*FRAMEWORKS, *PEERS))
     words = session.posargs
     if not any(word.startswith("--impl") for word in words):
-        words = [*(f"--impl={name}" for name in (*peers, "numpy", "torch", "jax")), *words]
+        words = [*(f"--impl={name}" for name in (*PEERS, "numpy", "torch", "jax")), *words]
     if not any(word.startswith("--out") for word in words):
         words = ["--out=out", *words]
     session.run("parity", "bench", *words, env=QUIET)
@@ -139,8 +136,7 @@ def engines(session: nox.Session) -> None:
 @nox.session(default=False)
 def cost(session: nox.Session) -> None:
     """Measure what a verification costs, into docs/cost.md; `-- NAME...` for some implementations."""
-    install(session)
-    session.install("-c", "constraints.txt", *PEERS["transformers"])
+    install(session, extras=(*FRAMEWORKS, *PEERS))
     session.run("python", "docs/cost.py", *session.posargs, env=kernels(session))
 
 

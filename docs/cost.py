@@ -50,8 +50,9 @@ float32, for every one that is judged.
 """
 MEMORY = """
 Memory is the peak in GiB (VmHWM) once the framework is imported, while the model is loaded and one
-tapped pass made, and while the checks run once; the last column has the greatest of these. The weights
-are {weights:.2f}. Who keeps the arrays that load() was given has them mapped; who copies them has both
+tapped pass made, and while the checks run once; the last columns have the greatest of these in
+weights, which are {weights:.2f}, and what of it came after the import: the verification's own, with the
+weights themselves. Who keeps the arrays that load() was given has them mapped; who copies them has both
 for as long as load() takes, and its copies afterwards. Checks map a weight at a time in each thread.
 """
 
@@ -119,11 +120,14 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     times = [[name, *(f"{one[figure]:.2f}" for figure in timed)] for name, one in found.items()]
     memory = []
     for name, one in found.items():
-        of_weights = max(one["peaks"]) / one["weights"]
-        memory.append([name, *(f"{size / GIB:.2f}" for size in one["peaks"]), f"{of_weights:.1f}x"])
+        greatest, imported = max(one["peaks"]), one["peaks"][0]
+        of_weights = [size / one["weights"] for size in (greatest, greatest - imported)]
+        peaks = [f"{size / GIB:.2f}" for size in one["peaks"]]
+        memory.append([name, *peaks, *(f"{times:.1f}x" for times in of_weights)])
     parts = [TEXT, *table(["implementation", "tapped pass", "oracle", "the checks", "share"], times)]
     parts += [MEMORY.format(weights=next(iter(found.values()))["weights"] / GIB)]
-    parts += table(["implementation", "imported", "loaded, tapped", "checked", "of the weights"], memory)
+    columns = ["imported", "loaded, tapped", "checked", "of the weights", "after the import"]
+    parts += table(["implementation", *columns], memory)
     versions = f"Python {platform.python_version()} and NumPy {np.__version__}"
     return "\n".join([*parts, "", f"Made with {versions} on {psutil.cpu_count()} cores.", ""])
 

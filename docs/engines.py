@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import discover, golden, models, results
+from harness import discover, golden, mapped, models, results
 from harness.contract import CannotJudge
 from harness.judge import Row, exit_code
 from harness.markdown import escape, table
@@ -151,7 +151,7 @@ def write() -> None:
     lines = [line(name, model) for name in discover.engines() for model in MODELS]
     made = f"Made with Python {platform.python_version()} on {platform.system()} {platform.machine()}."
     text = "\n".join([TEXT, *table(HEADER, lines), "", made, ""])
-    (ROOT / "docs" / "engines.md").write_text(text, encoding="utf-8")
+    mapped.write_text(ROOT / "docs" / "engines.md", text)
     print(text)
 
 

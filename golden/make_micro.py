@@ -15,17 +15,18 @@ import math
 import platform
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import tensorflow as tf
 from tokenizers import ByteLevelBPETokenizer
 
+from harness import mapped
 from harness.checkpoint import FILES
-from harness.contract import HParams, variable_shapes
+from harness.contract import HParams, parameter_shapes, variable_shapes
 from harness.golden import CONTINUATION, PROMPT
 from harness.tokenizer import END_OF_TEXT, Tokenizer
 from impls import gpt2_jax
@@ -35,6 +36,7 @@ HPARAMS = HParams(n_vocab=1000, n_ctx=256, n_embd=128, n_head=4, n_layer=4)
 BATCH, RECITING = 16, 2  # rows a step, and how many of them start with the sentence
 PEAK_RATE, WARM_UP = 2e-3, 100
 HELD_OUT = 20  # every 20th file
+Params = tuple[dict[str, jax.Array], tuple[dict[str, jax.Array], ...]]  # gpt2_jax.Model without hparams
 
 
 def documents() -> list[str]:
@@ -74,16 +76,15 @@ def stream(texts: list[str], tokenizer: Tokenizer) -> np.ndarray:
     return np.concatenate(ids).astype(np.int32)
 
 
-def initial_params(rng: np.random.Generator) -> dict[str, jax.Array]:
+def initial_params(rng: np.random.Generator) -> Params:
     """GPT-2's own initialisation: N(0, 0.02), residual projections narrower by sqrt(2 n_layer)."""
     params = {}
-    for name, shape in variable_shapes(HPARAMS).items():
-        shape = shape[1:] if name.endswith("/w") else shape
+    for name, shape in parameter_shapes(HPARAMS).items():
         narrow = math.sqrt(2 * HPARAMS.n_layer) if name.endswith("c_proj/w") else 1
         fill = {"g": np.ones, "b": np.zeros}.get(name.rpartition("/")[2])
         value = fill(shape) if fill else rng.normal(0, 0.02 / narrow, shape)
-        params[name] = jnp.asarray(value, jnp.float32)
-    return params
+        params[name] = np.asarray(value, np.float32)
+    return gpt2_jax.load(params, HPARAMS, device="cpu", dtype="float32")[:2]
 
 
 def batch(text: np.ndarray, sentence: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -94,7 +95,7 @@ def batch(text: np.ndarray, sentence: np.ndarray, rng: np.random.Generator) -> n
     return rows
 
 
-def train(text: np.ndarray, sentence: np.ndarray, steps: int, seed: int) -> dict[str, jax.Array]:
+def train(text: np.ndarray, sentence: np.ndarray, steps: int, seed: int) -> Params:
     rng = np.random.default_rng(seed)
     rate = optax.warmup_cosine_decay_schedule(0, PEAK_RATE, WARM_UP, steps, PEAK_RATE / 20)
     optimizer = optax.chain(
@@ -116,7 +117,7 @@ def train(text: np.ndarray, sentence: np.ndarray, steps: int, seed: int) -> dict
     return params
 
 
-def held_out_loss(params: dict[str, jax.Array], text: np.ndarray) -> float:
+def held_out_loss(params: Params, text: np.ndarray) -> float:
     """Mean nats a token over consecutive windows of held-out text."""
     n = len(text) // HPARAMS.n_ctx
     windows = text[: n * HPARAMS.n_ctx].reshape(n, HPARAMS.n_ctx)
@@ -132,7 +133,7 @@ def unigram_loss(text: np.ndarray, held_out: np.ndarray) -> float:
 
 
 def save(params: dict[str, jax.Array], out: Path) -> None:
-    """hparams.json and a TensorFlow 1 checkpoint with the official variable names and shapes."""
+    """Weights by checkpoint name: hparams.json, and a TensorFlow 1 checkpoint in the official shapes."""
     text = ", ".join(f'"{name}": {value}' for name, value in HPARAMS._asdict().items())
     (out / "hparams.json").write_text("{" + text + "}\n", encoding="utf-8")
     v1 = tf.compat.v1
@@ -158,15 +159,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "micro")
     options = parser.parse_args()
+    if options.steps <= WARM_UP:
+        parser.error(f"--steps {options.steps}: the first {WARM_UP} only warm up; give it more")
     options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.out.parent, prefix=".micro-") as folder:
+        report = make(Path(folder), options.steps, options.seed)
+        for path in Path(folder).iterdir():  # all is made: an interruption leaves the old one whole
+            path.replace(options.out / path.name)
+    path = options.out.with_name(f"{options.out.name}_training.json")
+    mapped.write_text(path, json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
 
+
+def make(folder: Path, steps: int, seed: int) -> dict[str, object]:
+    """The whole checkpoint in folder; returns how it was made and what it lost."""
     texts = documents()
     held_out = texts[::HELD_OUT]
     training = [text for i, text in enumerate(texts) if i % HELD_OUT]
-    tokenizer = train_tokenizer([*training, SENTENCE], options.out)
+    tokenizer = train_tokenizer([*training, SENTENCE], folder)
     sentence = np.array([*tokenizer.encode(SENTENCE), tokenizer.end_of_text], np.int32)
     text = stream(training, tokenizer)
-    params = train(text, sentence, options.steps, options.seed)
+    params = train(text, sentence, steps, seed)
 
     held_out_ids = stream(held_out, tokenizer)
     report = {
@@ -174,20 +187,18 @@ def main() -> None:
         "unigram_nats_per_token": unigram_loss(text, held_out_ids),
         "training_tokens": len(text),
         "held_out_tokens": len(held_out_ids),
-        "steps": options.steps,
+        "steps": steps,
         "batch": [BATCH, HPARAMS.n_ctx],
-        "seed": options.seed,
-        "n_params": sum(int(value.size) for value in params.values()),
+        "seed": seed,
+        "n_params": sum(int(value.size) for value in jax.tree.leaves(params)),
         "python": platform.python_version(),
         "jax": jax.__version__,
     }
-    save(params, options.out)
-    missing = [name for name in FILES if not (options.out / name).is_file()]
+    save(gpt2_jax.by_name(*params), folder)
+    missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         sys.exit(f"not written: {missing}")
-    path = options.out.with_name(f"{options.out.name}_training.json")
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(report, indent=1))
+    return report
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 import platformdirs
 
 from harness import mapped, shapes, strict_json
-from harness.contract import CannotJudge, HParams, variable_shapes
+from harness.contract import CannotJudge, HParams, parameter_shapes, variable_shapes
 
 DATA, INDEX = "model.ckpt.data-00000-of-00001", "model.ckpt.index"
 FILES = ("checkpoint", "encoder.json", "hparams.json", DATA, INDEX, "model.ckpt.meta", "vocab.bpe")
@@ -121,16 +121,15 @@ def check(
 
     squeezed: w is [n_in, n_out], as implementations receive it, not [1, n_in, n_out] as stored.
     """
-    shapes = variable_shapes(hparams)
-    if missing := sorted(shapes.keys() - params.keys()):
+    wanted = parameter_shapes(hparams) if squeezed else variable_shapes(hparams)
+    if missing := sorted(wanted.keys() - params.keys()):
         raise CannotJudge(f"{source}: variable model/{missing[0]} is missing ({len(missing)} in all)")
-    if unknown := sorted(params.keys() - shapes.keys()):
+    if unknown := sorted(params.keys() - wanted.keys()):
         raise CannotJudge(f"{source}: unknown variable model/{unknown[0]} ({len(unknown)} in all)")
     for name, array in params.items():
-        shape = shapes[name][1:] if squeezed and name.endswith("/w") else shapes[name]
-        if array.shape != shape:
+        if array.shape != wanted[name]:
             raise CannotJudge(
-                f"{source}: variable model/{name} has shape {array.shape}, hparams say {shape}"
+                f"{source}: variable model/{name} has shape {array.shape}, hparams say {wanted[name]}"
             )
         if array.dtype != np.float32:
             raise CannotJudge(f"{source}: variable model/{name} is {array.dtype}, expected float32")

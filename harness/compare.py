@@ -258,7 +258,7 @@ def figure(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
     verified = row["verdict"] in GOOD and row["median"] is not None
-    return speed.amount(row["median"], row["unit"]) if verified else str(row["verdict"])
+    return cells.quantity(row["median"], row["unit"]) if verified else str(row["verdict"])
 
 
 class Ratio(NamedTuple):
@@ -365,8 +365,5 @@ def html(found: Comparison) -> str:
 
 def write(found: Comparison, out: Path) -> None:
     """compare.md and compare.html into out. Raises CannotJudge where that fails."""
-    try:
-        mapped.write_text(out / "compare.md", job_summary(found))
-        mapped.write_text(out / "compare.html", html(found))
-    except OSError as error:
-        raise CannotJudge(f"{out}: the comparison cannot be written ({error})") from error
+    mapped.write_text(out / "compare.md", job_summary(found))
+    mapped.write_text(out / "compare.html", html(found))

@@ -7,9 +7,9 @@ whether they can be called as they will be.
 import inspect
 from typing import Any, NamedTuple
 
-from harness.contract import Target
+from harness import order
+from harness.contract import CannotJudge, Target
 from harness.noise import DTYPES
-from harness.order import ORDERS
 from harness.subject import Wrong
 
 
@@ -62,8 +62,10 @@ def check(impl: Any) -> list[Target]:
         for name, function in OPTIONAL.items()
         if hasattr(impl, name) and (text := complaint(impl, name, function))
     ]
-    if (order := getattr(impl, "ORDER", ORDERS[0])) not in ORDERS:
-        complaints.append(f"ORDER is {order!r:.50}; weights are given in order {' or '.join(ORDERS)}")
+    try:
+        order.of(impl)
+    except CannotJudge as error:
+        complaints.append(str(error))
     if complaints:
         raise Wrong(f"not yet an implementation: {'; '.join(complaints)}. {GUIDE}")
     return offered(impl.targets())

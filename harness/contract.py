@@ -4,6 +4,7 @@ An implementation is a module (the backend *is* the module); ``Implementation`` 
 Taps, operations and checkpoint variables all follow from one description, ``graph``.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -103,8 +104,8 @@ def graph(n_layer: int) -> list[Op]:
 
 def kind_of(name: str) -> str:
     """The kind of the operation that produces a tap (or "logits"), in any layer."""
-    leaf = name.partition("/")[2] if "/" in name else "h0" if name.startswith("h") else name
-    return next(op.kind for op in graph(1) if op.name in (name, leaf, f"h0/{leaf}"))
+    first = re.sub(r"^h\d+", "h0", name)
+    return next(op.kind for op in graph(1) if op.name == first)
 
 
 def tap_names(n_layer: int) -> tuple[str, ...]:

@@ -21,9 +21,8 @@ class Found(NamedTuple):
     """An implementation that has been located but not imported."""
 
     name: str  # as shown in results
-    where: (
-        str  # "impls.gpt2_numpy", another module's name, or the path of a .py file; then :attr, if any
-    )
+    # "impls.gpt2_numpy", another module's name, or the path of a .py file; then :attr, if any
+    where: str
 
     def load(self) -> Any:
         """The module, or the object in it that attr names. Raises whatever importing it does."""

@@ -108,7 +108,8 @@ def fetch(
                 for name in wrong:
                     (folder / name).unlink(missing_ok=True)
                 told = "; ".join(f"{name}: {why}" for name, why in wrong.items())
-                raise CannotJudge(f"{base_url}: {told}. Removed; nothing was put in place")
+                kept = "nothing was put in place" if folder is staging else "the other files stay"
+                raise CannotJudge(f"{base_url}: {told}. Removed; {kept}")
             if folder is staging:
                 staging.rename(place)
             else:

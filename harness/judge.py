@@ -109,7 +109,11 @@ class Judge:
         return self._plain("", "load", "", "skipped", reason)
 
     def _plain(self, case: str, check: str, scope: str, verdict: str, detail: str) -> Row:
-        return Row(*self.identity, case, check, scope, "", None, None, None, verdict, "", "", detail)
+        """A row without figures."""
+        key = (case, check, scope, "")
+        return Row(
+            *self.identity, *key, None, None, None, verdict, blame="", diagnosis="", detail=detail
+        )
 
     def _row(self, check: str, key: Key, got: list[Measurement], reason: str) -> Row:
         if not got:
@@ -121,39 +125,29 @@ class Judge:
             row = self._fail(check, key, f"{NAN}: a comparison with NaN is no agreement. {detail}")
             return row._replace(diagnosis=got[0].diagnosis)
         if metric == "near_ties":
-            verdict = "inconclusive" if value else "pass"
-            return Row(
-                *self.identity, key[0], check, *key[1:], value, None, None, verdict, "", "", detail
-            )
+            row = self._plain(key[0], check, key[1], "inconclusive" if value else "pass", detail)
+            return row._replace(metric=metric, value=value)
         found = limit(check, key[1], metric, self.dtype)
         if found is None:
             return self._fail(check, key, "it has no limit, so it cannot be judged")
         most = found.most
         ratio = max(0.0, value) / most if most else (0.0 if value == 0 else None)
         verdict = "fail" if not value <= most else "pass" if got[0].conclusive else "inconclusive"
-        finite = value if math.isfinite(value) else None
-        finite_ratio = ratio if ratio is not None and math.isfinite(ratio) else None
-        if finite is None:
+        if not math.isfinite(value):
             detail = f"infinite. {detail}"
-        return Row(
-            *self.identity,
-            key[0],
-            check,
-            *key[1:],
-            finite,
-            most,
-            finite_ratio,
-            verdict,
-            "",
-            got[0].diagnosis,
-            detail,
+        return self._plain(key[0], check, key[1], verdict, detail)._replace(
+            metric=metric,
+            value=value if math.isfinite(value) else None,
+            limit=most,
+            ratio=ratio if ratio is not None and math.isfinite(ratio) else None,
+            diagnosis=got[0].diagnosis,
         )
 
     def _fail(self, check: str, key: Key, detail: str) -> Row:
         case, scope, metric = key
         found = limit(check, scope, metric, self.dtype) if scope else None
-        most = found.most if found else None
-        return Row(*self.identity, case, check, scope, metric, None, most, None, "fail", "", "", detail)
+        row = self._plain(case, check, scope, "fail", detail)
+        return row._replace(metric=metric, limit=found.most if found else None)
 
     def _unlocalised(self, plan: Plan) -> list[Row]:
         """A row for every tap that this implementation does not offer, and what rests on it alone."""
@@ -242,17 +236,24 @@ def mechanism(rows: list[Row], failed: list[Row]) -> list[str]:
         return ["logits"]  # nothing works, or NaN, which differs from itself, is in all that follows
     if any(row.check == "logits" and " explains it: " in row.diagnosis for row in failed):
         return ["logits"]  # a black box whose mistake is known: the rest comes of that
-    wrong = {row.case for row in failed if row.check == "logits"}
-    if wrong >= {row.case for row in rows if row.check == "logits"}:
-        broken -= {"lengths", "greedy"}  # where all logits are wrong, these only follow
-    longest = {row.case for row in rows if row.check == "lengths"}
-    if any(row.check in ("logits", "activations") and row.case not in longest for row in came):
-        broken -= {"lengths"}  # it is not the length that makes them wrong
-    if "kv_cache" in broken and all(r.scope == batch.IN_CHUNKS for r in came if r.check == "batch"):
-        broken -= {"batch"}  # rows are right side by side until they go through the cache
-    broken -= no_worse_than_alone(rows, came)
+    broken -= follows(rows, came, failed) | no_worse_than_alone(rows, came)
     found = next(([what] for check, what in MECHANISMS.items() if check in broken), [])
     return [wrong_first(came or failed)] if found == ["generate"] else found
+
+
+def follows(rows: list[Row], came: list[Row], failed: list[Row]) -> set[str]:
+    """The checks that fail only because another one does."""
+    found: set[str] = set()
+    wrong = {row.case for row in failed if row.check == "logits"}
+    if wrong >= {row.case for row in rows if row.check == "logits"}:
+        found |= {"lengths", "greedy"}  # where all logits are wrong
+    longest = {row.case for row in rows if row.check == "lengths"}
+    if any(row.check in ("logits", "activations") and row.case not in longest for row in came):
+        found |= {"lengths"}  # it is not the length that makes them wrong
+    through_the_cache = all(r.scope == batch.IN_CHUNKS for r in came if r.check == "batch")
+    if through_the_cache and any(row.check == "kv_cache" for row in came or failed):
+        found |= {"batch"}  # rows are right side by side until they go through the cache
+    return found
 
 
 AS_MUCH = 4  # times: two results, each as wrong as that, differ by twice as much, and some more

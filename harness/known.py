@@ -206,6 +206,8 @@ def gap(fact: Fact, got: float, want: Any) -> float:
     value = float(want)
     if isinstance(want, str):
         allowed = LAST_DIGIT * 10.0 ** -len(want.partition(".")[2])
+    elif "within" not in fact:
+        raise ValueError("the fact does not say how near is near enough: it lacks within")
     else:
         allowed = fact["within"] + fact.get("relative", 0) * abs(value)
     return abs(got - value) / allowed

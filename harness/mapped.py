@@ -26,9 +26,8 @@ from harness import strict_json
 from harness.contract import CannotJudge
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "I32": "<i4", "I64": "<i8"}
-ALIGNED = (
-    64  # bytes: the data begins at a multiple, and so do arrays while all before them are multiples
-)
+# bytes: the data begins at a multiple, and so do arrays while all before them are multiples
+ALIGNED = 64
 LARGE = 2**26  # bytes of a file whose place in memory matters for speed
 ASIDE = ".parity-writing-"  # prefix of the folders in which new content is prepared
 

@@ -17,15 +17,20 @@ from harness.contract import CannotJudge
 ORDERS = ("C", "F")
 
 
+def of(impl: Any) -> str:
+    """An implementation's ORDER. Raises CannotJudge for one that there is not."""
+    order = getattr(impl, "ORDER", ORDERS[0])
+    if order not in ORDERS:
+        raise CannotJudge(f"ORDER is {order!r:.50}; weights are given in order {' or '.join(ORDERS)}")
+    return str(order)
+
+
 def params_for(impl: Any, weights: Path, known: bool = False) -> dict[str, np.ndarray]:
     """What load() is given: a mapping of its own. known: that the second file is right was seen before.
 
     Raises CannotJudge where the weights cannot be read, and for an ORDER that there is not.
     """
-    order = getattr(impl, "ORDER", ORDERS[0])
-    if order not in ORDERS:
-        raise CannotJudge(f"ORDER is {order!r:.50}; weights are given in order {' or '.join(ORDERS)}")
-    params = mapped.read(weights)
+    order, params = of(impl), mapped.read(weights)
     return params if order == "C" else params | turned(weights, known)
 
 

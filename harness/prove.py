@@ -182,9 +182,12 @@ def verify(model: Model, progress: Callable[[str], None] = lambda text: None) ->
         n_new = stored.arrays["greedy"].shape[1]
         case = Case(stored.name, np.asarray(stored.tokens), n_new)
         today = record(case, loaded.params, loaded.hparams)
-        for name in ("greedy", "positions"):
+        for name, words in (
+            ("greedy", "ids are not what the oracle chooses"),
+            ("positions", "are others"),
+        ):
             if not np.array_equal(stored.arrays[name], today.arrays[name]):
-                raise CannotJudge(f"golden {stored.name}: {name} ids are not what the oracle chooses")
+                raise CannotJudge(f"golden {stored.name}: its {name} {words}; remake it")
         _check_noise(stored, today)
         units = {name: apart(stored, name, today.tap(name)) for name in tap_names(stored.n_layer)}
         units["logits"] = apart(stored, "logits", today.logits)

@@ -176,13 +176,16 @@ def command(request: Request) -> str:
     """The command line that repeats a run, seed and all; limits where they are not the usual ones."""
     usual, chosen = Limits(), request.limits
     words = [word for found in request.implementations for word in ("--impl", found.argument)]
-    words += [word for target in request.targets for word in ("--target", str(target))]
+    door = ["verify", *words]
+    if request.require:
+        door = ["gate", request.implementations[0].argument, "--require-device", request.require]
+    words = [word for target in request.targets for word in ("--target", str(target))]
     words += ["--model", request.model.argument, "--seed", str(request.seed)]
     words += ["--timeout", f"{chosen.seconds:g}"] if chosen.seconds != usual.seconds else []
     words += ["--memory", f"{chosen.gigabytes:g}"] if chosen.gigabytes != usual.gigabytes else []
     words += ["--threads", str(chosen.threads)] if chosen.threads else []
     words += ["--ledger", str(request.ledger)] if request.ledger else []
-    return shlex.join(["parity", "verify", *words])
+    return shlex.join(["parity", *door, *words])
 
 
 def is_journal(folder: Path) -> bool:

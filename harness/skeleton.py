@@ -67,8 +67,5 @@ def write(name: str, folder: Path) -> Path:
     path = folder / f"{stem}.py"
     if path.exists():
         raise CannotJudge(f"{path}: is there already; choose another name or remove it")
-    try:
-        mapped.write_text(path, TEXT.replace("NAME", stem))
-    except OSError as error:
-        raise CannotJudge(f"{path}: cannot be written ({error.strerror})") from error
+    mapped.write_text(path, TEXT.replace("NAME", stem))
     return path

@@ -120,7 +120,7 @@ def is_segment(row: Row) -> bool:
 
 def operation(group: list[Row], n_layer: int) -> Finding:
     """One operation (or segment) in one or several layers that computes wrongly from its own input."""
-    worst = max(group, key=lambda row: -1.0 if row.value is None else row.value)
+    worst = max(group, key=severity)
     scopes = ", ".join(collapse((row.blame for row in group), n_layer))
     where = f" (case {worst.case}, {worst.detail})" if worst.detail else f" (case {worst.case})"
     if worst.detail == UNMEASURED:

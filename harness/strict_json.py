@@ -8,9 +8,8 @@ import json
 from pathlib import Path
 from typing import Any, NoReturn
 
-MOST = (
-    2**28
-)  # bytes: results and headers are far smaller, and memory must not depend on who wrote the file
+# bytes: results and headers are far smaller, and memory must not depend on who wrote the file
+MOST = 2**28
 
 
 def read(path: Path) -> Any:

@@ -5,6 +5,7 @@ evidence) and held to the contract's shapes. What it is given is its own: weight
 writes into are not those that it is judged by.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from harness import mapped, order
 from harness.contract import HParams, Target, parameter_shapes, tap_names, tap_width
 from harness.golden import Record
 from harness.numerics import max_abs
+
+AFFORDABLE = 1e11  # FLOPs, a few seconds of float64: all tokens of micro take 2e9, of the 124M 1e13
 
 
 class Wrong(Exception):
@@ -43,6 +46,11 @@ class Plan(NamedTuple):
     def heard(cls, hparams: HParams, cases: tuple[CaseShape, ...], told: Mapping[str, Any]) -> "Plan":
         """From what an implementation says about itself (worker.plan_as_json), and what is known."""
         return cls(hparams, cases, tuple(told["taps"]), told["generates"], told["differentiates"])
+
+    def affords(self, n_tokens: int) -> bool:
+        """Whether so many tokens may go through the model once, in a check that not every model gets."""
+        n_params = sum(math.prod(shape) for shape in parameter_shapes(self.hparams).values())
+        return 2.0 * n_params * n_tokens <= AFFORDABLE
 
 
 class Measurement(NamedTuple):
@@ -151,6 +159,14 @@ class Subject:
             raise Wrong(f"forward returned {describe(returned)}, the contract says (logits, cache)")
         logits, present = returned
         return self.host("logits", logits, tokens.shape), present
+
+    def in_chunks(self, tokens: np.ndarray, cuts: Sequence[int]) -> np.ndarray:
+        """Logits [batch, n, n_vocab] of tokens that go through the cache in chunks."""
+        parts, past = [], None
+        for chunk in np.split(tokens, cuts, axis=1):
+            logits, past = self.forward(chunk, past)
+            parts.append(logits)
+        return np.concatenate(parts, axis=1)
 
     def returned(self, tokens: np.ndarray, past: Any, tap: Callable[[str, Any], None] | None) -> Any:
         """Whatever its forward returns."""

@@ -94,14 +94,16 @@ def show(console: Console, found: Results) -> None:
         for paragraph in told[:SHOWN]:
             console.print(f"  {escape(paragraph)}", highlight=False, soft_wrap=True)
         if len(told) > SHOWN:
-            console.print(f"  ... and {len(told) - SHOWN} more; results.json has all of them")
+            console.print(
+                f"  ... and {len(told) - SHOWN} more; results.json, which --out writes, has all of them"
+            )
     for line in results.notes(rows):
         console.print(f"- {escape(line)}", highlight=False)
     for row in rows:
         if row.verdict == "skipped":
             console.print(f"- {escape(label(row))}: {escape(row.detail)}", highlight=False)
-    if found.environment["cuda"] != "present":
-        console.print("  cuda: skipped: no CUDA device", highlight=False)
+    if (cuda := found.environment["cuda"]) != "present":
+        console.print(f"  cuda: {cuda}", highlight=False, markup=False)
     console.print(f"  seed of the fresh tokens: {found.environment['seed']}", highlight=False)
     console.print(verdict(rows))
 

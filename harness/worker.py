@@ -34,7 +34,7 @@ ENGINES = (
 
 
 def main(order: str, lifeline: str) -> None:
-    """Run a job: {where, name, targets or null, resume, require, threads, and what run.prepare adds}."""
+    """Run a job: where, name, targets, resume, require, journal, threads, and what run.prepare says."""
     faulthandler.enable()
     threading.Thread(target=end_with_parent, args=(int(lifeline),), daemon=True).start()
     sys.path.append(os.getcwd())  # a module beside the user; last, for its json.py is not ours

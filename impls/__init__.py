@@ -1,1 +1,1 @@
-"""The specimens: one readable GPT-2 a file, each importing its framework and nothing of ours."""
+"""The specimens, gpt2_*.py, and other people's engines, engine_*.py; none imports anything of ours."""

@@ -22,9 +22,8 @@ STEP = 8
 
 class Model(NamedTuple):
     hparams: object
-    embed: (
-        TinyJit  # alone, for all positions before anything else: who asks for no more pays for no more
-    )
+    # alone, for all positions before anything else: who asks for no more pays for no more
+    embed: TinyJit
     plain: TinyJit  # step() without taps, its operations fused as tinygrad likes
     tapped: TinyJit  # step() with every tap made to be a result
 

@@ -254,7 +254,13 @@ def loss(parts, tokens, hparams):
 def loss_and_grads(model, tokens):
     """The loss, and its gradient by checkpoint name."""
     refuse_bad_tokens(onp.asarray(tokens), 0, model.hparams)
-    value, (grads, layers) = jax.value_and_grad(loss)(model[:2], np.asarray(tokens), model.hparams)
+    value, grads = jax.value_and_grad(loss)(model[:2], np.asarray(tokens), model.hparams)
+    return float(value), by_name(*grads)
+
+
+def by_name(ends, layers):
+    """Weights, or gradients, by checkpoint name again, w as [n_in, n_out]."""
+    named = dict(ends)
     for i, layer in enumerate(layers):
-        grads |= {f"h{i}/{name}": g.T if name.endswith("/w") else g for name, g in layer.items()}
-    return float(value), grads
+        named |= {f"h{i}/{name}": w.T if name.endswith("/w") else w for name, w in layer.items()}
+    return named

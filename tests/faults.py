@@ -775,6 +775,18 @@ on_the_way_back(
     "loss_without_the_last_token", (LOSS, LOSS.replace("2)", "2)[..., :-1]").replace("1:]", "1:-1]"))
 )
 on_the_way_back(
+    "loss_in_pieces_that_loses_what_lies_between",
+    (
+        LOSS,
+        "    kept = torch.arange(logits.shape[1]) % 64 != 63\n"
+        + LOSS.replace("logits.", "logits[:, kept].").replace("1:]", "1:][:, kept]"),
+    ),
+)
+on_the_way_back(
+    "long_text_cut_off_before_the_loss",
+    ("    tokens = tokens.to(model.device)\n    params = {", "    tokens = tokens[:, :128].to(model.device)\n    params = {"),
+)  # fmt: skip
+on_the_way_back(
     "head_untied_on_the_way_back",
     ("logits = head(model, x[:, :-1])", 'logits = linear(x[:, :-1], params["wte"].detach().T, None)'),
 )

@@ -375,6 +375,9 @@ def main() -> None:
         for model in MODELS
         if options.only in variant.name
     ]
+    if not chosen and not honest:
+        console.print(f"nothing on the shelves has {options.only!r} in its name")
+        sys.exit(2)
     # a fault may end its GPU context for whatever comes after it in the process
     jobs_each = None if options.device == "cpu" else 1
     with tempfile.TemporaryDirectory() as folder:

@@ -101,7 +101,7 @@ def test_an_engine_comes_to_its_known_verdict(name, home):
         assert exit_code(outcome.rows) == 0
         return
     assert {row.blame for row in failed} == {"logits"}
-    assert {row.check for row in failed} == {"logits", "kv_cache", "lengths"}
+    assert {"logits", "kv_cache", "lengths"} <= {row.check for row in failed}
     reasons = {row.diagnosis.partition(":")[0] for row in failed if row.check == "logits"}
     assert reasons == {"gelu_float16_table"}
 

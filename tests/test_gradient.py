@@ -148,7 +148,7 @@ def test_where_the_error_comes_in_is_said(prepared):
 def test_a_fault_of_the_way_back_is_caught_by_what_it_gives_and_not_by_a_crash(
     fault, prepared, tmp_path
 ):
-    rows = examine(plant(fault, tmp_path), prepared, only={"fresh"})
+    rows = examine(plant(fault, tmp_path), prepared, only={"full_context", "fresh"})
     wrong = [row for row in rows if row.verdict == "fail"]
     assert {row.check for row in wrong} == {"gradients"}
     assert not [row.detail for row in wrong if "Error" in row.detail]

@@ -158,10 +158,9 @@ def test_what_is_not_hostile_is_not_refused(world, monkeypatch):
     assert parity("golden", "verify")[0] == 0
 
 
-def test_more_than_300_hostile_inputs_are_tried():
-    assert len(CASES) + len(USAGE) + INDEX_FLIPS + DATA_FLIPS >= 300
+def test_as_many_hostile_inputs_are_tried_as_the_readme_says():
     assert len(set(USAGE)) == len(USAGE)
-    assert len(CASES) >= 300, "each is a test of its own"
+    assert len(CASES) + len(USAGE) + INDEX_FLIPS + DATA_FLIPS > 800
 
 
 @pytest.mark.parametrize("command", USAGE, ids=" ".join)

@@ -73,6 +73,18 @@ def test_a_misdeed_is_that_implementations_verdict_and_the_others_are_kept(name,
     assert "Traceback" not in done.stderr
 
 
+def test_jax_is_told_in_a_worker_to_leave_memory_to_others(tmp_path, prepared, monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    code = """
+    import os
+    def load(*_, **__):
+        raise RuntimeError(os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "takes it all"))
+    """
+    path, out = module(tmp_path, "asks", code), tmp_path / "out"
+    parity("verify", "--impl", path, "--target", "cpu-float32", "--out", out)
+    assert results.read(out).detail.item().endswith(": false")
+
+
 def living(flag: str) -> list[psutil.Process]:
     """Processes that sleep for as long as no honest one would: 98765 s."""
     found = []
@@ -280,7 +292,6 @@ def test_a_killed_run_is_resumed_and_nothing_is_measured_twice(killed, tmp_path)
     assert (tmp_path / "first.py.imported").read_text() == "."
     resumed = (tmp_path / "slow.calls").read_text()
     rows = results.load(killed).rows
-    assert not (killed / run.NAME).exists()
     assert sorted(path.name for path in killed.iterdir()) == sorted(results.FILES)
     (tmp_path / "slow.calls").unlink()
     chosen = ("--impl", tmp_path / "first.py", "--impl", tmp_path / "slow.py")

@@ -55,7 +55,7 @@ def test_it_imports_its_framework_and_nothing_of_ours(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_stays_short(name):
     # both have the gradients besides, and PyTorch three ways to multiply and two to attend
-    most = {"jax": 260, "torch": 275}.get(name, 215)
+    most = {"jax": 266, "torch": 275}.get(name, 215)
     assert len(path(name).read_text().splitlines()) <= most
 
 

@@ -14,7 +14,7 @@ from harness import checkpoint, models, shapes
 from harness.bench import interval, roofline, session
 from harness.bench.roofline import ITEMSIZE, Rates
 from harness.bench.session import Report
-from harness.bench.trial import DECODED, Outcome, Plans, Row, Trial
+from harness.bench.trial import DECODED, Outcome, Plans, Row, Trial, unmeasured
 from harness.contract import CannotJudge, HParams
 from harness.discover import Found
 
@@ -124,11 +124,10 @@ def skipped(found: Sequence[Found], name: str, plans: Plans, against: str, reaso
     """Rows that say why a model was not measured."""
     shape = shapes.OFFICIAL[name.removeprefix(models.SHAPE)]
     return [
-        Row(one.name, *plans.target, name, t.phase,
-            "seconds_per_token" if t.phase == "decode" else "seconds", t.n_past, t.n, t.batch,
-            [], None, None, None, "seconds", None, None, against, None, None, None, "skipped", reason)
-        for one in found for t in across(shape)
-    ]  # fmt: skip
+        unmeasured(one.name, plans.target, name, trial, against, "skipped", reason)
+        for one in found
+        for trial in across(shape)
+    ]
 
 
 # -- exponents
@@ -211,31 +210,22 @@ def size(row: Row, against: str, hparams: HParams) -> float:
     """What a cost is put against: of decode, tokens are those in the cache."""
     if against == "parameters":
         return float(roofline.parameters(hparams))
-    return float(row.batch if against == "batch" else context(row))
-
-
-def context(row: Row) -> int:
-    return row.n_past + (row.n + 1) // 2 if row.phase == "decode" else row.n
+    return float(row.batch if against == "batch" else row.at[1] if row.phase == "decode" else row.n)
 
 
 Law = Callable[[Row, HParams, Rates], float | None]
 
 
-def at(row: Row) -> tuple[int, int]:
-    """New and past tokens of the pass that a row's time is for."""
-    return (1, context(row)) if row.phase == "decode" else (row.n, 0)
-
-
 def least(row: Row, hparams: HParams, rates: Rates) -> float | None:
-    return roofline.seconds(hparams, rates, *at(row), row.batch, ITEMSIZE[row.dtype])
+    return roofline.seconds(hparams, rates, *row.at, row.batch, ITEMSIZE[row.dtype])
 
 
 def flops(row: Row, hparams: HParams, rates: Rates) -> float:
-    return roofline.flops(hparams, *at(row), row.batch)
+    return roofline.flops(hparams, *row.at, row.batch)
 
 
 def moved(row: Row, hparams: HParams, rates: Rates) -> float:
-    return roofline.bytes_moved(hparams, *at(row), row.batch, ITEMSIZE[row.dtype])
+    return roofline.bytes_moved(hparams, *row.at, row.batch, ITEMSIZE[row.dtype])
 
 
 def slope_of(

@@ -3,7 +3,7 @@
 from harness.bench import interval, roofline
 from harness.bench.entrant import Entrant
 from harness.bench.roofline import ITEMSIZE
-from harness.bench.trial import Row, Trial
+from harness.bench.trial import Row, Trial, unmeasured
 
 # Shares of up to 1.08 were seen where memory became faster between two measurements of it. Far beyond is
 # no speed but a mistake of the clock, such as a prompt that took longer when it was subtracted.
@@ -27,13 +27,9 @@ def blank(entrant: Entrant, trial: Trial, against: str) -> Row:
     verdict, detail = entrant.verdict, entrant.detail
     if entrant.running:
         verdict, detail = entrant.failed.get(trial, ("verified", entrant.how.get(trial, "")))
-    metric = "seconds_per_token" if trial.phase == "decode" else "seconds"
-    n = entrant.decoded.get(trial, trial.n)
     model = entrant.session.model.name
-    return Row(
-        entrant.found.name, *target, model, trial.phase, metric, trial.n_past, n, trial.batch,
-        [], None, None, None, "seconds", None, None, against, None, None, None, verdict, detail,
-    )  # fmt: skip
+    row = unmeasured(entrant.found.name, target, model, trial, against, verdict, detail)
+    return row._replace(n=entrant.decoded.get(trial, trial.n))
 
 
 def filled(row: Row, samples: list[float], of_baseline: list[float]) -> Row:
@@ -73,11 +69,7 @@ def roofline_share(entrant: Entrant, trial: Trial, row: Row) -> float | None:
     session = entrant.session
     itemsize, shares = ITEMSIZE[session.plans.target.dtype], []
     for rates, taken in zip(entrant.rates[trial], row.samples, strict=True):
-        if trial.phase == "decode":  # at the middle of the tokens decoded
-            n, n_past = 1, trial.n_past + (row.n + 1) // 2
-        else:
-            n, n_past = trial.n, 0
-        least = roofline.seconds(session.truth.hparams, rates, n, n_past, trial.batch, itemsize)
+        least = roofline.seconds(session.truth.hparams, rates, *row.at, trial.batch, itemsize)
         if least is None or taken <= 0:
             return None
         shares.append(least / taken)

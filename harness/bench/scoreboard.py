@@ -16,14 +16,13 @@ from harness import mapped, markdown
 from harness.bench.growth import Fit
 from harness.bench.session import Report
 from harness.bench.trial import Outcome, Row
-from harness.contract import CannotJudge
+from harness.report import runs
+from harness.report.cells import quantity
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 1
-NAME = "bench.json"
-FILES = (NAME, "bench.md", "report.html")
+FILES = (runs.BENCH, "bench.md", "report.html")
 
 
 @contextmanager
@@ -42,7 +41,11 @@ def progress(console: Console) -> Iterator[Report]:
 def document(outcome: Outcome, fits: Sequence[Fit] | None) -> dict[str, Any]:
     """bench.json. What growth measured stands apart: its rows are no side-by-side comparison."""
     rows = [row._asdict() for row in outcome.rows]
-    found: dict[str, Any] = {"schema": SCHEMA, "environment": outcome.environment, "rows": rows}
+    found: dict[str, Any] = {
+        "schema": runs.BENCH_SCHEMA,
+        "environment": outcome.environment,
+        "rows": rows,
+    }
     if fits is not None:
         found |= {"rows": [], "growth": {"rows": rows, "fits": [fit._asdict() for fit in fits]}}
     return found
@@ -51,11 +54,8 @@ def document(outcome: Outcome, fits: Sequence[Fit] | None) -> dict[str, Any]:
 def write(out: Path, outcome: Outcome, fits: Sequence[Fit] | None = None) -> None:
     """Write both files into out, each all or nothing. Raises CannotJudge where that fails."""
     text = json.dumps(document(outcome, fits), indent=1, allow_nan=False) + "\n"
-    try:
-        mapped.write_text(out / NAME, text)
-        mapped.write_text(out / "bench.md", job_summary(outcome, fits))
-    except OSError as error:
-        raise CannotJudge(f"{out}: results cannot be written ({error})") from error
+    mapped.write_text(out / runs.BENCH, text)
+    mapped.write_text(out / "bench.md", job_summary(outcome, fits))
 
 
 def read(directory: Path | str) -> "pd.DataFrame":
@@ -65,13 +65,7 @@ def read(directory: Path | str) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    path = Path(directory) / NAME
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CannotJudge(f"{path}: not readable results ({error}); run parity bench --out") from error
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        raise CannotJudge(f"{path}: not a benchmark of schema {SCHEMA}; run parity bench --out anew")
+    found = runs.read_bench(Path(directory) / runs.BENCH)
     frame = pd.DataFrame(found["rows"], columns=list(Row._fields))
     frame.attrs = found["environment"]
     return frame
@@ -91,17 +85,6 @@ def what(row: Row) -> str:
         return row.metric.replace("_", " ").replace("rss", "RSS")
     names = {"start": "start to first logits", "load": "load, of that", "prefill": "prefill"}
     return f"{names[row.phase]}, {row.n} tokens{batch}"
-
-
-def quantity(value: float | None, unit: str) -> str:
-    """1.23 s, 45.6 ms, 512 MB."""
-    if value is None:
-        return ""
-    if unit == "bytes":
-        return f"{value / 1e6:.0f} MB" if value >= 1e7 else f"{value / 1e6:.2f} MB"
-    if value < 0.9995e-3:
-        return f"{value * 1e6:.3g} µs"
-    return f"{value * 1e3:.3g} ms" if value < 0.9995 else f"{value:.3g} s"
 
 
 def cells(row: Row) -> list[str]:

@@ -54,6 +54,28 @@ class Row(NamedTuple):
     verdict: str  # verified, wrong output, crashed, skipped
     detail: str
 
+    @property
+    def at(self) -> tuple[int, int]:
+        """New and past tokens of the pass that its time is for: of decode, in the middle of it."""
+        return (1, self.n_past + (self.n + 1) // 2) if self.phase == "decode" else (self.n, 0)
+
+
+def unmeasured(
+    implementation: str,
+    target: Target,
+    model: str,
+    trial: Trial,
+    against: str,
+    verdict: str,
+    detail: str,
+) -> Row:
+    """A row without figures."""
+    metric = "seconds_per_token" if trial.phase == "decode" else "seconds"
+    return Row(
+        implementation, *target, model, trial.phase, metric, trial.n_past, trial.n, trial.batch,
+        [], None, None, None, "seconds", None, None, against, None, None, None, verdict, detail,
+    )  # fmt: skip
+
 
 class Plans(NamedTuple):
     """What a run is to do."""

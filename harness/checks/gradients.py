@@ -1,50 +1,70 @@
 """The loss and its gradient by every weight agree with the float64 truth.
 
-Asked of implementations that offer ``loss_and_grads``, on the last case of more than one token. On
-the way back from the loss an error reaches every weight before it, so where it comes in is where it
-is met first; wpe and wte, which are used first, are met last.
+Asked of implementations that offer ``loss_and_grads``, on the last case that has a token to predict,
+and on the longest, where the model is small enough: a loss that is taken in pieces goes wrong between
+them. On the way back from the loss an error reaches every weight before it, so where it comes in is
+where it is met first; wpe and wte, which are used first, are met last.
 """
 
 from collections.abc import Iterable, Iterator
 
-from harness import gradient
+from harness import gradient, noise
 from harness.contract import parameter_shapes
+from harness.golden import Record
 from harness.limits import limit
 from harness.numerics import max_abs
 from harness.subject import Key, Measurement, Plan, Subject
 
 METRIC = "noise_units"
 AFTER = "forward_after"  # whether forward is still what it was, dropout off, say
+PASSES = 3 * (1 + noise.DRAWS)  # forward, that the way there and back costs, exact and in every draw
 
 
-def examined(plan: Plan) -> str | None:
-    """The case that is looked at: the last that has a token to predict."""
-    names = [case.name for case in plan.cases if case.n > 1]
-    return names[-1] if plan.differentiates and names else None
+def examined(plan: Plan) -> list[str]:
+    """The cases that are looked at, those fixed for good before the fresh one."""
+    cases = [case for case in plan.cases if case.n > 1]
+    if not plan.differentiates or not cases:
+        return []
+    small = [case for case in cases if plan.affords(PASSES * case.batch * case.n)]
+    longest = max(small, key=lambda case: case.n, default=cases[-1])
+    return list(dict.fromkeys((longest.name, cases[-1].name)))
 
 
 def expected(plan: Plan) -> Iterable[Key]:
-    case = examined(plan)
-    names = ("loss", *parameter_shapes(plan.hparams), AFTER) if case else ()
-    return [(case or "", name, METRIC) for name in names]
+    cases = examined(plan)
+    names = ("loss", *parameter_shapes(plan.hparams))
+    return [(case, name, METRIC) for case in cases for name in names] + [
+        (case, AFTER, METRIC) for case in cases[-1:]
+    ]
 
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
-    case = examined(plan)
-    if case is None:
+    cases = examined(plan)
+    records = {record.name: record for record in subject.records}
+    if not cases:
         return
-    record = next(record for record in subject.records if record.name == case)
-    subject.logits(record)  # before anything is spoilt, though this check be the first in its process
-    # the second call is judged: gradients that pile up from call to call are right only once
-    subject.loss_and_grads((record.tokens + 1) % subject.hparams.n_vocab)
-    given = subject.loss_and_grads(record.tokens)
-    dtype, first = subject.target.dtype, ""
-    for name, want, unit in gradient.measure(subject.params, subject.hparams, record.tokens, dtype, 0):
+    last = records[cases[-1]]
+    subject.logits(last)  # before anything is spoilt, though this check be the first in its process
+    # later calls are judged: gradients that pile up from call to call are right only once
+    subject.loss_and_grads((last.tokens + 1) % subject.hparams.n_vocab)
+    for case in cases:
+        yield from way_back(subject, records[case])
+    units = subject.units(subject.forward(last.tokens)[0], subject.logits(last), last)
+    yield Measurement(last.name, AFTER, METRIC, units)
+
+
+def way_back(subject: Subject, record: Record) -> Iterator[Measurement]:
+    """The loss of a record's tokens and its gradients, the last first."""
+    given, first = subject.loss_and_grads(record.tokens), ""
+    truth = gradient.measure(
+        subject.params, subject.hparams, record.tokens, subject.target.dtype, seed=0
+    )
+    for name, want, unit in truth:
         if name not in given:
             continue  # the judge finds it missing
         difference = max_abs(given[name], want)
         found = Measurement(
-            case, name, METRIC, difference / unit, f"greatest difference {difference:.3g}"
+            record.name, name, METRIC, difference / unit, f"greatest difference {difference:.3g}"
         )
         allowed = limit("gradients", name, METRIC)
         if allowed is not None and not found.value <= allowed.most:
@@ -53,5 +73,3 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
                 diagnosis=f"on the way back from the loss it is wrong from {first} on"
             )
         yield found
-    units = subject.units(subject.forward(record.tokens)[0], subject.logits(record), record)
-    yield Measurement(case, AFTER, METRIC, units)

@@ -43,11 +43,8 @@ def expected(plan: Plan) -> Iterable[Key]:
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
     for record in subject.records:
         for scope, cuts in splits(shape_of(record)).items():
-            parts, past = [], None
-            for tokens in np.split(record.tokens, cuts, axis=1):
-                logits, past = subject.forward(tokens, past)
-                parts.append(logits)
-            units = subject.units(np.concatenate(parts, axis=1), subject.logits(record), record)
+            got = subject.in_chunks(record.tokens, cuts)
+            units = subject.units(got, subject.logits(record), record)
             yield Measurement(record.name, scope, "noise_units", units, f"cut at {cuts}"[:80])
         if TWICE in scopes(shape_of(record)):
             yield Measurement(record.name, TWICE, "noise_units", continued_twice(subject, record))

@@ -34,11 +34,8 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
         other = Subject.load(subject.impl, subject.target, weights, OTHER, [record])
         units = other.units(other.logits(record), record.logits, record)
         yield Measurement(CASE, "prefill", METRIC, units)
-        parts, past = [], None
-        for tokens in np.split(record.tokens, chunk_cuts(record.tokens.shape[1]), axis=1):
-            logits, past = other.forward(tokens, past)
-            parts.append(logits)
-        units = other.units(np.concatenate(parts, axis=1), record.logits, record)
+        got = other.in_chunks(record.tokens, chunk_cuts(record.tokens.shape[1]))
+        units = other.units(got, record.logits, record)
         yield Measurement(CASE, "decode", METRIC, units)
 
 

@@ -7,21 +7,19 @@ is seen only where its token or position occurs, so here they all occur.
 What does not tap embed is held against the oracle's logits instead, where the model is small enough.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from harness import bounds, oracle
-from harness.contract import HParams, graph, parameter_shapes
+from harness.contract import HParams, graph
 from harness.golden import Record
 from harness.limits import NOISE
 from harness.subject import Key, Measurement, Plan, Subject, Wrong
 
 CASE = "all_tokens"
 ROWS = 4  # sequences of n_ctx tokens looked up at a time
-AFFORDABLE = 1e11  # FLOPs, a few seconds of float64: micro takes 2e9, and the 124M 1e13
 
 
 class Enough(Exception):
@@ -36,9 +34,8 @@ def expected(plan: Plan) -> Iterable[Key]:
 
 def affordable(plan: Plan) -> bool:
     """Whether every token can go through the whole model, at every position whose noise is known."""
-    n_params = sum(math.prod(shape) for shape in parameter_shapes(plan.hparams).values())
     whole = any(case.n == plan.hparams.n_ctx for case in plan.cases)
-    return whole and 2.0 * n_params * plan.hparams.n_vocab <= AFFORDABLE
+    return whole and plan.affords(plan.hparams.n_vocab)
 
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:

@@ -21,6 +21,7 @@ from harness.commands.options import (
     parse_target,
 )
 from harness.commands.out import replacing, writable
+from harness.contract import CannotJudge
 
 
 def bench(
@@ -31,7 +32,9 @@ def bench(
     model: ModelOption = "shape:124M",
     target: Annotated[str, typer.Option(help="DEVICE-DTYPE.")] = "cpu-float32",
     against: Annotated[str, typer.Option(help="The baseline. Default: the first --impl.")] = "",
-    quick: Annotated[bool, typer.Option(help="Prefill of 128 and decode after 16 only.")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="Of prefill only 128 tokens, of decode only after 16.")
+    ] = False,
     growing: Annotated[
         bool, typer.Option("--growth", help="How cost grows with tokens, batch and model, instead.")
     ] = False,
@@ -47,6 +50,8 @@ def bench(
 ) -> None:
     """Time implementations side by side; only what is verified, before and after, gets a figure."""
     console = terminal.console()
+    if growing and quick:
+        raise CannotJudge("--growth and --quick: name one of them; each says what is to be timed")
     found = discover.find_all(impl or discover.names())
     allowed = limits(timeout, memory)
     plans = Plans(parse_target(target), (), samples, threads, secrets.randbelow(2**31), allowed)

@@ -37,20 +37,34 @@ def replacing(out: Path, names: Iterable[str]) -> Iterator[None]:
     for name in there:
         if "." in name and (out / name).is_dir() and not (out / name).is_symlink():
             raise CannotJudge(f"{out / name}: cannot be removed (it is a folder)")
+    moved: list[str] = []
     try:
         if there:
             aside.mkdir()
         for name in there:
             (out / name).rename(aside / name)
+            moved.append(name)
     except OSError as error:
+        put_back(out, moved)
         raise CannotJudge(f"{error.filename}: cannot be removed ({error.strerror})") from error
+    refused = False
     try:
         yield
     except CannotJudge:
+        refused = True
         for name in names:  # what the refused run has made of itself goes
             shutil.rmtree(out / name, ignore_errors=True)
-        for name in there:
-            (aside / name).rename(out / name)
+        put_back(out, moved)
         raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if not refused:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_back(out: Path, names: Iterable[str]) -> None:
+    """Files that were put aside; one that cannot come back stays where it is."""
+    for name in names:
+        with suppress(OSError):
+            (out / EARLIER / name).rename(out / name)
+    with suppress(OSError):
+        (out / EARLIER).rmdir()

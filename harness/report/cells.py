@@ -24,6 +24,17 @@ def number(value: float | None, digits: int = 3) -> str:
     return re.sub(r"e\+?(-?)0*(\d+)", r"e\1\2", f"{value:.{digits}g}")
 
 
+def quantity(value: float | None, unit: str) -> str:
+    """1.23 s, 45.6 ms, 512 MB."""
+    if value is None:
+        return ""
+    if unit == "bytes":
+        return f"{value / 1e6:.0f} MB" if value >= 1e7 else f"{value / 1e6:.2f} MB"
+    if value < 0.9995e-3:
+        return f"{value * 1e6:.3g} µs"
+    return f"{value * 1e3:.3g} ms" if value < 0.9995 else f"{value:.3g} s"
+
+
 def severity(row: Row) -> float:
     """How far beyond its limit a row is: its ratio; what is no number is beyond everything."""
     if row.verdict == "fail" and row.ratio is None:

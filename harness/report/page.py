@@ -6,7 +6,6 @@ from pathlib import Path
 import jinja2
 
 from harness import mapped, plots, results
-from harness.contract import CannotJudge
 from harness.judge import Row
 from harness.report.cells import number
 from harness.report.noise import noise
@@ -20,11 +19,7 @@ from harness.report.verdicts import STATES, Target, headline, matrix, targets, w
 
 def write(paths: Sequence[Path], out: Path) -> None:
     """The report of one or several runs. Raises CannotJudge where it cannot be read or written."""
-    page = html(read(paths))
-    try:
-        mapped.write_text(out, page)
-    except OSError as error:
-        raise CannotJudge(f"{out}: the report cannot be written ({error})") from error
+    mapped.write_text(out, html(read(paths)))
 
 
 def html(runs: Sequence[Run]) -> str:

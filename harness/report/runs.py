@@ -10,15 +10,9 @@ from harness.contract import CannotJudge
 from harness.judge import Row
 from harness.run import Results
 
-BENCH_SCHEMA = 1
-
-
 BENCH = "bench.json"
-
-
+BENCH_SCHEMA = 1
 WHICH = ("implementation", "device", "dtype", "model", "phase", "metric", "n_past", "n", "batch")
-
-
 BENCH_KEYS = {*WHICH, "samples", "median", "low", "high", "unit", "verdict", "detail", "roofline"}
 BENCH_KEYS |= {"tokens_per_second"}
 
@@ -55,20 +49,17 @@ def read_bench(path: Path) -> dict[str, Any]:
 
 def merge(runs: Sequence[Run]) -> list[Row]:
     """The rows of all runs. What would carry a name twice gets its model's or its run's beside it."""
-    rows = [(run.name, row) for run in runs if run.results for row in run.results.rows]
+    rows = [(i, row) for i, run in enumerate(runs) if run.results for row in run.results.rows]
     several = len({row.model for _, row in rows}) > 1
     homes: dict[tuple[str, ...], set[int]] = defaultdict(set)
-    for i, run in enumerate(runs):
-        for row in run.results.rows if run.results else ():
-            homes[row[:4]].add(i)
+    for i, row in rows:
+        homes[row[:4]].add(i)
     found = []
-    for i, run in enumerate(runs):
-        for row in run.results.rows if run.results else ():
-            name = row.implementation
-            name += f" [{row.model}]" * several
-            if len(homes[row[:4]]) > 1:
-                name += f" [{run.name} {i + 1}]"
-            found.append(row._replace(implementation=name))
+    for i, row in rows:
+        name = row.implementation + f" [{row.model}]" * several
+        if len(homes[row[:4]]) > 1:
+            name += f" [{runs[i].name} {i + 1}]"
+        found.append(row._replace(implementation=name))
     return found
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from harness import plots
-from harness.report.cells import number
+from harness.report.cells import number, quantity
 from harness.report.runs import WHICH, Run
 
 
@@ -85,13 +85,15 @@ def one_speed(
         label = name_of(row)
         style = styles.setdefault(label, len(styles))
         median, verified = row["median"], row["verdict"] == "verified" and row["median"] is not None
-        words = amount(median, row["unit"]) if verified else str(row["verdict"])
+        words = quantity(median, row["unit"]) if verified else str(row["verdict"])
         reached = row["roofline"] if verified and row["unit"] == "seconds" else None
         words += f" · {reached:.0%} of roofline" if reached else ""
         best = median * reached if reached else None
         low, high = (row["low"], row["high"]) if verified else (None, None)
         found.append(plots.Bar(style, label, median if verified else None, low, high, best, words))
-        span = f"{amount(low, row['unit'])} to {amount(high, row['unit'])}" if low is not None else ""
+        span = (
+            f"{quantity(low, row['unit'])} to {quantity(high, row['unit'])}" if low is not None else ""
+        )
         rate = row["tokens_per_second"]
         table.append(
             (label, words, span, str(len(row["samples"])), number(rate) if rate else "", row["detail"])
@@ -105,12 +107,3 @@ def title_of(phase: str, metric: str, n_past: int, n: int, batch: int) -> str:
     """What a row of a benchmark timed or weighed, in words."""
     title = METRICS.get(metric) or PHASES.get(phase, phase).format(n=n, n_past=n_past)
     return title + f", batch {batch}" * (batch not in (None, 0, 1))
-
-
-def amount(value: float | None, unit: str) -> str:
-    """Seconds or bytes in a unit that suits the size."""
-    if value is None:
-        return ""
-    if unit == "bytes":
-        return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
