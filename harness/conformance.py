@@ -60,7 +60,7 @@ def check(impl: Any) -> list[Target]:
     complaints += [
         text
         for name, function in OPTIONAL.items()
-        if hasattr(impl, name) and (text := complaint(impl, name, function))
+        if getattr(impl, name, None) is not None and (text := complaint(impl, name, function))
     ]
     try:
         order.of(impl)

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
+from harness import second_model
 from harness.checks import CHECKS, batch, weights
 from harness.contract import Target, tap_names
 from harness.limits import limit
@@ -186,8 +187,10 @@ MECHANISMS = {
     "greedy": "generate",
     "logits": "logits",
     "activations": "activations",
-    "sizes": "sizes",
     "gradients": "gradients",
+    "sizes": "sizes",
+    "overflow": "overflow",
+    "bad_tokens": "tokens",
 }
 
 
@@ -215,7 +218,8 @@ def blame(rows: list[Row], lost: str = "") -> list[Row]:
             return row._replace(blame="process")
         own = {"weights": row.scope or "embed"} if is_looked_up(row) else {}
         if row.value is not None:  # of a product of NaN there is no precision to find fault with
-            own |= {"precision": row.scope, "bad_tokens": "tokens"}
+            own |= {"precision": row.scope}
+            own |= {"bad_tokens": "tokens"} if row.metric == "accepted" else {}
         if introduces(row):
             own["local"] = blamed(row, rows)
         return row._replace(blame=own.get(row.check, inherited))
@@ -226,6 +230,8 @@ def blame(rows: list[Row], lost: str = "") -> list[Row]:
 def mechanism(rows: list[Row], failed: list[Row]) -> list[str]:
     """The first failing mechanism that does not follow from another one, where there is any."""
     failed = [row for row in failed if row.check in MECHANISMS]
+    if any(row.check == "sizes" for row in failed):  # then generate and gradients of that model follow
+        failed = [row for row in failed if row.check == "sizes" or row.case != second_model.CASE]
     # what never came is evidence against no mechanism, where there is any other
     came = [row for row in failed if row.scope and not row.detail.startswith("missing: ")]
     broken = {row.check for row in came or failed}

@@ -130,8 +130,11 @@ LIMITS: dict[tuple[str, str], Limit] = {
     ("lengths", "noise_units"): NOISE,
     ("taps", "noise_units"): NOISE,
     ("sizes", "noise_units"): NOISE,
+    ("overflow", "noise_units"): NOISE,
     ("gradients", "noise_units"): GRADIENT,
+    ("gradients", "differing_share"): NONE,
     ("bad_tokens", "accepted"): NONE,
+    ("bad_tokens", "noise_units"): NOISE,
 }
 
 

@@ -133,7 +133,8 @@ class Subject:
             raise Wrong(f"TAPS promises {sorted(unknown)}, which are no taps of the contract")
         taps = tuple(name for name in known if name in promised)
         cases = tuple(shape_of(record) for record in self.records)
-        offers = (hasattr(self.impl, name) for name in ("generate", "loss_and_grads"))
+        optional = ("generate", "loss_and_grads")
+        offers = (getattr(self.impl, name, None) is not None for name in optional)
         return Plan(self.hparams, cases, taps, *offers)
 
     def broken(self) -> str:
@@ -221,7 +222,10 @@ class Subject:
 
         Raises Wrong for what is no pair of them, a name unknown and a gradient misshapen.
         """
-        returned = self.impl.loss_and_grads(self.model, np.array(tokens))
+        return self.gradients(self.impl.loss_and_grads(self.model, np.array(tokens)))
+
+    def gradients(self, returned: Any) -> dict[str, np.ndarray]:
+        """What loss_and_grads returned, on the host. Raises Wrong likewise."""
         pair = isinstance(returned, tuple) and len(returned) == 2
         if not pair or not isinstance(returned[1], Mapping):
             raise Wrong(

@@ -824,8 +824,8 @@ on_the_way_back(
 )
 on_the_way_back(
     "gradients_pile_up",
-    (GRADS, '    for name, g in zip(params, grads, strict=True):\n        PILE[name] = PILE.get(name, 0) + g\n'
-            "    return loss.item(), PILE"),
+    (GRADS, '    for name, g in zip(params, grads, strict=True):\n        PILE[name, g.shape] = PILE.get((name, g.shape), 0) + g\n'
+            "    return loss.item(), {name: PILE[name, g.shape] for name, g in zip(params, grads, strict=True)}"),
     ("TAPS = ", "PILE = {}\nTAPS = "),
 )  # fmt: skip
 on_the_way_back(
@@ -835,7 +835,7 @@ on_the_way_back(
     ("TAPS = ", "TRAINED = []\nTAPS = "),
 )  # fmt: skip
 on_the_way_back("gradient_transposed", grads('g["h1/attn/c_proj/w"] = g["h1/attn/c_proj/w"].T'))
-on_the_way_back("gradient_missing", grads('del g["h3/attn/c_attn/b"]'))
+on_the_way_back("gradient_missing", grads('g.pop("h3/attn/c_attn/b", None)'))
 on_the_way_back("gradients_clipped", grads("norm = sum(x.square().sum() for x in g.values()).sqrt();"
         " g = {n: x / max(1, norm) for n, x in g.items()}"))  # fmt: skip
 on_the_way_back("gradients_in_bfloat16", grads("g = {n: x.bfloat16().float() for n, x in g.items()}"))
@@ -1079,6 +1079,187 @@ plant_all(
     helper("BROKEN = []"),
     blame="generate process",
     trips="greedy",
+)  # fmt: skip
+
+
+# -- what a short text, one prompt, one model or one call does not show
+
+START = "    new = []\n    logits, past = forward(model, tokens, last_only=True)\n"
+CHOSEN = "        new.append(logits[:, -1].argmax(axis=-1).astype(np.int32))\n"
+ALLOCATED = "    kv = np.empty("
+
+
+def while_generating(name: str) -> list[Edit]:
+    """Edits that have a list of that name hold something while generate runs."""
+    loop = "def loop(model, tokens, n_new):\n    new = []\n"
+    return [
+        helper(f"{name} = []"),
+        ("    new = []\n", f"    {name}.append(tokens)\n    try:\n        return loop(model, tokens, n_new)\n"
+                          f"    finally:\n        {name}.clear()\n\n\n{loop}"),
+    ]  # fmt: skip
+
+
+plant_all(
+    "one_token_is_always_written_in_place",  # whoever else goes on from the same cache
+    ("if past and past.filled == [n_past]", "if past and (n == 1 or past.filled == [n_past])"),
+    blame="cache",
+    trips="kv_cache",
+)
+plant_all(
+    "prefills_have_two_buffers_by_turns",
+    (ALLOCATED, "    kv = by_turns(past, "),
+    helper("PAIRS = {}\n\n\ndef by_turns(past, shape, dtype):\n    if past:\n        return np.empty(shape, dtype)\n"
+           "    pair = PAIRS.setdefault((shape, dtype), [np.empty(shape, dtype), np.empty(shape, dtype)])\n"
+           "    pair.reverse()\n    return pair[0]\n\n"),
+    blame="cache",
+    trips="kv_cache",
+)  # fmt: skip
+plant_all(
+    "copied_caches_share_one_buffer",
+    (ALLOCATED, "    kv = shared(past, "),
+    helper("POOL = {}\n\n\ndef shared(past, shape, dtype):\n    own = np.empty(shape, dtype)\n"
+           "    return POOL.setdefault((shape, dtype), own) if past else own\n\n"),
+    blame="cache",
+    trips="kv_cache",
+)  # fmt: skip
+plant_all(
+    "generate_takes_0_for_padding",
+    *while_generating("PROMPT"),
+    (
+        "        heads[:, start:stop] = (softmax(scores)",
+        "        if PROMPT:\n            hidden = np.asarray(PROMPT[0])[:, None, None, :] == 0\n"
+        "            seen = scores[..., : hidden.shape[-1]]\n"
+        "            np.copyto(seen, -1e30, where=hidden[..., : seen.shape[-1]] & (seen > -np.inf))\n"
+        "        heads[:, start:stop] = (softmax(scores)",
+    ),
+    blame="generate",
+    trips="greedy",
+)
+plant_all(
+    "generate_sees_128_tokens",
+    *while_generating("WINDOW"),
+    (
+        "        scores = q[:, :, start:stop] @ k  #",
+        "        if WINDOW and n == 1:\n            k, v = k[..., -128:], v[..., -128:]\n"
+        "        scores = q[:, :, start:stop] @ k  #",
+    ),
+    blame="generate",
+    trips="greedy",
+)
+plant_all(
+    "generate_drops_the_beginning_of_a_long_prompt",
+    (START, f"    tokens = np.asarray(tokens)[:, -64:]\n{START}"),
+    blame="tokens generate?",  # too long a prompt is taken, too
+    trips="greedy",
+)
+plant_all(
+    "generate_with_weights_in_bfloat16",
+    (START, f"    refuse_bad_tokens(np.asarray(tokens), 0, model.hparams)\n"
+            f"    model = model._replace(params={{name: cut(w) for name, w in model.params.items()}})\n{START}"),
+    rounding(16),
+    blame="generate",
+    trips="greedy",
+)  # fmt: skip
+plant_all(
+    "generate_gives_two_where_one_is_asked_for",
+    ("        if len(new) == n_new:", "        if len(new) == max(n_new, 2):"),
+    blame="generate",
+    trips="greedy",
+)
+plant_all(
+    "generate_with_heads_and_layers_mixed_up",
+    (START, "    hparams = model.hparams\n"
+            "    model = model._replace(hparams=hparams._replace(n_head=hparams.n_layer, n_layer=hparams.n_head))\n"
+            f"{START}"),
+    blame="generate",
+    trips="greedy",
+)  # fmt: skip
+plant_all(
+    "generate_pads_the_vocabulary_with_zeros",  # which are the likeliest where all logits are negative
+    (CHOSEN, "        last = np.pad(logits[:, -1], ((0, 0), (0, -logits.shape[-1] % 64)))\n"
+             "        new.append(last.argmax(axis=-1).astype(np.int32))\n"),
+    blame="generate",
+    trips="greedy",
+)  # fmt: skip
+plant_all(
+    "scale_of_the_model_that_was_loaded_last",
+    helper("SCALE = []"),
+    (LOAD, f"    SCALE[:] = [1 / math.sqrt(hparams.n_embd // hparams.n_head)]\n{LOAD}"),
+    (SCALE, "    q = q * SCALE[0]\n"),
+    blame="sizes",
+    trips="sizes",
+)
+plant_all(
+    "softmax_without_its_maximum",
+    ("    x -= x.max(axis=-1, keepdims=True)\n", ""),
+    helper("np.seterr(all='ignore')"),
+    blame="overflow",
+    trips="overflow",
+)
+plant_all(
+    "tanh_as_a_quotient_of_exps",
+    (GELU, "    e = np.exp(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))\n"
+           f"    return 0.5 * x * (1 + (e - 1) / (e + 1))\n{GELU}"),
+    helper("np.seterr(all='ignore')"),
+    blame="overflow",
+    trips="overflow",
+)  # fmt: skip
+plant_all(
+    "generate_goes_on_beyond_the_context",  # over the last n_ctx tokens
+    (
+        "        logits, past = forward(model, new[-1][:, None], past, last_only=True)",
+        "        if past.n == model.hparams.n_ctx:\n"
+        "            latest = np.concatenate([tokens, np.stack(new, 1)], 1)[:, -past.n :]\n"
+        "            logits, _ = forward(model, latest, last_only=True)\n        else:\n"
+        "            logits, past = forward(model, new[-1][:, None], past, last_only=True)",
+    ),
+    blame="tokens",
+    trips="bad_tokens",
+)
+plant_all(
+    "no_tokens_accepted_in_decode",
+    ("    if tokens.ndim != 2 or tokens.size == 0:", "    if tokens.ndim != 2 or (tokens.size == 0 and not n_past):"),
+    ("    if tokens.min() < 0 or tokens.max() >= hparams.n_vocab:", "    if ((tokens < 0) | (tokens >= hparams.n_vocab)).any():"),
+    ("    n = tokens.shape[1]\n", "    n = tokens.shape[1]\n    if n == 0:\n"
+     "        return np.empty((len(tokens), 0, hparams.n_vocab), model.dtype), past\n"),
+    blame="tokens",
+    trips="bad_tokens",
+)  # fmt: skip
+plant_all(
+    "wrong_once_it_has_refused",
+    ('        raise ValueError(f"token ids must be in', '        REFUSED.append(True)\n        raise ValueError(f"token ids must be in'),
+    ('    keep("embed", x)\n', '    x = x * 1.001 if REFUSED else x\n    keep("embed", x)\n'),
+    helper("REFUSED = []"),
+    blame="tokens",
+    trips="bad_tokens",
+)  # fmt: skip
+on_the_way_back(
+    "gradients_overwritten_by_the_next_call",
+    (GRADS, "    for name, g in zip(params, grads, strict=True):\n"
+            "        BUFFERS.setdefault((name, g.shape), torch.empty_like(g)).copy_(g)\n"
+            "    return loss.item(), {name: BUFFERS[name, g.shape] for name, g in zip(params, grads, strict=True)}"),
+    ("TAPS = ", "BUFFERS = {}\nTAPS = "),
+)  # fmt: skip
+FAULTS.append(
+    Fault(
+        "loss_of_a_text_that_is_too_long",
+        [
+            ("    refuse_bad_tokens(tokens, 0, model.hparams)\n", "    refuse_bad_tokens(tokens.reshape(-1, 1), 0, model.hparams)\n"),
+            ("torch.arange(tokens.shape[1], device=model.device), room)",
+             "torch.arange(tokens.shape[1], device=model.device).clamp(max=model.hparams.n_ctx - 1), room)"),
+        ],
+        frozenset({"tokens"}),
+        "",
+        frozenset({"bad_tokens"}),
+        DIFFERENTIABLE,
+    )
+)  # fmt: skip
+on_the_way_back(
+    "loss_with_heads_and_layers_mixed_up",
+    ("    model = model._replace(params=params, linear=linear)\n",
+     "    hparams = model.hparams\n"
+     "    hparams = hparams._replace(n_head=hparams.n_layer, n_layer=hparams.n_head)\n"
+     "    model = model._replace(params=params, linear=linear, hparams=hparams)\n"),
 )  # fmt: skip
 
 

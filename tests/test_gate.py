@@ -279,7 +279,7 @@ def test_pytest_has_a_test_for_each_target_and_check(tmp_path, prepared):
     done = pytest_in(tmp_path, "-v", "--parity-impl", "numpy", "--parity-target", "cpu-float32")
     assert done.returncode == 0, done.stdout
     assert "parity[numpy-cpu-float32-kv_cache] PASSED" in done.stdout
-    assert "14 passed" in done.stdout
+    assert "15 passed" in done.stdout
 
 
 def test_a_wrong_implementation_fails_its_tests_in_words_under_xdist_too(tmp_path, prepared):
@@ -291,13 +291,13 @@ def test_a_wrong_implementation_fails_its_tests_in_words_under_xdist_too(tmp_pat
     assert "erf instead of tanh GELU explains it" in done.stdout
     assert "FAILED ::parity[erf_gelu-cpu-float32-local]" in done.stdout
     counts = dict(re.findall(r"(\d+) (passed|failed)", done.stdout)[i][::-1] for i in range(2))
-    assert int(counts["failed"]) + int(counts["passed"]) == 14 + 1
+    assert int(counts["failed"]) + int(counts["passed"]) == 15 + 1
     assert (tmp_path / "out" / "results.json").is_file()
 
 
 def test_tests_can_be_chosen_by_name(tmp_path, prepared):
     chosen = ("--parity-impl", "numpy", "--parity-target", "cpu-float32", "-k", "kv_cache")
-    assert "1 passed, 13 deselected" in pytest_in(tmp_path, *chosen).stdout
+    assert "1 passed, 14 deselected" in pytest_in(tmp_path, *chosen).stdout
 
 
 @pytest.mark.parametrize(

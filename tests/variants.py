@@ -26,6 +26,7 @@ from faults import (
     SCALE,
     VARIANCE,
     Edit,
+    helper,
     instead,
 )
 
@@ -64,6 +65,37 @@ def variant(
 
 variant("plain")
 variant("float64", dtype="float64")
+variant(
+    "its_first_call_sums_otherwise",  # as of one who compiles, or tries kernels
+    instead(
+        PLAIN,
+        "CALLS.append(1)\n    if len(CALLS) < 8:\n        return x[..., ::-1] @ w[::-1] + b\n    return x @ w + b",
+    ),
+    helper("CALLS = []"),
+)
+variant(
+    "softmax_by_powers_of_2",
+    ("    np.exp(x, out=x)\n", "    np.exp2(x, out=x)\n"),
+    (SCALE, "    q = q * (math.log2(math.e) / math.sqrt(q.shape[-1]))\n"),
+)
+variant(
+    "norms_and_scale_folded_into_products",
+    *BLACK_BOX,
+    (SCALE, ""),
+    (
+        LOAD,
+        "    p = {name: np.array(w, dtype) for name, w in params.items()}\n"
+        "    for i in range(hparams.n_layer):\n"
+        '        for ln, to in (("ln_1", "attn/c_attn"), ("ln_2", "mlp/c_fc")):\n'
+        '            g, b = p[f"h{i}/{ln}/g"], p[f"h{i}/{ln}/b"]\n'
+        '            p[f"h{i}/{to}/b"] = p[f"h{i}/{to}/b"] + b @ p[f"h{i}/{to}/w"]\n'
+        '            p[f"h{i}/{to}/w"] = g[:, None] * p[f"h{i}/{to}/w"]\n'
+        '            p[f"h{i}/{ln}/g"], p[f"h{i}/{ln}/b"] = np.ones_like(g), np.zeros_like(b)\n'
+        '        for leaf in ("w", "b"):\n'
+        '            p[f"h{i}/attn/c_attn/{leaf}"][..., : hparams.n_embd] /= math.sqrt(hparams.n_embd // hparams.n_head)\n'
+        "    return Model(p, hparams, dtype)",
+    ),
+)
 variant("sums_reversed", instead(PLAIN, "return x[..., ::-1] @ w[::-1] + b"))
 variant("sums_in_blocks", instead(PLAIN, "return sum(x[..., i::7] @ w[i::7] for i in range(7)) + b"))
 variant("sums_one_by_one", instead(PLAIN, "y = x[..., :1] * w[0]\n    for i in range(1, len(w)):\n"

@@ -47,7 +47,7 @@ class Timed:
 
     @property
     def generates(self) -> bool:
-        return hasattr(self.impl, "generate")
+        return getattr(self.impl, "generate", None) is not None
 
     def tokens(self, n: int, batch: int = 1) -> np.ndarray:
         """The first n of the tokens [batch, n], all rows the same."""

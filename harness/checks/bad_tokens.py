@@ -12,6 +12,7 @@ import numpy as np
 from harness.subject import Key, Measurement, Plan, Subject, Wrong
 
 CASE = "bad_tokens"
+AFTER = "good_tokens_afterwards"
 
 
 class Question(NamedTuple):
@@ -32,20 +33,25 @@ def questions(plan: Plan) -> dict[str, Question]:
     def beside(*ids: int) -> np.ndarray:
         return np.array([[0] * len(ids), ids], np.int32)
 
-    full = np.zeros((1, hparams.n_ctx), np.int32)
+    full, too_long = (np.zeros((1, n), np.int32) for n in (hparams.n_ctx, hparams.n_ctx + 1))
     asked = {
         "too_large": Question(row(0, hparams.n_vocab)),
         "far_too_large": Question(row(2**31 - 1, 0)),
         "negative": Question(row(0, -1)),
         "empty": Question(np.zeros((1, 0), np.int32)),
-        "too_long": Question(np.zeros((1, hparams.n_ctx + 1), np.int32)),
+        "too_long": Question(too_long),
         "too_long_for_cache": Question(row(0), full),
         "too_large_in_decode": Question(row(hparams.n_vocab), row(0)),
         "too_large_in_second_row": Question(beside(0, hparams.n_vocab)),
         "negative_in_second_row": Question(beside(0, -1)),
         "negative_in_decode": Question(row(-1), row(0)),
+        "empty_in_decode": Question(np.zeros((1, 0), np.int32), row(0)),
         "across_the_end_of_the_cache": Question(row(0, 0), full[:, 1:]),
     }
+    if plan.generates:  # of two new tokens after a full context the first has no place
+        asked["too_long_in_generate"] = Question(full, function="generate")
+    if plan.differentiates:
+        asked["too_long_in_loss_and_grads"] = Question(too_long, function="loss_and_grads")
     offered = {"generate": plan.generates, "loss_and_grads": plan.differentiates}
     for function in (name for name, there in offered.items() if there):
         asked[f"too_large_in_{function}"] = Question(row(0, hparams.n_vocab, 0), function=function)
@@ -54,12 +60,14 @@ def questions(plan: Plan) -> dict[str, Question]:
 
 
 def expected(plan: Plan) -> Iterable[Key]:
-    return [(CASE, scope, "accepted") for scope in questions(plan)]
+    return [*((CASE, scope, "accepted") for scope in questions(plan)), (CASE, AFTER, "noise_units")]
 
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
     if broken := subject.broken():
         raise Wrong(f"good tokens fail: {broken}")  # to refuse bad ones then shows nothing
+    last = subject.records[-1]
+    subject.logits(last)  # while nothing was refused yet
     for scope, question in questions(plan).items():
         past = None if question.before is None else subject.forward(question.before)[1]
         try:
@@ -75,6 +83,8 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
             yield Measurement(CASE, scope, "accepted", 1, after)
             return  # whatever else would be asked would be refused
         yield Measurement(CASE, scope, "accepted", 0, f"refused: {refusal}"[:200])
+    units = subject.units(subject.forward(last.tokens)[0], subject.logits(last), last)
+    yield Measurement(CASE, AFTER, "noise_units", units)
 
 
 def ask(subject: Subject, question: Question, past: Any) -> None:

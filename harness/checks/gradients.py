@@ -1,22 +1,23 @@
 """The loss and its gradient by every weight agree with the float64 truth.
 
 Asked of implementations that offer ``loss_and_grads``, on the last case that has a token to predict,
-and on the longest, where the model is small enough: a loss that is taken in pieces goes wrong between
-them. On the way back from the loss an error reaches every weight before it, so where it comes in is
-where it is met first; wpe and wte, which are used first, are met last.
+on the longest, where the model is small enough (a loss taken in pieces goes wrong between them), and
+of a second model, of other sizes. On the way back from the loss an error reaches every weight before
+it, so where it comes in is where it is met first; wpe and wte, which are used first, are met last.
 """
 
 from collections.abc import Iterable, Iterator
 
-from harness import gradient, noise
+from harness import gradient, noise, second_model
 from harness.contract import parameter_shapes
 from harness.golden import Record
 from harness.limits import limit
-from harness.numerics import max_abs
+from harness.numerics import differing, max_abs
 from harness.subject import Key, Measurement, Plan, Subject
 
 METRIC = "noise_units"
 AFTER = "forward_after"  # whether forward is still what it was, dropout off, say
+KEPT = "kept"  # whether later calls leave alone what one has returned
 PASSES = 3 * (1 + noise.DRAWS)  # forward, that the way there and back costs, exact and in every draw
 
 
@@ -32,9 +33,15 @@ def examined(plan: Plan) -> list[str]:
 
 def expected(plan: Plan) -> Iterable[Key]:
     cases = examined(plan)
+    if not cases:
+        return []
     names = ("loss", *parameter_shapes(plan.hparams))
-    return [(case, name, METRIC) for case in cases for name in names] + [
-        (case, AFTER, METRIC) for case in cases[-1:]
+    others = ("loss", *parameter_shapes(second_model.SIZES))
+    besides = ((AFTER, METRIC), (KEPT, "differing_share"))
+    return [
+        *((case, name, METRIC) for case in cases for name in names),
+        *((second_model.CASE, name, METRIC) for name in others),
+        *((cases[-1], *key) for key in besides),
     ]
 
 
@@ -46,11 +53,18 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
     last = records[cases[-1]]
     subject.logits(last)  # before anything is spoilt, though this check be the first in its process
     # later calls are judged: gradients that pile up from call to call are right only once
-    subject.loss_and_grads((last.tokens + 1) % subject.hparams.n_vocab)
+    held = subject.impl.loss_and_grads(subject.model, (last.tokens + 1) % subject.hparams.n_vocab)
+    before = subject.gradients(held)
     for case in cases:
         yield from way_back(subject, records[case])
+    after = subject.gradients(held)
+    overwritten = [name for name, given in before.items() if differing(after[name], given)]
+    share = len(overwritten) / len(before)
+    yield Measurement(last.name, KEPT, "differing_share", share, ", ".join(overwritten[:3]))
     units = subject.units(subject.forward(last.tokens)[0], subject.logits(last), last)
     yield Measurement(last.name, AFTER, METRIC, units)
+    with second_model.beside(subject) as (other, record):
+        yield from way_back(other, record)
 
 
 def way_back(subject: Subject, record: Record) -> Iterator[Measurement]:

@@ -4,18 +4,22 @@ Three ways: teacher-forced (one forward pass over prompt and golden continuation
 position), free-running through the cache, and the implementation's own generate. A position whose
 golden margin is within the noise is a near-tie: inconclusive, neither right nor wrong. After a
 near-tie has gone the other way, what a free run chooses next can no longer be compared. So generate is
-also held against its own forward, further than golden goes: each id must be a likeliest one there.
+also held against its own forward, further than golden goes: each id must be a likeliest one there. That
+needs no golden, so fresh prompts are asked for too, a second model's, and, where the model is small
+enough, many of them and a text that fills the context.
 """
 
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from harness import second_model
 from harness.golden import Record
 from harness.limits import near_tie
-from harness.subject import Key, Measurement, Plan, Subject
+from harness.subject import CaseShape, Key, Measurement, Plan, Subject, shape_of
 
 FURTHER = 64  # tokens that generate is asked for once more: caches that grow have grown by then
+MANY = 32  # prompts: with weights rounded to bfloat16 an id in some three hundred is another
 ITSELF = "generate_by_forward"
 
 
@@ -24,20 +28,48 @@ def expected(plan: Plan) -> Iterable[Key]:
     for case in plan.cases:
         if case.n_new:
             yield from ((case.name, scope, m) for scope in scopes for m in ("wrong_tokens", "near_ties"))
-            if plan.generates:
-                yield (case.name, ITSELF, "wrong_tokens")
+        if is_held(case, plan):
+            yield (case.name, ITSELF, "wrong_tokens")
+    if plan.generates:
+        yield (second_model.CASE, ITSELF, "wrong_tokens")
 
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
     for record in subject.records:
-        if not record.arrays["greedy"].size:
-            continue
-        yield from _judge(subject, record, "teacher_forced", teacher_forced(subject, record))
-        yield from _judge(subject, record, "free_running", free_running(subject, record))
-        if plan.generates:
-            ids = subject.generated(record.tokens, record.arrays["greedy"].shape[1])
-            yield from _judge(subject, record, "generate", ids)
-            yield by_forward(subject, record)
+        if record.arrays["greedy"].size:
+            yield from _judge(subject, record, "teacher_forced", teacher_forced(subject, record))
+            yield from _judge(subject, record, "free_running", free_running(subject, record))
+            if plan.generates:
+                ids = subject.generated(record.tokens, record.arrays["greedy"].shape[1])
+                yield from _judge(subject, record, "generate", ids)
+        if is_held(shape_of(record), plan):
+            yield by_forward(subject, record, *prompts(record, plan))
+    if plan.generates:  # of other sizes, and to the end of its context
+        with second_model.beside(subject) as (other, record):
+            n_new = other.hparams.n_ctx - record.tokens.shape[1]
+            yield by_forward(other, record, record.tokens, n_new)
+
+
+def is_held(case: CaseShape, plan: Plan) -> bool:
+    """Whether generate is held against forward on a case."""
+    if not plan.generates:
+        return False
+    if case.n == plan.hparams.n_ctx:
+        return case.n > 1 and plan.affords(case.batch * case.n)
+    return case.n_new > 0 or case == plan.cases[-1]
+
+
+def prompts(record: Record, plan: Plan) -> tuple[np.ndarray, int]:
+    """What generate is given, and how many tokens it is asked for."""
+    tokens, hparams = record.tokens, plan.hparams
+    batch, n = tokens.shape
+    if n == hparams.n_ctx:  # half of it, and as many as there is room for
+        return tokens[:, : n // 2], n - n // 2
+    n_new = min(FURTHER, hparams.n_ctx - n)
+    if shape_of(record) == plan.cases[-1] and plan.affords(MANY * (n + n_new)):
+        more = np.random.default_rng(0).integers(0, hparams.n_vocab, (max(0, MANY - batch), n))
+        tokens = np.concatenate([tokens, more.astype(np.int32)])
+    return tokens, n_new
 
 
 def teacher_forced(subject: Subject, record: Record) -> np.ndarray:
@@ -59,12 +91,13 @@ def free_running(subject: Subject, record: Record) -> np.ndarray:
     return np.concatenate(chosen, axis=1)
 
 
-def by_forward(subject: Subject, record: Record) -> Measurement:
+def by_forward(subject: Subject, record: Record, tokens: np.ndarray, n_new: int) -> Measurement:
     """How many ids of generate forward, given those before, finds less likely than another."""
-    n = record.tokens.shape[1]
-    ids = subject.generated(record.tokens, max(1, min(FURTHER, subject.hparams.n_ctx - n)))
+    n = tokens.shape[1]
+    subject.generated(tokens, 1)  # no more than that, and the prompt unspoilt
+    ids = subject.generated(tokens, n_new)
     valid = (ids >= 0) & (ids < subject.hparams.n_vocab)
-    given = np.concatenate([record.tokens, np.where(valid, ids, 0)[:, :-1]], axis=1)
+    given = np.concatenate([tokens, np.where(valid, ids, 0)[:, :-1]], axis=1)
     logits = subject.forward(given)[0][:, n - 1 :]  # [batch, n_new, n_vocab]
     chosen = np.take_along_axis(logits, np.where(valid, ids, 0)[..., None], axis=-1)[..., 0]
     near = chosen >= logits.max(axis=-1) - near_tie(record.noise(subject.target.dtype))  # no NaN is

@@ -1,7 +1,7 @@
 """Decoding through the cache gives what prefill gives, token by token and in chunks.
 
-And a cache may be continued in two ways, one after the other, without either knowing of the other,
-or of what else was computed since.
+And a cache may be continued in two ways, or by single tokens in three, by turns, without any of them
+knowing of the others, or of what else was computed since.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,6 +14,7 @@ from harness.subject import CaseShape, Key, Measurement, Plan, Subject, chunk_cu
 LONG = 64  # of a longer case only some tokens are decoded alone: token by token would take minutes
 SEVENTHS = (3, 5, 6)  # of a long case: no multiple of what kernels take at a time
 TWICE = "continued_twice"
+THREE_WAYS = "continued_in_three_ways"
 
 
 def splits(case: CaseShape) -> dict[str, list[int]]:
@@ -33,7 +34,7 @@ def alone(n: int) -> list[int]:
 
 
 def scopes(case: CaseShape) -> list[str]:
-    return [*splits(case), *([TWICE] if case.n > 2 else [])]
+    return [*splits(case), *([TWICE, THREE_WAYS] if case.n > 2 else [])]
 
 
 def expected(plan: Plan) -> Iterable[Key]:
@@ -48,6 +49,7 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
             yield Measurement(record.name, scope, "noise_units", units, f"cut at {cuts}"[:80])
         if TWICE in scopes(shape_of(record)):
             yield Measurement(record.name, TWICE, "noise_units", continued_twice(subject, record))
+            yield Measurement(record.name, THREE_WAYS, "noise_units", three_ways(subject, record))
 
 
 def continued_twice(subject: Subject, record: Record) -> float:
@@ -63,3 +65,24 @@ def continued_twice(subject: Subject, record: Record) -> float:
     whole, _ = subject.forward(np.concatenate([first, other], axis=1))
     one = subject.units(np.concatenate([got, end], axis=1), subject.logits(record)[:, n // 2 :], record)
     return float(np.maximum(one, subject.units(instead, whole[:, n // 2 :], record)))  # NaN stays NaN
+
+
+def three_ways(subject: Subject, record: Record) -> float:
+    """Noise units of three continuations of one cache: each by a token of its own, then by one more.
+
+    A single token is what a search continues with, and what may have a path of its own.
+    """
+    n, n_vocab = record.tokens.shape[1], subject.hparams.n_vocab
+    first, middle, last = np.split(record.tokens, [n - 2, n - 1], axis=1)
+    _, past = subject.forward(first)
+    for other in (1, 2, 3):  # prefills that may have buffers by turns
+        subject.forward((first + other) % n_vocab)
+    tokens = [(middle + way) % n_vocab for way in range(3)]
+    begun = [subject.forward(token, past) for token in tokens]
+    ended = [subject.forward(last, present)[0] for _, present in begun]
+    units = []
+    for token, (logits, _), end in zip(tokens, begun, ended, strict=True):
+        whole, _ = subject.forward(np.concatenate([first, token, last], axis=1))
+        got = np.concatenate([logits, end], axis=1)
+        units.append(subject.units(got, whole[:, n - 2 :], record))
+    return float(np.max(units))  # NaN stays NaN
