@@ -171,7 +171,7 @@ def test_where_nothing_works_any_more_the_cause_is_told_and_the_other_target_goe
     narrow, wide = (frame[frame.dtype == dtype] for dtype in ("float32", "float64"))
     assert set(wide.verdict) == {"pass"}
     assert set(narrow[narrow.check.isin(["logits", "local", "weights"])].verdict) == {"pass"}
-    assert set(narrow[narrow.check == "kv_cache"].blame) == {"process"}
+    assert set(narrow[narrow.check == "sizes"].blame) == {"process"}
     assert set(narrow[(narrow.check == "greedy") & (narrow.verdict == "fail")].blame) == {"generate"}
 
 
@@ -185,9 +185,9 @@ def test_a_crash_in_one_check_keeps_what_came_before(tmp_path, prepared):
     by_check = results.read(out).groupby("check").verdict.agg(set).to_dict()
     assert by_check["logits"] == by_check["local"] == {"pass"}
     assert by_check["greedy"] == {"pass", "fail"}
-    assert by_check["kv_cache"] == by_check["process"] == {"fail"}
+    assert by_check["sizes"] == by_check["process"] == {"fail"}
     frame = results.read(out)
-    assert set(frame[frame.check == "kv_cache"].blame) == {"process"}
+    assert set(frame[frame.check == "sizes"].blame) == {"process"}
 
 
 def test_a_crash_within_a_check_keeps_what_that_check_had_measured(tmp_path, prepared):
