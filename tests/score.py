@@ -11,13 +11,14 @@ import argparse
 import functools
 import importlib
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from fnmatch import fnmatchcase
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,13 @@ OWN = ("local", "precision", "weights", "bad_tokens")  # checks whose failures b
 MODELS = ("micro", "outliers", "deep")
 SLOW = ("jax", "tensorflow")
 SHORT = {"seed", "prompt", "fresh"}
+# Each variant of JAX is a module of its own, and mostly the programs of another: they are compiled once.
+# Threads of torch that wait by spinning, with a worker on every core, would take ten times as long.
+SHARED = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 CONTEXTS = 12  # processes that share a GPU, each with half a GiB of the driver's
 
 
@@ -77,6 +85,13 @@ class Score(NamedTuple):
     @property
     def right(self) -> bool:
         return self.killed and self.blamed and self.diagnosed is not False and self.tripped
+
+    def line(self) -> str:
+        """What went wrong; "" where nothing did."""
+        if self.right:
+            return ""
+        found = f"killed {self.killed}, blame {self.blame}, diagnosis {self.diagnosis}"
+        return f"{self.name}: {found}, tripped {self.tripped}"
 
 
 def culprits(rows: Iterable[Row], n_layer: int) -> list[str]:
@@ -145,6 +160,10 @@ class Alarm(NamedTuple):
     alarms: list[str]
     greatest: dict[str, float]  # greatest local figure by kind of operation
     limit_used: float  # the greatest share of any limit
+
+    def line(self) -> str:
+        told = [f"{self.name} on {self.model}: {self.seeds} seeds, {len(self.alarms)} false alarms, "]
+        return "\n  ".join([told[0] + f"{self.limit_used:.0%} of a limit", *self.alarms[:5]])
 
 
 def try_variant(name: str, model: str, seeds: int, device: str = "cpu") -> Alarm:
@@ -282,19 +301,11 @@ def show_faults(console: Console, title: str, scores: list[Score]) -> None:
         f"diagnosed rightly {diagnosed} of the {len(named)} that name one, "
         f"named checks tripped {share(s.tripped for s in scores)}"
     )
-    table = Table(title="not handled rightly", title_justify="left")
-    for column in ("fault", "killed", "blame", "diagnosis", "tripped"):
-        table.add_column(column, overflow="fold")
-    for s in scores:
-        if not s.right:
-            table.add_row(s.name, str(s.killed), str(s.blame), str(s.diagnosis), str(s.tripped))
-    if table.row_count:
-        console.print(table)
 
 
 def share(found: Iterable[bool]) -> str:
     listed = list(found)
-    return f"{100 * sum(listed) / max(1, len(listed)):.1f} %"
+    return f"{100 * sum(listed) / len(listed):.1f} %" if listed else "-"
 
 
 def show_alarms(console: Console, alarms: list[Alarm]) -> None:
@@ -305,9 +316,6 @@ def show_alarms(console: Console, alarms: list[Alarm]) -> None:
         f"false alarms {sum(len(a.alarms) for a in alarms)} in {false}; "
         f"greatest share of a limit used {max(a.limit_used for a in alarms):.0%}"
     )
-    for alarm in alarms:
-        for text in alarm.alarms[:5]:
-            console.print(f"  {alarm.name} on {alarm.model}: {text}", highlight=False)
 
 
 def show_greatest(console: Console, alarms: list[Alarm]) -> None:
@@ -348,9 +356,39 @@ SHELVES = {"cpu": Shelf(FAULTS, VARIANTS), "cuda": Shelf(faults.ON_CUDA, variant
 def pool(folder: str, device: str, jobs_each: int | None = None) -> ProcessPoolExecutor:
     """Workers that leave their files in folder: they end without clearing anything away."""
     os.environ["TMPDIR"] = folder
+    os.environ |= SHARED | {"JAX_COMPILATION_CACHE_DIR": str(Path(folder, "jax"))}
     n = os.cpu_count() or 1
     n = n if device == "cpu" else min(n, CONTEXTS)
-    return ProcessPoolExecutor(n, get_context("spawn"), max_tasks_per_child=jobs_each)
+    return ProcessPoolExecutor(
+        n,
+        multiprocessing.get_context("spawn"),
+        initializer=die_with_parent,
+        max_tasks_per_child=jobs_each,
+    )
+
+
+def die_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever, with gigabytes."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def gather(jobs: list[Future[Any]], words: str, console: Console) -> list[Any]:
+    """Results in the order of jobs; their lines are printed as they come."""
+    for job in track(as_completed(jobs), words, total=len(jobs), console=console):
+        told(job.result(), console)
+    return [job.result() for job in jobs]
+
+
+def told(result: Any, console: Console) -> Any:
+    """The result, whose line is printed."""
+    if line := result.line():
+        console.print(line, highlight=False, markup=False)
+    return result
 
 
 def main() -> None:
@@ -383,15 +421,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         with pool(folder, options.device, jobs_each) as workers:
             jobs = [workers.submit(score_small, name) for name in chosen]
-            scores = [job.result() for job in track(jobs, "planted faults", console=console)]
+            scores = gather(jobs, "planted faults", console)
         with pool(folder, options.device) as workers:
             measured = workers.submit(power)  # before the trials, which take much longer
             trials = [workers.submit(try_variant, *job) for job in honest]
+            alarms = gather(trials, "honest variants", console)
             powers = measured.result()
-            alarms = [job.result() for job in track(trials, "honest variants", console=console)]
-    large = []
+    large: list[Score] = []
     if options.large:  # one at a time: each takes gigabytes
-        large = [score_large(fault.name) for fault in track(IN_LAYER, "shape:124M", console=console)]
+        for fault in track(IN_LAYER, "shape:124M", console=console):
+            large.append(told(score_large(fault.name), console))
     show_faults(console, f"planted faults on micro, {options.device}", scores)
     if large:
         show_faults(console, "planted faults on shape:124M", large)

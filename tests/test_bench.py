@@ -110,6 +110,7 @@ def outcome(tmp_path_factory, prepared):
     plans = Plans(FLOAT32, TRIALS, threads=1, seed=3, limits=run.Limits(seconds=20.0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(entrant, "LEAST_SECONDS", 0.0)  # one call a sample: LATE counts calls
+        patch.setattr(session, "REST", 0.0)  # no figure is looked at
         return session.measure(found, models.locate("micro"), plans)
 
 
@@ -210,7 +211,8 @@ def test_the_files_say_what_the_rows_say(outcome, tmp_path):
 
 def test_the_command_writes_both_files_and_shows_the_table(tmp_path, prepared):
     out = tmp_path / "out"
-    chosen = ("--impl", "numpy", "--impl", "naive", "--model", "micro", "--quick", "--threads", 1)
+    other = module(tmp_path, "other", "")
+    chosen = ("--impl", "numpy", "--impl", other, "--model", "micro", "--quick", "--threads", 1)
     done = parity("bench", *chosen, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in out.iterdir()) == sorted(scoreboard.FILES)
@@ -349,19 +351,21 @@ def test_each_turn_stands_between_two_measurements_of_the_machine(monkeypatch):
     clock = itertools.count(1)
     machine = SimpleNamespace(ask=lambda _: {"bandwidth": float(next(clock)), "gemm": None})
     trial = Trial("decode", 8, 16)
-    a, b, lost = (
+    a, b, lost, out = (
         SimpleNamespace(
-            found=Found(name, name), time=lambda _, t=t: t, warm=lambda _: None, rates=defaultdict(list)
+            found=Found(name, name), time=lambda _, t=t: t, warm=lambda _: None, rates=defaultdict(list),
+            is_out=lambda _, name=name: name == "out",
         )
-        for name, t in (("a", 1.0), ("b", 2.0), ("lost", None))
-    )
+        for name, t in (("a", 1.0), ("b", 2.0), ("lost", None), ("out", 3.0))
+    )  # fmt: skip
     one = object.__new__(session.Session)
-    one.entrants, one.plans, one.rates = [a, b, lost], Plans(FLOAT32, (trial,), samples=2), []
-    one.report, one.done, one.all = lambda *_: None, 0, 9
+    one.entrants, one.plans, one.rates = [a, b, lost, out], Plans(FLOAT32, (trial,), samples=2), []
+    one.report, one.done, one.all = lambda *_: None, 0, 12
     one._time(trial, machine)
     assert [rate.bandwidth for rate in a.rates[trial]] == [1.5, 7.5]  # a, b, lost; then b, lost, a
     assert [rate.bandwidth for rate in b.rates[trial]] == [2.5, 5.5]
     assert not lost.rates[trial]
+    assert not out.rates[trial]  # it is not waited for, either
     assert len(one.rates) == 8
 
 
@@ -402,6 +406,7 @@ def test_a_power_law_has_its_exponent_and_theory_beside_it():
 
 def test_growth_is_measured_and_fitted(tmp_path, home, monkeypatch):
     """On two shapes that have no golden records: their truth is made on the spot."""
+    monkeypatch.setattr(session, "REST", 0.0)
     sizes = {"tiny": SMALL, "small": SMALL._replace(n_embd=96), "huge": SMALL._replace(n_embd=2**20)}
     monkeypatch.setattr(shapes, "OFFICIAL", sizes)
     monkeypatch.setattr(models, "OFFICIAL", tuple(sizes))

@@ -267,7 +267,13 @@ variant(
     dtype="bfloat16",
 )  # fmt: skip
 
-# -- JAX and TensorFlow
+# -- TensorFlow, before JAX: where XLA has compiled hundreds of programs in a process, each operation of
+# TensorFlow takes three times as long (it throws and catches, and unwinding looks through all of them)
+
+variant("plain", specimen="tensorflow")
+variant("float64", specimen="tensorflow", dtype="float64")
+
+# -- JAX
 
 for _dtype in ("float32", "bfloat16", "float16"):
     variant(
@@ -281,8 +287,6 @@ variant("not_jitted", ('jax.jit(block, static_argnames=("n_head", "fresh", "want
         *(("@jax.jit\n" + function, function) for function in ("def embed(", "def head(", "def choose(")),
         specimen="jax")  # fmt: skip
 variant("small_buckets", ("STEP = 128", "STEP = 16"), specimen="jax")
-variant("plain", specimen="tensorflow")
-variant("float64", specimen="tensorflow", dtype="float64")
 
 # -- CUDA: which kernels there are depends on the dtype and the mask, and MATH is always there
 

@@ -55,6 +55,9 @@ class Entrant:
     def running(self) -> bool:
         return self.verdict == "verified"
 
+    def is_out(self, trial: Trial) -> bool:
+        return trial in self.failed or not self.running
+
     def end(self, verdict: str, detail: str) -> None:
         """It is out: no figure of it will stand."""
         self.verdict, self.detail = verdict, detail
@@ -135,7 +138,7 @@ class Entrant:
 
     def time(self, trial: Trial, keep: bool = True) -> float | None:
         """One sample, its results checked; seconds (of decode, for each token)."""
-        if trial in self.failed or not self.running:
+        if self.is_out(trial):
             return None
         if trial.phase == "start":
             return self._start(trial, keep)

@@ -95,6 +95,8 @@ class Session:
             before = self._machine(machine)
             for entrant in [*self.entrants[first:], *self.entrants[:first]]:
                 self.step(f"{entrant.found.name}: {trial}, round {i + 1} of {self.plans.samples}")
+                if entrant.is_out(trial):
+                    continue
                 time.sleep(REST)
                 taken = entrant.time(trial)
                 if trial.phase == "start":  # has no roofline
