@@ -229,6 +229,7 @@ def test_the_command_writes_both_files_and_shows_the_table(tmp_path, prepared):
         (["--impl", "numpy", "--samples", 5], "needs at least 6"),
         (["--impl", "numpy", "--against", "torch"], "--against torch: not measured"),
         (["--impl", "numpy", "--target", "cpu-int8"], "dtype is not one of"),
+        (["--growth", "--quick"], "--growth and --quick"),
         (["--impl", "nonesuch"], "implementation 'nonesuch'"),
         (["--model", "nonesuch"], "model 'nonesuch'"),
     ],

@@ -204,6 +204,14 @@ def test_what_is_for_a_gpu_applies_to_the_specimens_of_today(tmp_path):
         assert subprocess.run([sys.executable, SCORE, "--device", "cuda"], check=False).returncode == 2
 
 
+def test_a_name_that_is_on_no_shelf_is_scored_neither_right_nor_wrong():
+    done = subprocess.run(
+        [sys.executable, SCORE, "--only", "nonesuch"], capture_output=True, check=False
+    )
+    assert done.returncode == 2
+    assert b"nothing on the shelves has 'nonesuch' in its name" in done.stdout
+
+
 def test_the_shelves_are_full():
     """As many as were promised, no two of a name."""
     assert len({fault.name for fault in faults.ON_CUDA}) == len(faults.ON_CUDA) >= 9

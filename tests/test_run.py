@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 from commands import SPECIMEN, command, module, parity
+from examine import examine
 from faults import FAULTS, plant
 
 from harness import discover, models, results
+from harness.commands.out import replacing
 from harness.contract import CannotJudge
-from harness.judge import Row
+from harness.discover import find
+from harness.judge import Row, exit_code
 from harness.report import files
 
 
@@ -197,6 +200,33 @@ def test_a_refused_benchmark_leaves_an_earlier_one_as_it_was(tmp_path, prepared)
     done = parity("bench", "--impl", "numpy", "--model", "micro", "--against", "foo", "--out", tmp_path)
     assert done.returncode == 2
     assert listing(tmp_path) == {Path("bench.json"): b"{}"}
+
+
+def test_an_earlier_run_is_whole_again_where_a_file_of_it_cannot_be_put_aside(tmp_path, monkeypatch):
+    earlier = {"results.json": b"{}", "junit.xml": b"<a/>", "report.md": b"# r"}
+    for name, content in earlier.items():
+        (tmp_path / name).write_bytes(content)
+    real = Path.rename
+
+    def rename(path, target):
+        if path.name == "report.md":  # the last one: two have been moved by then
+            raise PermissionError(1, "Operation not permitted", str(path))
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with (
+        pytest.raises(CannotJudge, match=r"report\.md: cannot be removed"),
+        replacing(tmp_path, earlier),
+    ):
+        pytest.fail("the new run has begun")
+    assert listing(tmp_path) == {Path(name): content for name, content in earlier.items()}
+
+
+def test_an_optional_function_that_is_none_is_not_offered(tmp_path, prepared):
+    path = module(tmp_path, "bare", "generate = None\nloss_and_grads = None")
+    rows = examine(find(str(path)).load(), prepared)
+    assert exit_code(rows) == 0
+    assert not [row for row in rows if row.check == "gradients" or row.scope.startswith("generate")]
 
 
 def test_a_run_takes_the_place_of_an_earlier_one(tmp_path, prepared):
