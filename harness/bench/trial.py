@@ -8,7 +8,7 @@ from harness.isolation import Limits
 
 SAMPLES = 6  # the fewest whose extremes hold the median with 95 %: 1 - 2 / 2**6 = 96.9 %
 DECODED = 64  # most tokens in one sample of decode: many, for the prompt's own time is subtracted
-DECODED_QUICKLY = 16
+DECODED_QUICKLY = 12
 
 
 class Trial(NamedTuple):
