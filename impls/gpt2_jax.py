@@ -175,7 +175,7 @@ def hidden(ends, layers, tokens, past, tap=None, *, n_head, fresh):
     return x, tuple(k), tuple(v)
 
 
-def extend(model, tokens, past=None, n_more=0, tap=None):
+def extend(model, tokens, past=None, tap=None, n_more=0):
     """hidden for tokens padded to a bucket, and the cache after them, with room for n_more."""
     n_past, n_ctx = past.n if past else 0, model.hparams.n_ctx
     refuse_bad_tokens(tokens, n_past + n_more, model.hparams)
@@ -217,12 +217,12 @@ def refuse_bad_tokens(tokens, n_past, hparams):
 def forward(model, tokens, past=None, tap=None):
     """Logits [batch, n, n_vocab] of every position of tokens [batch, n], and the cache after them."""
     tokens = onp.asarray(tokens, onp.int32)
-    unpadded = tap and (lambda name, value: tap(name, value[:, : tokens.shape[1]]))
-    x, present = extend(model, tokens, past, tap=unpadded)
-    x, logits = head(model.ends, x[:, : tokens.shape[1]])  # cut here, for to cut logits is to copy them
+    new = onp.s_[:, : tokens.shape[1]]  # cut on the host: on the device each length would be a program
+    x, present = extend(model, tokens, past, tap and (lambda name, x: tap(name, onp.asarray(x)[new])))
+    x, logits = head(model.ends, x)
     if tap:
-        tap("ln_f", x)
-    return logits, present
+        tap("ln_f", onp.asarray(x)[new])
+    return onp.asarray(logits)[new], present
 
 
 def generate(model, tokens, n_new):

@@ -16,6 +16,7 @@ from harness.discover import IMPLS, Found
 
 SPECIMEN = IMPLS / "gpt2_numpy.py"
 DIFFERENTIABLE = IMPLS / "gpt2_torch.py"  # and offers bfloat16
+JAX = IMPLS / "gpt2_jax.py"
 Edit = tuple[str, str]
 
 
@@ -866,6 +867,15 @@ plant_all(
     diagnosis="tf32_inputs",
     trips="precision local",
 )
+for _name, _bits in (("tf32", 13), ("bfloat16", 16)):
+    plant_all(
+        f"{_name}_inputs_fused_with_what_made_them",  # so not quite what the tap has, as XLA does it on a GPU
+        rounding(_bits),
+        instead(PLAIN, "return cut(x * x.dtype.type(1 + 2**-23)) @ cut(w) + b"),
+        blame=PRODUCTS,
+        diagnosis=f"{_name}_inputs",
+        trips="precision local",
+    )
 plant_all(
     "float16_inputs",
     instead(
@@ -1274,15 +1284,20 @@ def on_cuda(
     blame: str,
     diagnosis: str = "",
     trips: str = "local",
+    specimen: Path = DIFFERENTIABLE,
     dtype: str = "float32",
 ) -> None:
     words = (frozenset(blame.split()), diagnosis, frozenset(trips.split()))
-    ON_CUDA.append(Fault(f"{name}_on_cuda", edits, *words, DIFFERENTIABLE, dtype, "cuda"))
+    ON_CUDA.append(Fault(f"{name}_on_cuda", edits, *words, specimen, dtype, "cuda"))
 
 
 MATMUL = '    torch.set_float32_matmul_precision("highest")\n'
 on_cuda("tf32", (MATMUL, MATMUL.replace("highest", "high")),
         blame=f"{PRODUCTS} logits", diagnosis="tf32_inputs", trips="local precision")  # fmt: skip
+on_cuda("jax_default_precision", ('precision="highest"', 'precision="default"'),
+        blame=f"{PRODUCTS} {HEADS} logits", trips="local precision", specimen=JAX)  # fmt: skip
+on_cuda("jax_tf32_products", ("np.matmul(x, w.T, **EXACT)", "np.matmul(x, w.T, preferred_element_type=np.float32)"),
+        blame=f"{PRODUCTS} logits", diagnosis="tf32_inputs", trips="local precision", specimen=JAX)  # fmt: skip
 on_cuda("float16_sums", (MATMUL, f"{MATMUL}    torch.backends.cuda.matmul.allow_fp16_accumulation = True\n"),
         ('("float32", "bfloat16")', '("float16",)'), dtype="float16", blame=f"{PRODUCTS} logits")  # fmt: skip
 on_cuda(

@@ -24,9 +24,9 @@ FRAMEWORK = {
 }
 
 
-def params():
+def params(hparams=HPARAMS):
     rng = np.random.default_rng(0)
-    shapes = variable_shapes(HPARAMS)
+    shapes = variable_shapes(hparams)
     squeezed = {name: shape[1:] if name.endswith("/w") else shape for name, shape in shapes.items()}
     return {name: rng.normal(0, 0.2, shape).astype(np.float32) for name, shape in squeezed.items()}
 
@@ -310,6 +310,34 @@ def test_cuda_itself(name, dtype, prepared):
     rows = examine(impl, prepared, Target("cuda", dtype))
     assert {row.verdict for row in rows} <= {"pass", "inconclusive"}  # near-ties, in bfloat16
     assert [row.verdict for row in rows].count("pass") > 700
+
+
+def test_jax_compiles_nothing_for_another_length():
+    """Lengths of one bucket are one set of programs, with taps and without, in generate too."""
+    jax = pytest.importorskip("jax")
+    impl = discover.find("jax").load()
+    hparams = HPARAMS._replace(n_ctx=64)
+    model = impl.load(params(hparams), hparams, device="cpu", dtype="float32")
+    compiled = []
+
+    def run(n):
+        tokens = np.arange(n, dtype=np.int32)[None]
+        impl.forward(model, tokens, tap=lambda name, value: None)
+        _, past = impl.forward(model, tokens)
+        impl.forward(model, tokens[:, :1], past)
+        impl.generate(model, tokens, 3)
+
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compiled.append(event))
+    try:
+        run(17)
+        programs = [event for event in compiled if "backend_compile" in event]
+        compiled.clear()
+        run(18)
+        run(25)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert len(programs) > 5  # the listener does hear
+    assert [event for event in compiled if "backend_compile" in event] == []
 
 
 def test_jax_gradients_match_differences_of_the_loss():

@@ -64,6 +64,7 @@ class Session:
                 if entrant.running:
                     entrant.verify("before")
             self.refuse_absent_target()
+            self._machine(machine)  # for a run of nothing but starts, which have no roofline
             for trial in self.plans.trials:
                 self._time(trial, machine)
             for entrant in self.entrants:
@@ -92,19 +93,32 @@ class Session:
             entrant.warm(trial)
         for i in range(self.plans.samples):
             first = i % max(1, len(self.entrants))
-            before = self._machine(machine)
-            for entrant in [*self.entrants[first:], *self.entrants[:first]]:
-                self.step(f"{entrant.found.name}: {trial}, round {i + 1} of {self.plans.samples}")
-                if entrant.is_out(trial):
-                    continue
-                time.sleep(REST)
-                taken = entrant.time(trial)
-                if trial.phase == "start":  # has no roofline
-                    continue
-                after = self._machine(machine)
-                if taken is not None:
-                    entrant.rates[trial].append(before.between(after))
-                before = after
+            turns = [*self.entrants[first:], *self.entrants[:first]]
+            words = f"{trial}, round {i + 1} of {self.plans.samples}"
+            if trial.phase == "start":
+                self._start(trial, turns, words)
+            else:
+                self._round(trial, turns, words, machine)
+
+    def _start(self, trial: Trial, turns: list[Entrant], words: str) -> None:
+        """Fresh processes, which need no rest and have no roofline."""
+        for entrant in turns:
+            self.step(f"{entrant.found.name}: {words}")
+            entrant.time(trial)
+
+    def _round(self, trial: Trial, turns: list[Entrant], words: str, machine: Worker) -> None:
+        """A turn of each, with the machine's own rates before and after it."""
+        before = self._machine(machine)
+        for entrant in turns:
+            self.step(f"{entrant.found.name}: {words}")
+            if entrant.is_out(trial):
+                continue
+            time.sleep(REST)
+            taken = entrant.time(trial)
+            after = self._machine(machine)
+            if taken is not None:
+                entrant.rates[trial].append(before.between(after))
+            before = after
 
     def _machine(self, machine: Worker) -> Rates:
         """What the machine can do at this moment: memory that is shared may change within seconds."""
