@@ -71,7 +71,7 @@ def command() -> None:
             sys.exit(2)
         if end.code == INTERRUPTED:
             raise CannotJudge(
-                "interrupted; a verify or gate with --out DIR goes on by: parity resume DIR"
+                "interrupted; if you gave --out DIR to verify or gate, go on with: parity resume DIR"
             ) from end
         try:
             sys.stdout.flush()

@@ -117,10 +117,11 @@ def fresh_case(hparams: HParams, seed: int) -> Case:
     """Random tokens that no implementation can have seen: [2, up to 24], drawn from seed.
 
     The least and the greatest id (of GPT-2 the end of text), which some take for padding, are always
-    there: each begins a row, and is in the middle of both, of its own row twice.
+    there: each begins a row and ends the other, and is in the middle of both, of its own row twice.
     """
     n, last = min(24, hparams.n_ctx), hparams.n_vocab - 1
     tokens = np.random.default_rng(seed).integers(0, hparams.n_vocab, (2, n))
+    tokens[:, -2:] = np.array([[last, last], [0, 0]])[:, :n]
     tokens[:, 0] = 0, last
     middle = slice(n // 2, n // 2 + 3)
     tokens[:, middle] = np.array([[0, 0, last], [last, last, 0]])[:, : n - n // 2]

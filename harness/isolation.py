@@ -30,7 +30,7 @@ THREADS = (
     *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
     *("MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
 )
-DOING = {"begin": "loading", "checking": "check {check}", "end": "ending"}  # after such an event
+DOING = {"begin": "loading", "checking": "the check {check}", "end": "ending"}  # after such an event
 OUTPUT = 64  # MiB that a worker may write to stdout and stderr
 GRACE = 2.0  # seconds for helpers of multiprocessing and the like to notice that the worker has ended
 

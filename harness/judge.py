@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from harness import second_model
+from harness import other_models
 from harness.checks import CHECKS, batch, weights
 from harness.contract import Target, tap_names
 from harness.limits import limit
@@ -230,8 +230,9 @@ def blame(rows: list[Row], lost: str = "") -> list[Row]:
 def mechanism(rows: list[Row], failed: list[Row]) -> list[str]:
     """The first failing mechanism that does not follow from another one, where there is any."""
     failed = [row for row in failed if row.check in MECHANISMS]
-    if any(row.check == "sizes" for row in failed):  # then generate and gradients of that model follow
-        failed = [row for row in failed if row.check == "sizes" or row.case != second_model.CASE]
+    if any(row.check == "sizes" for row in failed):  # then generate and gradients of such models follow
+        others = other_models.OTHERS
+        failed = [row for row in failed if row.check == "sizes" or row.case not in others]
     # what never came is evidence against no mechanism, where there is any other
     came = [row for row in failed if row.scope and not row.detail.startswith("missing: ")]
     broken = {row.check for row in came or failed}

@@ -19,6 +19,7 @@ from harness.contract import CannotJudge
 from harness.judge import Judge, Row, label
 
 ROOM = 2.0  # in what is suggested: other fresh tokens give other figures
+REASON = "..."  # in what is suggested
 FORM = "target | check | blame | at most | reason"
 
 
@@ -62,6 +63,8 @@ def parse(line: str, number: int, path: Path) -> Known:
         at_most = float("inf") if parts[3] == "lost" else float(parts[3])
     except ValueError:
         at_most = 0.0
+    if parts[4] == REASON:
+        raise CannotJudge(f"{path}:{number}: {REASON} stands where the reason is to be")
     if not at_most > 1:
         raise CannotJudge(
             f'{path}:{number}: "at most" is {parts[3]!r}, expected a number above 1, or lost'
@@ -120,6 +123,6 @@ def suggest(rows: Iterable[Row]) -> list[str]:
             key = (label(row), row.check, row.blame)
             worst[key] = max(worst.get(key, 0.0), size(row))
     return [
-        " | ".join([*key, "lost" if most == float("inf") else f"{ROOM * most:.2g}", "..."])
+        " | ".join([*key, "lost" if most == float("inf") else f"{ROOM * most:.2g}", REASON])
         for key, most in worst.items()
     ]

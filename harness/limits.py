@@ -123,6 +123,8 @@ LIMITS: dict[tuple[str, str], Limit] = {
     ("precision", "bits_lost"): BITS,
     ("weights", "noise_units"): NOISE,
     ("greedy", "wrong_tokens"): NONE,
+    ("greedy", "differing_share"): NONE,
+    ("greedy", "noise_units"): NOISE,
     ("kv_cache", "noise_units"): NOISE,
     ("batch", "noise_units"): NOISE,
     ("causality", "noise_units"): NOISE,

@@ -58,6 +58,9 @@ def parse(path: Path, schema: int) -> dict[str, Any]:
     """A JSON document of a schema. Raises CannotJudge where it is missing, not JSON, or another's."""
     try:
         document = strict_json.read(path)
+    except FileNotFoundError as error:
+        told = "no such file; give the --out folder of a verify, gate or bench that has ended"
+        raise CannotJudge(f"{path}: {told}") from error
     except (OSError, ValueError) as error:
         raise CannotJudge(f"{path}: not readable results ({error})") from error
     known = isinstance(document, dict) and type(document.get("schema")) is int

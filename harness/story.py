@@ -22,8 +22,10 @@ LOOK_AT = {
     "tokens": "the guard against ids outside 0 to n_vocab - 1, empty input and more than n_ctx tokens",
     "determinism": "random numbers (dropout left on?), uninitialised memory, a result buffer used twice",
     "taps": "what the code does differently when it is being watched",
-    "sizes": "sizes mixed up, or written down where hparams has them: n_head, n_layer, n_vocab, n_ctx",
-    "overflow": "exp of large values: the greatest score comes off first; tanh is no quotient of exps",
+    "sizes": "sizes mixed up, or written down where hparams has them; ten layers and more, long texts, "
+    "large ids",
+    "overflow": "exp of large values: the greatest score comes off first, tanh is no quotient of exps, "
+    "the mask is -inf; squares in float16",
     "generate": "the implementation's own generate loop: what it feeds back, and when",
     "gradients": "the way back: the mean over all predicted tokens, both uses of wte, what is cut off",
     "embed": "how both embeddings are loaded and looked up: every row of wte and wpe in its place",

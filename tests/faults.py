@@ -1273,6 +1273,240 @@ on_the_way_back(
 )  # fmt: skip
 
 
+# -- what a model of other sizes or weights, another batch, another length or a later call shows
+
+REFUSE = "    refuse_bad_tokens(tokens, n_past, hparams)\n"
+LOOP = "    new = []\n"
+SILENT = helper("np.seterr(all='ignore')")
+TO_LONG = (
+    "    tokens = torch.as_tensor(tokens).long()\n    refuse_bad_tokens(tokens, 0, model.hparams)\n"
+)
+
+
+def of_tokens(name: str, *edits: Edit) -> None:
+    """A fault of PyTorch's specimen in what is refused."""
+    words = frozenset({"tokens"}), "", frozenset({"bad_tokens"})
+    FAULTS.append(Fault(name, edits, *words, DIFFERENTIABLE))
+
+
+plant_all(
+    "softmax_maximum_is_0_at_least",  # as where it is taken along the way, and begins with 0
+    (
+        "    x -= x.max(axis=-1, keepdims=True)\n",
+        "    x -= np.maximum(x.max(axis=-1, keepdims=True), 0)\n",
+    ),
+    SILENT,
+    blame="overflow",
+    trips="overflow",
+)
+plant_all(
+    "mask_of_minus_100", (HIDE, HIDE.replace("-np.inf", "-100")), blame="overflow", trips="overflow"
+)
+plant_all(
+    "layers_in_the_order_of_their_names",  # h0 h1 h10 h11 h2
+    (LOAD, "    scopes = sorted({name.partition('/')[0] for name in params if name[0] == 'h'})\n"
+           "    at = {scope: f'h{i}' for i, scope in enumerate(scopes)}\n"
+           "    params = {'/'.join([at.get(n.split('/')[0], n.split('/')[0]), *n.split('/')[1:]]): w for n, w in params.items()}\n"
+           f"{LOAD}"),
+    blame="sizes",
+    trips="sizes",
+)  # fmt: skip
+plant_all(
+    "mask_begins_anew_after_256_queries",
+    (HIDE, HIDE.replace("n_past + start :]", "n_past + start % 256 :][..., : stop - start]")),
+    blame="sizes",
+    trips="sizes",
+)
+plant_all(
+    "tokens_in_int16",
+    ("    tokens = np.asarray(tokens)\n", f"    tokens = np.asarray(tokens)\n{REFUSE}    tokens = tokens.astype(np.int16)\n"),
+    (f"    n_past = 0 if past is None else past.n\n{REFUSE}", ""),
+    ("    p, hparams, _ = model\n", "    p, hparams, _ = model\n    n_past = 0 if past is None else past.n\n"),
+    blame="sizes",
+    trips="sizes",
+)  # fmt: skip
+plant_all(
+    "generate_compiled_for_sizes_with_weights_in_it",
+    (START, f"    model = COMPILED.setdefault(model.hparams, model)\n{START}"),
+    helper("COMPILED = {}"),
+    blame="generate",
+    trips="greedy",
+)
+plant_all(
+    "decode_compiled_for_sizes_with_weights_in_it",
+    ("    p, hparams, _ = model\n", "    model = COMPILED.setdefault(model.hparams, model) if past else model\n    p, hparams, _ = model\n"),
+    helper("COMPILED = {}"),
+    blame="generate",
+    trips="greedy overflow",
+)  # fmt: skip
+plant_all(
+    "prompts_cached_whatever_the_model",
+    (START, "    key = np.asarray(tokens).tobytes()\n    if key not in PROMPTS:\n"
+            "        PROMPTS[key] = forward(model, tokens, last_only=True)\n    new = []\n    logits, past = PROMPTS[key]\n"),
+    helper("PROMPTS = {}"),
+    blame="generate",
+    trips="greedy",
+)  # fmt: skip
+plant_all(
+    "decode_with_the_scale_of_the_model_that_was_loaded_last",
+    helper("SCALE = []"),
+    (LOAD, f"    SCALE[:] = [1 / math.sqrt(hparams.n_embd // hparams.n_head)]\n{LOAD}"),
+    (SCALE, "    q = q * (SCALE[0] if n_past else 1 / math.sqrt(q.shape[-1]))\n"),
+    blame="sizes",
+    trips="sizes",
+)
+plant_all(
+    "generate_begins_where_a_refused_one_broke_off",
+    helper("PLACE = [0]"),
+    (LOOP, "    tokens = np.asarray(tokens)\n    refuse_bad_tokens(tokens, 0, model.hparams)\n"
+           f"    tokens = np.roll(tokens, PLACE[0], axis=1)\n{LOOP}"),
+    ("        if len(new) == n_new:\n", "        PLACE[0] += 1\n        if len(new) == n_new:\n            PLACE[0] = 0\n"),
+    blame="generate",
+    trips="greedy",
+)  # fmt: skip
+plant_all(
+    "a_refusal_clears_the_cache",
+    (REFUSE, f"    try:\n    {REFUSE}    except ValueError:\n        if past:\n            past.kv[...] = 0\n        raise\n"),
+    blame="tokens",
+    trips="bad_tokens",
+)  # fmt: skip
+plant_all(
+    "generate_in_the_latest_cache",
+    *while_generating("RUNNING"),
+    ("    present = extended(past,", "    present = LATEST[0] = extended(past,"),
+    (ALLOCATED, "    kv = latest(past, "),
+    ("RUNNING = []\n", "RUNNING = []\nLATEST = [None]\n\n\ndef latest(past, shape, dtype):\n"
+     "    there = LATEST[0] is not None and LATEST[0].kv.shape == shape\n"
+     "    return LATEST[0].kv if RUNNING and there and not past else np.empty(shape, dtype)\n\n\n"),
+    blame="generate",
+    trips="greedy",
+)  # fmt: skip
+plant_all(
+    "ids_of_generate_overwritten_by_the_next_call",
+    ("            return np.stack(new, axis=1)\n", "            ids = np.stack(new, axis=1)\n"
+     "            kept = IDS.setdefault(ids.shape, ids)\n            kept[:] = ids\n            return kept\n"),
+    helper("IDS = {}"),
+    blame="generate",
+    trips="greedy",
+)  # fmt: skip
+plant_all(
+    "logits_have_four_buffers_by_turns",
+    (LOGITS, '    return by_turns(x @ p["wte"].T), present'),
+    helper("FOUR = {}\n\n\ndef by_turns(logits):\n    four = FOUR.setdefault(logits.shape, [logits.copy() for _ in range(4)])\n"
+           "    four.append(four.pop(0))\n    four[0][:] = logits\n    return four[0]\n\n"),
+    blame="determinism",
+    trips="determinism",
+)  # fmt: skip
+MERGED = "    return heads.reshape(batch, n, width // 3)"
+plant_all(
+    "rows_after_the_last_four_are_lost",
+    (MERGED, f"    if batch > 4:\n        heads[batch // 4 * 4 :] = 0\n{MERGED}"),
+    blame="batch",
+    trips="batch",
+)
+plant_all(
+    "eight_rows_by_turns",
+    ("    tokens = np.asarray(tokens)\n", "    tokens = np.asarray(tokens)\n    tokens = tokens[np.arange(len(tokens)) % 8]\n"),
+    blame="batch",
+    trips="batch",
+)  # fmt: skip
+plant_all(
+    "a_few_queries_after_a_long_cache_see_the_future",
+    ("        if n > 1:  #", "        if n > 8 or (n > 1 and n_past < 64):  #"),
+    blame="cache",
+    trips="kv_cache",
+)
+plant_all(
+    "a_last_block_of_one_query_is_lost",
+    (MERGED, f"    if n > QUERIES and n % QUERIES == 1:\n        heads[:, -1] = 0\n{MERGED}"),
+    blame="lengths",
+    trips="lengths",
+)
+plant_all(
+    "0_and_the_last_id_taken_for_padding_at_the_end",
+    helper("HIDDEN = []"),
+    ("    n = tokens.shape[1]\n", "    n = tokens.shape[1]\n    last = np.isin(tokens, (0, hparams.n_vocab - 1))[:, ::-1]\n"
+     "    HIDDEN[:] = [np.logical_and.accumulate(last, axis=1)[:, ::-1] & (np.arange(n) > 0)]\n"),
+    ("        heads[:, start:stop] = (softmax(scores)",
+     "        if not n_past:\n            np.copyto(scores, -1e30, where=HIDDEN[0][:, None, None, :stop] & (scores > -np.inf))\n"
+     "        heads[:, start:stop] = (softmax(scores)"),
+    blame=HEADS,
+    trips="local",
+)  # fmt: skip
+plant_all(
+    "generate_of_one_token_gives_0",
+    (START, "    refuse_bad_tokens(np.asarray(tokens), 0, model.hparams)\n    if n_new == 1:\n"
+            f"        return np.zeros((len(tokens), 1), np.int32)\n{START}"),
+    blame="generate",
+    trips="greedy",
+)  # fmt: skip
+plant_all(
+    "generate_cuts_a_prompt_that_is_too_long",
+    (START, f"    tokens = np.asarray(tokens)[:, -model.hparams.n_ctx :]\n{START}"),
+    blame="tokens",
+    trips="bad_tokens",
+)
+plant_all(
+    "generate_after_nothing",  # begins with the end of text
+    (START, "    if np.asarray(tokens).shape[1] == 0:\n"
+            f"        tokens = np.full((len(tokens), 1), model.hparams.n_vocab - 1)\n{START}"),
+    blame="tokens",
+    trips="bad_tokens",
+)  # fmt: skip
+plant_all(
+    "generate_looks_at_its_first_row_for_bad_tokens",
+    (START, "    tokens = np.asarray(tokens)\n    refuse_bad_tokens(tokens[:1], 0, model.hparams)\n"
+            f"    tokens = tokens.clip(0, model.hparams.n_vocab - 1)\n{START}"),
+    blame="tokens",
+    trips="bad_tokens",
+)  # fmt: skip
+plant_all(
+    "decode_looks_at_its_first_row_for_bad_tokens",
+    (REFUSE, "    refuse_bad_tokens(tokens[:1] if past else tokens, n_past, hparams)\n"
+             "    tokens = tokens.clip(0, hparams.n_vocab - 1)\n"),
+    blame="tokens",
+    trips="bad_tokens",
+)  # fmt: skip
+on_the_way_back(
+    "loss_without_its_maximum",
+    (LOSS, "    probs = logits.exp() / logits.exp().sum(-1, keepdim=True)\n"
+           "    loss = -probs.gather(-1, tokens[:, 1:, None]).log().mean()\n"),
+)  # fmt: skip
+on_the_way_back(
+    "loss_is_a_mean_of_means",  # of two rows each
+    (LOSS, "    pairs = zip(logits.split(2), tokens[:, 1:].split(2))\n"
+           "    loss = torch.stack([F.cross_entropy(x.transpose(1, 2), y) for x, y in pairs]).mean()\n"),
+)  # fmt: skip
+on_the_way_back(
+    "loss_compiled_for_sizes_with_weights_in_it",
+    (TO_LONG, f"    model = COMPILED.setdefault(model.hparams, model)\n{TO_LONG}"),
+    ("TAPS = ", "COMPILED = {}\nTAPS = "),
+)
+of_tokens(
+    "loss_of_nothing",
+    (TO_LONG, TO_LONG.replace("    refuse", "    if tokens.numel() == 0:\n"
+     "        return 0.0, {name: torch.zeros_like(w) for name, w in model.params.items()}\n    refuse")),
+)  # fmt: skip
+of_tokens(
+    "loss_ignores_minus_100_at_the_end",
+    (TO_LONG, TO_LONG.replace("(tokens, 0,", "(tokens[:, :-1], 1,")),
+    ("    room = [empty_cache(model, *tokens.shape)", "    inputs = tokens[:, :-1]\n    room = [empty_cache(model, *inputs.shape)"),
+    ("    x = hidden(model, tokens, torch.arange(tokens.shape[1], device=model.device), room)\n    logits = head(model, x[:, :-1])",
+     "    x = hidden(model, inputs, torch.arange(inputs.shape[1], device=model.device), room)\n    logits = head(model, x)"),
+)  # fmt: skip
+FAULTS.append(
+    Fault(
+        "squares_in_float16",
+        [
+            ("    return F.layer_norm(x, g.shape, g, b, eps)",
+             "    y = x - x.mean(-1, keepdim=True)\n    return y * torch.rsqrt((y * y).mean(-1, keepdim=True) + eps) * g + b"),
+            ('("float32", "bfloat16")', '("float16",)'),
+        ],
+        frozenset({"overflow"}), "", frozenset({"overflow"}), DIFFERENTIABLE, "float16",
+    )
+)  # fmt: skip
+
+
 # -- what can be wrong on a GPU alone: nox -s faults -- --device cuda
 
 ON_CUDA: list[Fault] = []

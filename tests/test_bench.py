@@ -202,7 +202,7 @@ def test_the_files_say_what_the_rows_say(outcome, tmp_path):
     assert len(tabled) == len(outcome.rows)
     assert {line.count(" | ") for line in tabled} == {7}
     assert "WRONG OUTPUT" in text
-    with pytest.raises(CannotJudge, match="not readable"):
+    with pytest.raises(CannotJudge, match="no such file"):
         scoreboard.read(tmp_path / "nowhere")
     (tmp_path / BENCH).write_text('{"schema": 99}')
     with pytest.raises(CannotJudge, match="not results of schema 1"):

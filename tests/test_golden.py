@@ -304,3 +304,4 @@ def test_fresh_tokens_have_what_some_take_for_padding(n_ctx):
         assert tokens[row, tokens.shape[1] // 2] == id_
     if n_ctx >= 5:
         assert all({0, 50256} <= set(row) for row in tokens.tolist())
+        assert tokens[:, -1].tolist() == [50256, 0]

@@ -524,7 +524,7 @@ def test_results_that_find_no_room_are_named_and_none_is_half_written(world, mon
     code, _, err = parity("verify", "--impl", "numpy", "--out", str(world.root / "out"))
     assert code == 2
     assert err == f"error: {world.root}/out/results.json: cannot be written (No space left on device)\n"
-    assert list((world.root / "out").iterdir()) == []
+    assert not (world.root / "out").exists()
 
 
 def full(path, *_, **__):

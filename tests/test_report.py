@@ -19,7 +19,7 @@ from harness import judge, results
 from harness.contract import CannotJudge, HParams, Target, tap_names
 from harness.judge import Judge, Row, expected
 from harness.markdown import MOST_BYTES
-from harness.report import files, verdicts
+from harness.report import files, texts, verdicts
 from harness.report import page as pages
 from harness.report import runs as folders
 from harness.run import Results
@@ -395,6 +395,30 @@ def test_several_runs_merge_and_what_has_the_same_name_is_told_apart(runs, tmp_p
     assert page.words.count("parity verify --impl") == 2
 
 
+def test_what_is_held_against_forward_alone_is_no_text_of_golden():
+    """Of a clean run the page said that texts depart, for there was none in such a row."""
+    row = Row(
+        "x",
+        "cpu",
+        "float32",
+        "m",
+        "seed",
+        "greedy",
+        "generate",
+        "wrong_tokens",
+        0,
+        0,
+        0,
+        "pass",
+        "",
+        "",
+        "'a'",
+    )
+    itself = row._replace(scope="generate_by_forward", detail="")
+    [found] = texts.texts([row, itself])["seed"]
+    assert (found.same, found.note) == ("a", "as golden")
+
+
 def test_a_report_made_again_says_the_same(runs, tmp_path):
     again = tmp_path / "again.html"
     assert parity("report", runs["clean"], "--out", again).returncode == 0
@@ -404,7 +428,7 @@ def test_a_report_made_again_says_the_same(runs, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "not readable results"),
+        (None, "no such file; give the --out folder"),
         (
             '{"schema": 1, "environment": {}, "rows": [{"implementation": "x"}]}',
             "row 0 has not the columns",

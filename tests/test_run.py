@@ -15,7 +15,7 @@ from examine import examine
 from faults import FAULTS, plant
 
 from harness import discover, models, results
-from harness.commands.out import replacing
+from harness.commands.out import alone, replacing
 from harness.contract import CannotJudge
 from harness.discover import find
 from harness.judge import Row, exit_code
@@ -107,6 +107,29 @@ def test_what_cannot_be_judged_exits_2_with_one_clear_line(arguments, message, p
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("door", [("verify", "--impl", "numpy", "--out"), ("bench", "--out")])
+def test_a_run_is_refused_where_another_one_is_under_way(door, tmp_path, prepared):
+    """Its workers would write into the other's journal, and a right implementation would fail."""
+    with alone(tmp_path / "out"):
+        done = parity(*door, tmp_path / "out")
+        assert done.returncode == 2
+        assert "a run is still under way there" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_a_refused_run_made_goes_again(tmp_path, prepared):
+    done = parity("verify", "--impl", "numpy", "--target", "cpu-float8", "--out", tmp_path / "a" / "b")
+    assert done.returncode == 2
+    assert not (tmp_path / "a" / "b").exists()
+
+
+def test_of_a_run_that_is_complete_nothing_is_resumed(tmp_path):
+    (tmp_path / results.NAME).write_text("{}")
+    done = parity("resume", tmp_path)
+    assert done.returncode == 2
+    assert "its run is complete" in done.stderr
+
+
 def test_an_implementation_is_named_from_the_working_folder_where_it_lies_in_there(
     tmp_path, monkeypatch
 ):
@@ -159,7 +182,7 @@ def test_results_of_another_schema_are_refused(tmp_path):
     (tmp_path / "results.json").write_text('{"schema": 99, "rows": []}')
     with pytest.raises(CannotJudge, match="not results of schema"):
         results.read(tmp_path)
-    with pytest.raises(CannotJudge, match="not readable"):
+    with pytest.raises(CannotJudge, match="no such file"):
         results.read(tmp_path / "nowhere")
 
 
@@ -397,10 +420,10 @@ def test_what_the_ledger_knows_is_told_everywhere(tmp_path, prepared):
     path, out = tmp_path / f"{fault.name}.py", tmp_path / "out"
     done = parity("gate", path, "--target", "cpu-float32", "--ledger", known, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{name} bad_tokens: known: ids wrap until 2.1 (4 measurements)" in done.stdout
+    assert f"{name} bad_tokens: known: ids wrap until 2.1 (5 measurements)" in done.stdout
     assert "ids wrap until 2.1" in (out / "report.md").read_text().replace("\\", "")
     page = (out / "report.html").read_text()
-    assert "It is right, but for 4 known disagreements</h1>" in page
+    assert "It is right, but for 5 known disagreements</h1>" in page
     assert "ids wrap until 2.1" in page
 
 

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from harness.golden import Record
 from harness.subject import Key, Measurement, Plan, Subject, Wrong
 
 CASE = "bad_tokens"
 AFTER = "good_tokens_afterwards"
+CACHE = "refused_caches_afterwards"
 
 
 class Question(NamedTuple):
@@ -21,6 +23,7 @@ class Question(NamedTuple):
     tokens: np.ndarray
     before: np.ndarray | None = None
     function: str = "forward"
+    n_new: int = 2  # of generate
 
 
 def questions(plan: Plan) -> dict[str, Question]:
@@ -45,22 +48,33 @@ def questions(plan: Plan) -> dict[str, Question]:
         "too_large_in_second_row": Question(beside(0, hparams.n_vocab)),
         "negative_in_second_row": Question(beside(0, -1)),
         "negative_in_decode": Question(row(-1), row(0)),
+        "too_large_in_second_row_in_decode": Question(beside(hparams.n_vocab), beside(0)),
         "empty_in_decode": Question(np.zeros((1, 0), np.int32), row(0)),
         "across_the_end_of_the_cache": Question(row(0, 0), full[:, 1:]),
     }
     if plan.generates:  # of two new tokens after a full context the first has no place
         asked["too_long_in_generate"] = Question(full, function="generate")
+        asked["too_long_prompt_in_generate"] = Question(too_long, function="generate", n_new=1)
     if plan.differentiates:
         asked["too_long_in_loss_and_grads"] = Question(too_long, function="loss_and_grads")
     offered = {"generate": plan.generates, "loss_and_grads": plan.differentiates}
+    bad = {
+        "too_large": row(0, hparams.n_vocab, 0),
+        "negative": row(0, -1, 0),
+        "too_large_at_the_end": row(0, 0, hparams.n_vocab),
+        "negative_at_the_end": row(0, 0, -100),  # which PyTorch's loss takes for nothing to predict
+        "too_large_in_second_row": beside(0, hparams.n_vocab, 0),
+        "empty": np.zeros((1, 0), np.int32),
+    }
     for function in (name for name, there in offered.items() if there):
-        asked[f"too_large_in_{function}"] = Question(row(0, hparams.n_vocab, 0), function=function)
-        asked[f"negative_in_{function}"] = Question(row(0, -1, 0), function=function)
+        asked |= {f"{scope}_in_{function}": Question(ids, None, function) for scope, ids in bad.items()}
     return asked
 
 
 def expected(plan: Plan) -> Iterable[Key]:
-    return [*((CASE, scope, "accepted") for scope in questions(plan)), (CASE, AFTER, "noise_units")]
+    asked = [(scope, "accepted") for scope in questions(plan)]
+    asked += [(AFTER, "noise_units"), (CACHE, "noise_units")]
+    return [(CASE, *each) for each in asked]
 
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
@@ -68,8 +82,11 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
         raise Wrong(f"good tokens fail: {broken}")  # to refuse bad ones then shows nothing
     last = subject.records[-1]
     subject.logits(last)  # while nothing was refused yet
+    refused = []  # caches that may be continued, each with the tokens that are in it
     for scope, question in questions(plan).items():
         past = None if question.before is None else subject.forward(question.before)[1]
+        if question.before is not None and question.before.shape[1] < subject.hparams.n_ctx:
+            refused.append((question.before, past))
         try:
             ask(subject, question, past)
         except (Exception, SystemExit) as error:  # the contract allows any
@@ -85,13 +102,22 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
         yield Measurement(CASE, scope, "accepted", 0, f"refused: {refusal}"[:200])
     units = subject.units(subject.forward(last.tokens)[0], subject.logits(last), last)
     yield Measurement(CASE, AFTER, "noise_units", units)
+    units = float(np.max([continued(subject, *each, last) for each in refused]))  # NaN stays NaN
+    yield Measurement(CASE, CACHE, "noise_units", units)
+
+
+def continued(subject: Subject, before: np.ndarray, past: Any, record: Record) -> float:
+    """How far a cache that was refused with a bad token goes on wrongly with a good one."""
+    good = np.zeros((len(before), 1), np.int32)
+    whole, _ = subject.forward(np.concatenate([before, good], axis=1))
+    return subject.units(subject.forward(good, past)[0], whole[:, -1:], record)
 
 
 def ask(subject: Subject, question: Question, past: Any) -> None:
     """Make the call, and have its result on the host: an asynchronous device may object only there."""
     match question.function:
         case "generate":
-            np.array(subject.impl.generate(subject.model, np.array(question.tokens), 2))
+            np.array(subject.impl.generate(subject.model, np.array(question.tokens), question.n_new))
         case "loss_and_grads":
             float(subject.impl.loss_and_grads(subject.model, np.array(question.tokens))[0])
         case _:

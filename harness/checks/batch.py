@@ -8,6 +8,8 @@ from harness.golden import Record
 from harness.subject import Key, Measurement, Plan, Subject, chunk_cuts
 
 IN_CHUNKS = "beside_in_chunks"  # the only scope that goes through the cache
+MANY = "many_rows"
+ROWS = (11, 5)  # [batch, n]: no multiple of what kernels take at a time, and more
 LONG = 64  # positions: kernels take so many at a time, and short batches never see a second block
 
 
@@ -18,6 +20,7 @@ def expected(plan: Plan) -> Iterable[Key]:
             yield (case.name, "reversed", "noise_units")
         elif case.n > LONG:
             yield from ((case.name, scope, "noise_units") for scope in ("beside", IN_CHUNKS))
+    yield (plan.cases[-1].name, MANY, "noise_units")
 
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
@@ -34,6 +37,17 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
         turned = subject.forward(record.tokens[::-1].copy())[0]
         units = subject.units(turned[::-1], together, record)
         yield Measurement(record.name, "reversed", "noise_units", units)
+    yield many_rows(subject, subject.records[-1])
+
+
+def many_rows(subject: Subject, record: Record) -> Measurement:
+    """Each of many short rows gets what it gets alone; in the noise of a record."""
+    batch, n = ROWS[0], min(ROWS[1], subject.hparams.n_ctx)
+    tokens = np.random.default_rng(0).integers(0, subject.hparams.n_vocab, (batch, n)).astype(np.int32)
+    together = subject.forward(tokens)[0]
+    alone = np.concatenate([subject.forward(row[None])[0] for row in tokens])
+    units = subject.units(together, alone, record)
+    return Measurement(record.name, MANY, "noise_units", units)
 
 
 def beside_another(subject: Subject, record: Record) -> Iterator[Measurement]:

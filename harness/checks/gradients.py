@@ -2,13 +2,14 @@
 
 Asked of implementations that offer ``loss_and_grads``, on the last case that has a token to predict,
 on the longest, where the model is small enough (a loss taken in pieces goes wrong between them), and
-of a second model, of other sizes. On the way back from the loss an error reaches every weight before
-it, so where it comes in is where it is met first; wpe and wte, which are used first, are met last.
+of two other models, one of which has large logits. On the way back from the loss an error reaches every
+weight before it, so where it comes in is where it is met first; wpe and wte, which are used first, are
+met last.
 """
 
 from collections.abc import Iterable, Iterator
 
-from harness import gradient, noise, second_model
+from harness import gradient, noise, other_models
 from harness.contract import parameter_shapes
 from harness.golden import Record
 from harness.limits import limit
@@ -17,6 +18,7 @@ from harness.subject import Key, Measurement, Plan, Subject
 
 METRIC = "noise_units"
 AFTER = "forward_after"  # whether forward is still what it was, dropout off, say
+OTHERS = (other_models.SECOND, other_models.LOGITS)
 KEPT = "kept"  # whether later calls leave alone what one has returned
 PASSES = 3 * (1 + noise.DRAWS)  # forward, that the way there and back costs, exact and in every draw
 
@@ -36,11 +38,11 @@ def expected(plan: Plan) -> Iterable[Key]:
     if not cases:
         return []
     names = ("loss", *parameter_shapes(plan.hparams))
-    others = ("loss", *parameter_shapes(second_model.SIZES))
+    others = ("loss", *parameter_shapes(other_models.SIZES))
     besides = ((AFTER, METRIC), (KEPT, "differing_share"))
     return [
         *((case, name, METRIC) for case in cases for name in names),
-        *((second_model.CASE, name, METRIC) for name in others),
+        *((case, name, METRIC) for case in OTHERS for name in others),
         *((cases[-1], *key) for key in besides),
     ]
 
@@ -55,16 +57,19 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
     # later calls are judged: gradients that pile up from call to call are right only once
     held = subject.impl.loss_and_grads(subject.model, (last.tokens + 1) % subject.hparams.n_vocab)
     before = subject.gradients(held)
-    for case in cases:
+    for case in cases[:-1]:
         yield from way_back(subject, records[case])
+    for name in OTHERS:
+        with other_models.beside(subject, name) as (other, record):
+            if name == OTHERS[0]:  # of the first model, while another one is loaded
+                yield from way_back(subject, last)
+            yield from way_back(other, record)
     after = subject.gradients(held)
     overwritten = [name for name, given in before.items() if differing(after[name], given)]
     share = len(overwritten) / len(before)
     yield Measurement(last.name, KEPT, "differing_share", share, ", ".join(overwritten[:3]))
     units = subject.units(subject.forward(last.tokens)[0], subject.logits(last), last)
     yield Measurement(last.name, AFTER, METRIC, units)
-    with second_model.beside(subject) as (other, record):
-        yield from way_back(other, record)
 
 
 def way_back(subject: Subject, record: Record) -> Iterator[Measurement]:

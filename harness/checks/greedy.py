@@ -5,22 +5,30 @@ position), free-running through the cache, and the implementation's own generate
 golden margin is within the noise is a near-tie: inconclusive, neither right nor wrong. After a
 near-tie has gone the other way, what a free run chooses next can no longer be compared. So generate is
 also held against its own forward, further than golden goes: each id must be a likeliest one there. That
-needs no golden, so fresh prompts are asked for too, a second model's, and, where the model is small
-enough, many of them and a text that fills the context.
+needs no golden, so fresh prompts are asked for too, those of two other models (of equal sizes, for who
+keeps a prompt's cache, or what was compiled) and, where the model is small enough, many of them and a
+text that fills the context.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from harness import second_model
+from harness import other_models
 from harness.golden import Record
 from harness.limits import near_tie
+from harness.numerics import differing
 from harness.subject import CaseShape, Key, Measurement, Plan, Subject, shape_of
 
 FURTHER = 64  # tokens that generate is asked for once more: caches that grow have grown by then
 MANY = 32  # prompts: with weights rounded to bfloat16 an id in some three hundred is another
 ITSELF = "generate_by_forward"
+BESIDES = "generate_besides"  # of the first model, while another one is loaded
+KEPT = "kept"  # whether later calls leave alone the ids that one has returned
+CACHE = "cache_kept"  # and generate the cache of forward
+REFUSED = "generate_after_refusal"  # whether it begins anew where one broke off
+OTHERS = (other_models.SECOND, other_models.LOGITS)
 
 
 def expected(plan: Plan) -> Iterable[Key]:
@@ -31,7 +39,12 @@ def expected(plan: Plan) -> Iterable[Key]:
         if is_held(case, plan):
             yield (case.name, ITSELF, "wrong_tokens")
     if plan.generates:
-        yield (second_model.CASE, ITSELF, "wrong_tokens")
+        yield from ((name, ITSELF, "wrong_tokens") for name in OTHERS)
+        last = plan.cases[-1]
+        yield from ((last.name, scope, "wrong_tokens") for scope in (BESIDES, REFUSED))
+        yield (last.name, KEPT, "differing_share")
+        if last.n > 1:
+            yield (last.name, CACHE, "noise_units")
 
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
@@ -44,10 +57,39 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
                 yield from _judge(subject, record, "generate", ids)
         if is_held(shape_of(record), plan):
             yield by_forward(subject, record, *prompts(record, plan))
-    if plan.generates:  # of other sizes, and to the end of its context
-        with second_model.beside(subject) as (other, record):
-            n_new = other.hparams.n_ctx - record.tokens.shape[1]
+    if plan.generates:
+        yield from left_alone(subject, subject.records[-1])
+        full = np.zeros((1, plan.hparams.n_ctx), np.int32)
+        with contextlib.suppress(Exception, SystemExit):  # whether it is refused, bad_tokens asks
+            subject.impl.generate(subject.model, full, 2)
+        yield by_forward(subject, *half(subject), 1)._replace(scope=REFUSED)
+    for name in OTHERS if plan.generates else ():
+        with other_models.beside(subject, name) as (other, record):
+            if name == OTHERS[0]:
+                yield by_forward(subject, *half(subject), 1)._replace(scope=BESIDES)
+            n_new = other.hparams.n_ctx - record.tokens.shape[1]  # to the end of its context
             yield by_forward(other, record, record.tokens, n_new)
+
+
+def half(subject: Subject) -> tuple[Record, np.ndarray]:
+    """The last record, and so much of its tokens that there is room for another one."""
+    last = subject.records[-1]
+    return last, last.tokens[:, : (last.tokens.shape[1] + 1) // 2]
+
+
+def left_alone(subject: Subject, last: Record) -> Iterator[Measurement]:
+    """What is held while generate is asked about other tokens: ids of its own, and a cache."""
+    _, first = half(subject)
+    rest = last.tokens[:, first.shape[1] :]
+    held = subject.impl.generate(subject.model, np.array(first), 1)
+    before = np.array(held)
+    _, past = subject.forward(first)
+    subject.generated((first + 1) % subject.hparams.n_vocab, 1)
+    yield Measurement(last.name, KEPT, "differing_share", differing(np.array(held), before))
+    if rest.size:
+        got, _ = subject.forward(rest, past)
+        units = subject.units(got, subject.logits(last)[:, first.shape[1] :], last)
+        yield Measurement(last.name, CACHE, "noise_units", units)
 
 
 def is_held(case: CaseShape, plan: Plan) -> bool:
@@ -94,20 +136,30 @@ def free_running(subject: Subject, record: Record) -> np.ndarray:
 def by_forward(subject: Subject, record: Record, tokens: np.ndarray, n_new: int) -> Measurement:
     """How many ids of generate forward, given those before, finds less likely than another."""
     n = tokens.shape[1]
-    subject.generated(tokens, 1)  # no more than that, and the prompt unspoilt
+    only = subject.generated(tokens, 1)  # no more than that, and the prompt unspoilt
     ids = subject.generated(tokens, n_new)
-    valid = (ids >= 0) & (ids < subject.hparams.n_vocab)
-    given = np.concatenate([tokens, np.where(valid, ids, 0)[:, :-1]], axis=1)
+    given = np.concatenate([tokens, ids[:, :-1].clip(0, subject.hparams.n_vocab - 1)], axis=1)
     logits = subject.forward(given)[0][:, n - 1 :]  # [batch, n_new, n_vocab]
-    chosen = np.take_along_axis(logits, np.where(valid, ids, 0)[..., None], axis=-1)[..., 0]
-    near = chosen >= logits.max(axis=-1) - near_tie(record.noise(subject.target.dtype))  # no NaN is
-    wrong = ~(valid & near)
+    tie = near_tie(record.noise(subject.target.dtype))
+    wrong, wrong_alone = unlikely(ids, logits, tie), unlikely(only, logits[:, :1], tie)
     detail = ""
     if wrong.any():
         row, at = (int(i) for i in np.argwhere(wrong)[0])
         detail = f"first at new token {at} of row {row}: id {ids[row, at]}, "
         detail += f"forward's likeliest is {logits[row, at].argmax()}"
-    return Measurement(record.name, ITSELF, "wrong_tokens", int(wrong.sum()), detail)
+    elif wrong_alone.any():
+        row = int(np.argmax(wrong_alone))
+        detail = f"when asked for one token: id {only[row, 0]} in row {row}, "
+        detail += f"forward's likeliest is {logits[row, 0].argmax()}"
+    n_wrong = int(wrong.sum() + wrong_alone.sum())
+    return Measurement(record.name, ITSELF, "wrong_tokens", n_wrong, detail)
+
+
+def unlikely(ids: np.ndarray, logits: np.ndarray, tie: float) -> np.ndarray:
+    """Which ids [batch, n] are no tokens, or less likely by more than a tie than another is."""
+    valid = (ids >= 0) & (ids < logits.shape[-1])
+    chosen = np.take_along_axis(logits, np.where(valid, ids, 0)[..., None], axis=-1)[..., 0]
+    return ~(valid & (chosen >= logits.max(axis=-1) - tie))  # NaN is not likely
 
 
 def choose(logits: np.ndarray) -> np.ndarray:

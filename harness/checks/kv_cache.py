@@ -13,6 +13,7 @@ from harness.subject import CaseShape, Key, Measurement, Plan, Subject, chunk_cu
 
 LONG = 64  # of a longer case only some tokens are decoded alone: token by token would take minutes
 SEVENTHS = (3, 5, 6)  # of a long case: no multiple of what kernels take at a time
+FEW = (0, 1, 3, 6, 10, 18)  # there chunks of 1, 2, 3, 4 and 8 follow one another
 TWICE = "continued_twice"
 THREE_WAYS = "continued_in_three_ways"
 
@@ -27,10 +28,9 @@ def splits(case: CaseShape) -> dict[str, list[int]]:
 
 def alone(n: int) -> list[int]:
     """Where n tokens are cut so that some are alone: there, and where pages and blocks begin."""
-    pages = [2**i for i in range(n.bit_length()) if 2**i < n]
-    return sorted(
-        {cut for at in (*pages, *(n * part // 7 for part in SEVENTHS)) for cut in (at, at + 1)} - {n}
-    )
+    pages = {2**i + j for i in range(n.bit_length()) for j in (0, 1)}
+    few = {n * part // 7 + j for part in SEVENTHS for j in FEW}
+    return sorted(cut for cut in pages | few if cut < n)
 
 
 def scopes(case: CaseShape) -> list[str]:

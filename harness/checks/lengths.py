@@ -1,14 +1,19 @@
-"""The shortest and the longest input work: one token, n_ctx tokens, and the last free place."""
+"""The shortest and the longest input work: one token, n_ctx tokens, and the last free place.
+
+And those around the powers of two in between, where a kernel's last block has one token or lacks one.
+"""
 
 from collections.abc import Iterable, Iterator
 
+from harness import bounds
+from harness.golden import Record
 from harness.subject import Key, Measurement, Plan, Subject
 
 
 def expected(plan: Plan) -> Iterable[Key]:
     for case in plan.cases:
         if case.n == plan.hparams.n_ctx:
-            scopes = ("1", "n_ctx", "n_ctx_by_decode")
+            scopes = ("1", "n_ctx", "n_ctx_by_decode", *(["in_between"] if case.n > 1 else []))
             yield from ((case.name, scope, "noise_units") for scope in scopes)
 
 
@@ -25,3 +30,17 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
         last = subject.forward(tokens[:, -1:], past)[0]
         units = subject.units(last, want[:, -1:], record)
         yield Measurement(record.name, "n_ctx_by_decode", "noise_units", units)
+        if tokens.shape[1] > 1:
+            yield in_between(subject, record)
+
+
+def in_between(subject: Subject, record: Record) -> Measurement:
+    """The worst of the prefills of its first tokens, so many as blocks have, one more and one less."""
+    n, found = record.tokens.shape[1], []
+    for length in sorted({2**i + j for i in range(1, n.bit_length()) for j in (-1, 0, 1)}):
+        if length < n:
+            got = subject.forward(record.tokens[:, :length])[0]
+            units = subject.units(got, record.logits[:, :length], record)
+            found.append((units, f"{length} tokens"))
+    units, detail = max(found, key=bounds.rank)
+    return Measurement(record.name, "in_between", "noise_units", units, detail)

@@ -1,30 +1,36 @@
-"""A model of other sizes is computed rightly, too, and the first one stays as it was beside it.
+"""Models of other sizes are computed rightly, too, and the first one stays as it was beside another.
 
 The model under test may have as many heads as layers, and then nothing else could tell whether an
-implementation mixes them up, or has a size written down that it ought to be given.
+implementation mixes them up, or has a size written down that it ought to be given. And it may have
+less of everything than official models have: layers past the tenth, positions past a kernel's block.
 """
 
 from collections.abc import Iterable, Iterator
 
-from harness import second_model
-from harness.second_model import CASE
+import numpy as np
+
+from harness import other_models
+from harness.other_models import DEEP, LONG, SECOND, both_ways
 from harness.subject import Key, Measurement, Plan, Subject, chunk_cuts
 
-METRIC = "noise_units"
+BESIDES = "first_model_besides"
+LATE = [1000]  # of the long model's tokens: what comes then is decoded
 
 
 def expected(plan: Plan) -> Iterable[Key]:
-    return [(CASE, scope, METRIC) for scope in ("prefill", "decode", "first_model_besides")]
+    asked = [(SECOND, "prefill"), (SECOND, "decode"), (SECOND, BESIDES)]
+    asked += [(DEEP, "prefill"), (LONG, "prefill"), (LONG, "decode")]
+    return [(case, scope, "noise_units") for case, scope in asked]
 
 
 def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
     last = subject.records[-1]
-    subject.logits(last)  # while it is the only model
-    with second_model.beside(subject) as (other, record):
-        units = other.units(other.logits(record), record.logits, record)
-        yield Measurement(CASE, "prefill", METRIC, units)
-        got = other.in_chunks(record.tokens, chunk_cuts(record.tokens.shape[1]))
-        units = other.units(got, record.logits, record)
-        yield Measurement(CASE, "decode", METRIC, units)
-        units = subject.units(subject.forward(last.tokens)[0], subject.logits(last), last)
-        yield Measurement(CASE, "first_model_besides", METRIC, units)
+    want = subject.logits(last)  # while it is the only model
+    with other_models.beside(subject) as (other, record):
+        yield from both_ways(other, chunk_cuts(record.tokens.shape[1]))
+        ways = (subject.forward(last.tokens)[0], subject.in_chunks(last.tokens, [1]))
+        units = float(np.max([subject.units(got, want, last) for got in ways]))  # NaN stays NaN
+        yield Measurement(SECOND, BESIDES, "noise_units", units)
+    for name, cuts in {DEEP: [], LONG: LATE}.items():
+        with other_models.beside(subject, name) as (other, _):
+            yield from both_ways(other, cuts)

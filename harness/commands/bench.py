@@ -3,7 +3,7 @@
 import secrets
 import shlex
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +20,7 @@ from harness.commands.options import (
     limits,
     parse_target,
 )
-from harness.commands.out import replacing, writable
+from harness.commands.out import alone, replacing, writable
 from harness.contract import CannotJudge
 
 
@@ -58,18 +58,23 @@ def bench(
     if out is not None:
         writable(out)
     fits = None
-    earlier = replacing(out, scoreboard.FILES) if out is not None else nullcontext()
-    with earlier, scoreboard.progress(console) as progress:
-        if growing:
-            outcome, fits = growth.measure(found, growth.names(model), plans, against, progress)
-        else:
-            outcome = session.measure(found, models.locate(model), plans, against, quick, progress)
-    outcome.environment["command"] = shlex.join(["parity", *sys.argv[1:]])
-    scoreboard.show(console, outcome, fits)
-    if out is not None:
-        scoreboard.write(out, outcome, fits)
-        draw(out)
-        console.print(f"  written: {out}/{', '.join(scoreboard.FILES)}", highlight=False)
+    with ExitStack() as during:
+        if out is not None:
+            during.enter_context(alone(out))
+        with ExitStack() as meanwhile:
+            if out is not None:
+                meanwhile.enter_context(replacing(out, scoreboard.FILES))
+            progress = meanwhile.enter_context(scoreboard.progress(console))
+            if growing:
+                outcome, fits = growth.measure(found, growth.names(model), plans, against, progress)
+            else:
+                outcome = session.measure(found, models.locate(model), plans, against, quick, progress)
+        outcome.environment["command"] = shlex.join(["parity", *sys.argv[1:]])
+        scoreboard.show(console, outcome, fits)
+        if out is not None:
+            scoreboard.write(out, outcome, fits)
+            draw(out)
+            console.print(f"  written: {out}/{', '.join(scoreboard.FILES)}", highlight=False)
     raise typer.Exit(session.exit_code(outcome.rows))
 
 

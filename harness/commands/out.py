@@ -1,5 +1,6 @@
 """The folder that --out names: found to be of use before the work, and an earlier run's files in it."""
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -20,6 +21,43 @@ def writable(out: Path) -> None:
             pass
     except OSError as error:
         raise CannotJudge(f"{out}: cannot be made or written to ({error.strerror})") from error
+
+
+RUNNING = ".parity-running"
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Nobody else's run is in this folder meanwhile: two would write into each other's journal.
+
+    The folder is made, and goes again if nothing came into it. Raises CannotJudge where a run is there.
+    """
+    made = not out.exists()
+    place = out / RUNNING  # a folder of its own: what is written into out locks that one
+    place.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        locked(descriptor, out)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                place.rmdir()
+                if made:
+                    out.rmdir()  # which fails where anything is in it
+    finally:
+        os.close(descriptor)
+
+
+def locked(descriptor: int, out: Path) -> None:
+    """Lock a folder for as long as it is open. Raises CannotJudge where another run has."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        told = f"{out}: a run is still under way there; wait for it, or name another --out"
+        raise CannotJudge(told) from error
+    except OSError:
+        pass  # some networks' folders cannot be locked
 
 
 EARLIER = ".parity-earlier"

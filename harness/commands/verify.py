@@ -25,7 +25,7 @@ from harness.commands.options import (
     limits,
     parse_target,
 )
-from harness.commands.out import replacing, writable
+from harness.commands.out import alone, replacing, writable
 from harness.contract import CannotJudge
 from harness.isolation import Limits
 from harness.judge import exit_code
@@ -79,6 +79,8 @@ def resume(
     out: Annotated[Path, typer.Argument(help="The --out folder of a run that was killed.")],
 ) -> None:
     """Go on with a verify or gate that was killed: nothing that it had measured is measured again."""
+    if (out / results.FILES[0]).is_file() and not (out / JOURNAL).exists():
+        raise CannotJudge(f"{out}: its run is complete, there is nothing to resume")
     start(run.interrupted(out / JOURNAL), out, anew=False)
 
 
@@ -116,6 +118,12 @@ def make(
     if out is None:
         return run.verify(asked, None, progress)
     writable(out)
+    with alone(out):
+        return written(asked, out, progress, anew)
+
+
+def written(asked: run.Request, out: Path, progress: run.Progress, anew: bool) -> run.Results:
+    """Make the run, with its journal in out, and write down what came of it."""
     if anew and os.path.lexists(out / JOURNAL) and not run.is_journal(out / JOURNAL):
         raise CannotJudge(
             f"{out / JOURNAL}: is there already and no journal of ours; name another --out"

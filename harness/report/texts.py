@@ -32,7 +32,8 @@ def texts(rows: Iterable[Row]) -> dict[str, list[Text]]:
     """By case: the greedy texts, those that are the same once, with all who said it."""
     by_case: dict[str, dict[tuple[str, str], list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row.check == "greedy" and row.metric == "wrong_tokens":
+        # what is held against forward, and not against golden, has no text
+        if row.check == "greedy" and row.metric == "wrong_tokens" and row.detail:
             by_case[row.case][row.detail, row.verdict].append(row)
     return {
         case: [text_of(detail, verdict, found) for (detail, verdict), found in said.items()]
