@@ -55,7 +55,11 @@ def test_the_specimen_as_it_is_passes_everything(prepared):
     assert exit_code(rows) == 0
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+# The first of each that come to the same verdict; nox -s faults tries all of them.
+OF_EACH_KIND = {(fault.trips, fault.blame, fault.diagnosis): fault for fault in reversed(FAULTS)}
+
+
+@pytest.mark.parametrize("fault", OF_EACH_KIND.values(), ids=lambda fault: fault.name)
 def test_a_planted_fault_is_caught_blamed_and_diagnosed(fault: Fault):
     found = score_small(fault.name)
     assert found.killed
@@ -230,11 +234,11 @@ def test_the_shelves_are_full():
         (v.name, m)
         for v in VARIANTS
         for m in MODELS
-        if v.specimen == "numpy" and (m != "micro" or v.edits)
+        if v.specimen == "numpy" and (m != "micro" or v.edits) and m != "deep"
     ],
 )
 def test_an_honest_variant_does_not_alarm(name, model):
-    """The NumPy ones, one seed; nox -s faults tries them all with 20."""
+    """The NumPy ones on two models, one seed; nox -s faults tries them all with 20."""
     assert try_variant(name, model, seeds=1).alarms == []
 
 

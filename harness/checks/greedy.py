@@ -58,17 +58,9 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
         if is_held(shape_of(record), plan):
             yield by_forward(subject, record, *prompts(record, plan))
     if plan.generates:
-        yield from left_alone(subject, subject.records[-1])
-        full = np.zeros((1, plan.hparams.n_ctx), np.int32)
-        with contextlib.suppress(Exception, SystemExit):  # whether it is refused, bad_tokens asks
-            subject.impl.generate(subject.model, full, 2)
-        yield by_forward(subject, *half(subject), 1)._replace(scope=REFUSED)
-    for name in OTHERS if plan.generates else ():
-        with other_models.beside(subject, name) as (other, record):
-            if name == OTHERS[0]:
-                yield by_forward(subject, *half(subject), 1)._replace(scope=BESIDES)
-            n_new = other.hparams.n_ctx - record.tokens.shape[1]  # to the end of its context
-            yield by_forward(other, record, record.tokens, n_new)
+        yield from left_alone(subject)
+        yield after_refusal(subject)
+        yield from beside_others(subject)
 
 
 def half(subject: Subject) -> tuple[Record, np.ndarray]:
@@ -77,9 +69,9 @@ def half(subject: Subject) -> tuple[Record, np.ndarray]:
     return last, last.tokens[:, : (last.tokens.shape[1] + 1) // 2]
 
 
-def left_alone(subject: Subject, last: Record) -> Iterator[Measurement]:
+def left_alone(subject: Subject) -> Iterator[Measurement]:
     """What is held while generate is asked about other tokens: ids of its own, and a cache."""
-    _, first = half(subject)
+    last, first = half(subject)
     rest = last.tokens[:, first.shape[1] :]
     held = subject.impl.generate(subject.model, np.array(first), 1)
     before = np.array(held)
@@ -90,6 +82,24 @@ def left_alone(subject: Subject, last: Record) -> Iterator[Measurement]:
         got, _ = subject.forward(rest, past)
         units = subject.units(got, subject.logits(last)[:, first.shape[1] :], last)
         yield Measurement(last.name, CACHE, "noise_units", units)
+
+
+def after_refusal(subject: Subject) -> Measurement:
+    """The next token after a text for which there was no room; that it is refused bad_tokens sees to."""
+    full = np.zeros((1, subject.hparams.n_ctx), np.int32)
+    with contextlib.suppress(Exception, SystemExit):
+        subject.impl.generate(subject.model, full, 2)
+    return by_forward(subject, *half(subject), 1)._replace(scope=REFUSED)
+
+
+def beside_others(subject: Subject) -> Iterator[Measurement]:
+    """The first model's next token while another one is loaded, and the others' whole texts."""
+    for name in OTHERS:
+        with other_models.beside(subject, name) as (other, record):
+            if name == OTHERS[0]:
+                yield by_forward(subject, *half(subject), 1)._replace(scope=BESIDES)
+            n_new = other.hparams.n_ctx - record.tokens.shape[1]
+            yield by_forward(other, record, record.tokens, n_new)
 
 
 def is_held(case: CaseShape, plan: Plan) -> bool:
