@@ -10,8 +10,9 @@ import io
 import os
 import signal
 import sys
+from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -34,6 +35,21 @@ for function in (verify, gate, resume, new, bench, report, compare, fetch, known
     app.command()(function)
 app.command("list")(listing.show)
 app.add_typer(golden.app, name="golden")
+
+
+def tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"gpt2-parity {metadata.version('gpt2-parity')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Name the version.")
+    ] = False,
+) -> None:
+    """What stands before any command."""
 
 
 def main() -> None:

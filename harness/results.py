@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,5 +156,5 @@ def said(row: Row) -> str:
     return say(row) if row.value is None or not row.detail else f"{say(row)} ({row.detail})"
 
 
-def pick(cells: dict[str, Any], names: list[str]) -> list[str]:
+def pick(cells: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     return [cells.get(name, "") for name in names]

@@ -1,6 +1,7 @@
 """What a person sees in the terminal: progress while it runs, then a table and the failures."""
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -77,16 +78,9 @@ def console() -> Console:
 def show(console: Console, found: Results) -> None:
     """The table of implementations x checks, the greedy texts, and every failure's first lines."""
     rows = found.rows
-    names = results.columns(rows)
     title = f"{found.environment['model']}: share of each limit used"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("implementation", no_wrap=True)
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right", overflow="fold")
-    for name, cells in results.grid(rows).items():
-        values = results.pick(cells, names)
-        table.add_row(escape(name), *(paint(value) for value in values))
-    console.print(table)
+    for table in tables(console, title, results.grid(rows), results.columns(rows)):
+        console.print(table)
     for name, text in results.greedy_texts(rows).items():
         console.print(f"  {escape(name):28} {escape(text)}", highlight=False, soft_wrap=True)
     for name, told in story.tell(rows).items():
@@ -106,6 +100,32 @@ def show(console: Console, found: Results) -> None:
         console.print(f"  cuda: {cuda}", highlight=False, markup=False)
     console.print(f"  seed of the fresh tokens: {found.environment['seed']}", highlight=False)
     console.print(verdict(rows))
+
+
+Grid = Mapping[str, Mapping[str, str]]  # implementation, check, the share of the limit used
+
+
+def tables(console: Console, title: str, grid: Grid, names: Sequence[str]) -> Iterator[Table]:
+    """Implementations x checks, in as few tables as a narrow terminal needs to show every word whole."""
+    unbounded = console.options.update(width=sys.maxsize)
+    shown: list[str] = []
+    for name in names:
+        wider = table_of(title, grid, [*shown, name])
+        if shown and console.measure(wider, options=unbounded).maximum > console.width:
+            yield table_of(title, grid, shown)
+            title, shown = "", []
+        shown.append(name)
+    yield table_of(title, grid, shown)
+
+
+def table_of(title: str, grid: Grid, names: Sequence[str]) -> Table:
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("implementation", no_wrap=True)
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right", overflow="fold")
+    for name, cells in grid.items():
+        table.add_row(escape(name), *(paint(value) for value in results.pick(cells, names)))
+    return table
 
 
 def answers(console: Console, title: str, found: Sequence["Answer"]) -> None:

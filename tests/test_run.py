@@ -1,11 +1,13 @@
 """The command as users run it: exit codes, files, and implementations that misbehave."""
 
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import time
+import tomllib
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -13,11 +15,13 @@ import pytest
 from commands import SPECIMEN, command, module, parity
 from examine import examine
 from faults import FAULTS, plant
+from rich.console import Console
 
-from harness import discover, models, results
+from harness import discover, models, results, terminal
+from harness.checks import CHECKS
 from harness.commands.out import alone, replacing
 from harness.contract import CannotJudge
-from harness.discover import find
+from harness.discover import IMPLS, find
 from harness.judge import Row, exit_code
 from harness.report import files
 
@@ -48,6 +52,24 @@ def test_results_json_has_the_agreed_columns_and_pandas_reads_it(numpy_run):
     assert frame.groupby("dtype").size().to_dict().keys() == {"float32", "float64"}
     document = json.loads((numpy_run[1] / "results.json").read_text())
     assert document["schema"] == results.SCHEMA
+
+
+def test_it_names_its_version():
+    done = parity("--version")
+    version = tomllib.loads((IMPLS.parent / "pyproject.toml").read_text())["project"]["version"]
+    assert (done.returncode, done.stdout) == (0, f"gpt2-parity {version}\n")
+
+
+@pytest.mark.parametrize(("width", "tables"), [(80, 3), (180, 1)])
+def test_every_word_of_the_table_is_whole_however_narrow_the_terminal(numpy_run, width, tables):
+    told = Console(width=width, file=io.StringIO())
+    terminal.show(told, results.load(numpy_run[1]))
+    lines = told.file.getvalue().splitlines()
+    heads = [line.split("  ") for line in lines if line.startswith(" implementation")]
+    words = [word.strip() for head in heads for word in head if word.strip()]
+    names = [name.replace("_", " ") for name in CHECKS if name != "gradients"]  # NumPy offers none
+    assert [word for word in words if word != "implementation"] == names
+    assert len(heads) == tables
 
 
 def test_the_three_files_tell_the_same(numpy_run):
