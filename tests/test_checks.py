@@ -22,7 +22,7 @@ from faults import (
     result,
     source,
 )
-from score import MODELS, culprits, diagnoses, score_small, try_variant
+from score import culprits, diagnoses, score_small, try_variant
 from variants import VARIANTS, kept, load
 
 from harness import bounds, golden, oracle, shapes, story
@@ -55,8 +55,8 @@ def test_the_specimen_as_it_is_passes_everything(prepared):
     assert exit_code(rows) == 0
 
 
-# The first of each that come to the same verdict; nox -s faults tries all of them.
-OF_EACH_KIND = {(fault.trips, fault.blame, fault.diagnosis): fault for fault in reversed(FAULTS)}
+# The first of those that must trip the same checks; nox -s faults tries all of them.
+OF_EACH_KIND = {fault.trips: fault for fault in reversed(FAULTS)}
 
 
 @pytest.mark.parametrize("fault", OF_EACH_KIND.values(), ids=lambda fault: fault.name)
@@ -228,18 +228,10 @@ def test_the_shelves_are_full():
     assert named <= {mistake.name for mistake in MISTAKES}
 
 
-@pytest.mark.parametrize(
-    ("name", "model"),
-    [
-        (v.name, m)
-        for v in VARIANTS
-        for m in MODELS
-        if v.specimen == "numpy" and (m != "micro" or v.edits) and m != "deep"
-    ],
-)
-def test_an_honest_variant_does_not_alarm(name, model):
-    """The NumPy ones on two models, one seed; nox -s faults tries them all with 20."""
-    assert try_variant(name, model, seeds=1).alarms == []
+@pytest.mark.parametrize("name", [v.name for v in VARIANTS if v.specimen == "numpy"])
+def test_an_honest_variant_does_not_alarm(name):
+    """The NumPy ones on one model, one seed; nox -s faults tries them all on three with 20."""
+    assert try_variant(name, "outliers", seeds=1).alarms == []
 
 
 @pytest.mark.parametrize(
@@ -289,11 +281,9 @@ def test_a_check_that_breaks_off_fails_and_the_others_are_kept(name, prepared, m
     assert any("broke off" in row.detail for row in rows if row.verdict == "fail")
 
 
-@pytest.mark.parametrize("name", CHECKS)
-def test_every_check_expects_something_of_micro_and_says_what_it_establishes(name, prepared):
-    rows = [row for row in examine(offers(name), prepared, only=QUICK) if row.check == name]
-    assert rows
-    assert (CHECKS[name].__doc__ or "").splitlines()[0].endswith((".", ","))
+def test_every_check_expects_something_of_micro_and_says_what_it_establishes(prepared):
+    assert {row.check for row in examine(offers("gradients"), prepared, only=QUICK)} == set(CHECKS)
+    assert all((check.__doc__ or "").splitlines()[0].endswith((".", ",")) for check in CHECKS.values())
 
 
 def wrapped(forward, **extra):
