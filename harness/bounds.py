@@ -19,7 +19,8 @@ precision is for storing and multiplying, and hardware adds in float32).
                   u |score| + a sqrt(head) |q||k| / sqrt(head); carried through the average over values.
     gelu          u (|y| + |x| / 2 (1 + |z| sech^2 z)), z the argument of tanh: rounding of z, of tanh
                   near -1 where 1 + tanh cancels, and of the product.
-    add           u (|y| + |branch|): one rounding, or two where the branch is rounded for the tap only.
+    add           u (|y| + |branch| + |b|): one rounding, or two where the branch is rounded for the tap
+                  only, or its bias b is added to the residual by itself.
     embedding     u |y|: one rounding.
 
 Sources: N. J. Higham, Accuracy and Stability of Numerical Algorithms (2nd ed.), chapters 2 to 4.
@@ -56,8 +57,9 @@ class Roundoff(NamedTuple):
 
 
 # How weights may be held where a dtype below float32 is declared, by which of them are rounded to it:
-# all; matrices, while biases, norms and positions stay float32 (mixed precision); or none.
-HELD = ("all", "matrices", "none")
+# all; matrices, while biases, norms and positions stay float32 (mixed precision); all but wte, the tied
+# head, which often stays float32; or none.
+HELD = ("all", "matrices", "all but wte", "none")
 
 
 def ways(dtype: str) -> tuple[str, ...]:
@@ -79,7 +81,8 @@ class Rounded(Mapping[str, np.ndarray]):
         self.params, self.dtype, self.held = params, dtype, held
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if self.held == "matrices" and name != "wte" and not name.endswith("/w"):
+        matrix = name == "wte" or name.endswith("/w")
+        if (self.held == "matrices" and not matrix) or (self.held == "all but wte" and name == "wte"):
             return self.params[name]
         return noise.round_nearest(self.params[name], self.dtype)
 
@@ -115,7 +118,8 @@ def bound(
         case "gelu":
             size = u * gelu(inputs[0], result)
         case "add":
-            size = u * (np.abs(result) + np.abs(inputs[1]))
+            bias = params[f"{op.inputs[1]}/b"]  # of the branch's last product
+            size = u * (np.abs(result) + np.abs(inputs[1]) + np.abs(bias))
         case _:  # embedding
             size = u * np.abs(result)
     size += tiny

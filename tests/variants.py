@@ -102,6 +102,16 @@ variant("sums_one_by_one", instead(PLAIN, "y = x[..., :1] * w[0]\n    for i in r
         "        y += x[..., i : i + 1] * w[i]\n    return y + b"))  # fmt: skip
 variant("bias_first", instead(PLAIN, "return (np.concatenate([np.ones_like(x[..., :1]), x], -1)"
         " @ np.concatenate([b[None], w])).astype(x.dtype)"))  # fmt: skip
+for _sum, _added in {"after": "(x + y) + b", "before": "(x + b) + y"}.items():
+    variant(
+        f"bias_{_sum}_the_residual",
+        (
+            '    x = step("resid_mid", x + affine("attn/c_proj", heads))\n',
+            '    y, b = heads @ p[f"{scope}/attn/c_proj/w"], p[f"{scope}/attn/c_proj/b"]\n'
+            '    step("attn/c_proj", y + b)\n'
+            f'    x = step("resid_mid", {_added})\n',
+        ),
+    )
 variant("einsum", instead(PLAIN, 'return np.einsum("...i,io->...o", x, w, optimize=True) + b'))
 variant("weights_out_in", instead(PLAIN, "return x @ np.ascontiguousarray(w.T).T + b"))
 variant("head_by_einsum", (LOGITS, '    return np.einsum("bne,ve->bnv", x, p["wte"]), present'))
@@ -257,6 +267,17 @@ variant(
     specimen="torch",
     dtype="bfloat16",
 )
+variant(
+    "embedding_in_float32",  # and with it the head, which is tied to it
+    ("    fast = (device", "    wte = torch.from_numpy(params['wte']).to(place)\n    fast = (device"),
+    ("    return Model(params", "    params['wte'] = wte\n    return Model(params"),
+    ('F.embedding(tokens, p["wte"]) + F.embedding(positions, p["wpe"])',
+     '(F.embedding(tokens, p["wte"]) + F.embedding(positions, p["wpe"])).to(p["wpe"].dtype)'),
+    ('model.linear(x, model.params["wte"].T', 'model.linear(x.float(), model.params["wte"].T'),
+    ('dtype = model.params["wte"].dtype', 'dtype = model.params["wpe"].dtype'),
+    specimen="torch",
+    dtype="bfloat16",
+)  # fmt: skip
 variant(
     "positions_in_float32",
     ("    fast = (device", "    wpe = torch.from_numpy(params['wpe']).to(place)\n    fast = (device"),
