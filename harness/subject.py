@@ -17,6 +17,7 @@ from harness.contract import HParams, Target, parameter_shapes, tap_names, tap_w
 from harness.golden import Record
 from harness.numerics import max_abs
 
+FURTHER = 64  # tokens that generate is asked for beyond golden: caches that grow have grown by then
 AFFORDABLE = 1e11  # FLOPs, a few seconds of float64: all tokens of micro take 2e9, of the 124M 1e13
 
 
@@ -41,6 +42,7 @@ class Plan(NamedTuple):
     taps: tuple[str, ...]  # promised, or seen on the first probe
     generates: bool
     differentiates: bool
+    further: int = FURTHER
 
     @classmethod
     def heard(cls, hparams: HParams, cases: tuple[CaseShape, ...], told: Mapping[str, Any]) -> "Plan":

@@ -253,6 +253,21 @@ def test_children_run_as_users_run_them(monkeypatch):
     found = process.child_environment(3, "mark")
     assert not set(process.TUNED) & set(found)
     assert {found[name] for name in THREADS} == {"3"}
+    assert process.child_environment(3, "mark", bare=True) == found | process.AT_ONCE
+    assert not set(process.AT_ONCE) & set(found)
+
+
+def test_threads_of_the_bare_machine_leave_the_cores_to_who_is_timed_next(tmp_path):
+    """There is no rest after the machine's rates: 0.11 s of spinning were seen without the setting."""
+    job = {"name": "machine", "where": "", "target": FLOAT32, "hparams": SMALL._asdict(), "cpus": []}
+    plans = Plans(FLOAT32, threads=2)
+    machine = process.Worker(job, tmp_path, plans)
+    try:
+        machine.hear()
+        given = Path(f"/proc/{machine.process.pid}/environ").read_bytes().split(b"\0")
+        assert b"OPENBLAS_THREAD_TIMEOUT=20" in given
+    finally:
+        machine.close()
 
 
 def test_trials_are_clipped_to_the_context():

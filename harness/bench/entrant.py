@@ -16,7 +16,7 @@ from harness.contract import Target
 from harness.discover import Found
 from harness.judge import Judge
 from harness.models import Model
-from harness.subject import Measurement, Plan, shape_of
+from harness.subject import FURTHER, Measurement, Plan, shape_of
 
 DECODE_SECONDS = 2.0  # a sample of decode is cut to about so long, down to one token
 LEAST_SECONDS = 0.1  # of calls in a sample: what is shorter is called again, and the median counts
@@ -69,10 +69,14 @@ class Entrant:
             self.worker = None
 
     def begin(self) -> None:
-        """Start its process and load the model."""
+        """Start its process, which loads the model."""
+        self.worker = Worker(self.session.job(self.found), self.session.folder, self.session.plans)
+
+    def greet(self) -> None:
+        """Wait until it has loaded the model, and hear what it offers."""
+        assert self.worker is not None
         target = self.session.plans.target
         try:
-            self.worker = Worker(self.session.job(self.found), self.session.folder, self.session.plans)
             self.worker.hear()
             hello = self.worker.ask("hello")
         except Refused as error:
@@ -88,9 +92,9 @@ class Entrant:
             offered = ", ".join(map(str, self.offered)) or "nothing"
             self.end("skipped", f"{target} is not offered (offered: {offered})")
 
-    def verify(self, when: str) -> None:
-        """The checks on the records; a failure ends it."""
-        reply = self.attempt(None, "verify")
+    def verify(self, when: str, further: int = FURTHER) -> None:
+        """The checks on the records, with so many tokens of generate; a failure ends it."""
+        reply = self.attempt(None, "verify", further=further)
         if reply is None:
             return
         truth = self.session.truth

@@ -20,7 +20,8 @@ from harness.contract import CannotJudge, HParams, Target
 from harness.discover import Found
 from harness.models import Model
 
-REST = 0.15  # seconds between turns; OpenBLAS's idle threads were seen to spin for 0.11
+REST = 0.15  # seconds after a turn; OpenBLAS's idle threads were seen to spin for 0.11
+AGAIN = 8  # tokens of generate in the verification afterwards; all that was timed is checked besides
 
 Report = Callable[[str, int, int], None]  # what is going on, requests done, requests in all
 
@@ -59,8 +60,10 @@ class Session:
         try:
             machine.hear()
             for entrant in self.entrants:
+                entrant.begin()  # all at once: they import and load side by side
+            for entrant in self.entrants:
                 self.step(f"{entrant.found.name}: loading and verifying")
-                entrant.begin()
+                entrant.greet()
                 if entrant.running:
                     entrant.verify("before")
             self.refuse_absent_target()
@@ -70,7 +73,7 @@ class Session:
             for entrant in self.entrants:
                 self.step(f"{entrant.found.name}: verifying again")
                 if entrant.running:
-                    entrant.verify("after")
+                    entrant.verify("after", AGAIN)
                     entrant.check_ids()
         except (Lost, Refused) as error:
             raise CannotJudge(f"the machine's own rates: {error.args[0]}") from error
@@ -113,7 +116,6 @@ class Session:
             self.step(f"{entrant.found.name}: {words}")
             if entrant.is_out(trial):
                 continue
-            time.sleep(REST)
             taken = entrant.time(trial)
             after = self._machine(machine)
             if taken is not None:

@@ -104,7 +104,7 @@ class Timed:
         taken = time.perf_counter() - start
         return {"seconds": taken / n, "ids": np.stack(ids, 1).tolist(), "how": "forward with past"}
 
-    def verify(self) -> Reply:
+    def verify(self, further: int) -> Reply:
         """The checks "logits" and "greedy" on the golden records, on the model that is timed."""
         from harness.checks import CHECKS
         from harness.golden import Record
@@ -117,7 +117,7 @@ class Timed:
         ]
         params = mapped.Glances(Path(self.job["weights"]))
         subject = Subject(self.impl, self.model, self.target, params, self.hparams, records)
-        plan = subject.plan()
+        plan = subject.plan()._replace(further=further)
         measured = [(name, m) for name in VERIFIED for m in CHECKS[name].measure(subject, plan)]
         return {"plan": plan_as_json(plan), "measured": measured}
 

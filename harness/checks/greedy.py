@@ -21,7 +21,6 @@ from harness.limits import near_tie
 from harness.numerics import differing
 from harness.subject import CaseShape, Key, Measurement, Plan, Subject, shape_of
 
-FURTHER = 64  # tokens that generate is asked for once more: caches that grow have grown by then
 MANY = 32  # prompts: with weights rounded to bfloat16 an id in some three hundred is another
 ITSELF = "generate_by_forward"
 BESIDES = "generate_besides"  # of the first model, while another one is loaded
@@ -117,7 +116,7 @@ def prompts(record: Record, plan: Plan) -> tuple[np.ndarray, int]:
     batch, n = tokens.shape
     if n == hparams.n_ctx:  # half of it, and as many as there is room for
         return tokens[:, : n // 2], n - n // 2
-    n_new = min(FURTHER, hparams.n_ctx - n)
+    n_new = min(plan.further, hparams.n_ctx - n)
     if shape_of(record) == plan.cases[-1] and plan.affords(MANY * (n + n_new)):
         more = np.random.default_rng(0).integers(0, hparams.n_vocab, (max(0, MANY - batch), n))
         tokens = np.concatenate([tokens, more.astype(np.int32)])
