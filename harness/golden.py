@@ -162,7 +162,8 @@ def read_manifest(model: Model) -> dict[str, Any]:
     try:
         manifest = strict_json.read(path)
     except OSError as error:
-        raise CannotJudge(f"{path}: no golden record ({error.strerror}); {remedy}") from error
+        changed = _of_other_weights(model.records)
+        raise CannotJudge(f"{path}: no golden record ({error.strerror}{changed}); {remedy}") from error
     except ValueError as error:
         raise CannotJudge(f"{path}: not JSON ({error}); {remedy}") from error
     sealed = path.with_name(SEAL)
@@ -176,6 +177,15 @@ def read_manifest(model: Model) -> dict[str, Any]:
     if fault := _fault(manifest, checkpoint.files(model.checkpoint)):
         raise CannotJudge(f"{path}: {fault}; {remedy}")
     return manifest
+
+
+def _of_other_weights(records: Path) -> str:
+    """Words about records of a folder of that name, whose weights were others; "" if there are none."""
+    if not (named := re.fullmatch("(.+)-[0-9a-f]{12}", records.name)):
+        return ""
+    like = re.compile(re.escape(named[1]) + "-[0-9a-f]{12}")
+    others = sorted(path.name for path in records.parent.glob("*") if like.fullmatch(path.name))
+    return f"; of other weights there are {', '.join(others)}: have these changed?" if others else ""
 
 
 def _fault(manifest: dict[str, Any], files: tuple[str, ...]) -> str:

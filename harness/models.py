@@ -58,8 +58,9 @@ def locate(name: str) -> Model:
         sha = found[shapes.WEIGHTS if shapes.WEIGHTS in found else checkpoint.DATA]
         records = checkpoint.home() / "records" / f"{folder.resolve().name}-{sha[:12]}"
         return Model(folder.resolve().name, folder, records)
+    what = "no such folder" if "/" in name else "unknown"
     raise CannotJudge(
-        f"model {name!r}: unknown. Name micro, one of {', '.join(OFFICIAL)}, "
+        f"model {name!r}: {what}. Name micro, one of {', '.join(OFFICIAL)}, "
         "shape: and one of these, or a folder with a checkpoint in OpenAI's layout"
     )
 

@@ -639,7 +639,7 @@ for name, spoil, command, named in [
                                  "/dev/null", "/proc/self/mem", "https://x/y"))],
     ("model-empty-folder", lambda w: (w.root / "e").mkdir(), (*VERIFY, "--model", "{root}/e"), "e/checkpoint: missing"),
     ("model-loop", _loop("loop"), (*VERIFY, "--model", "{root}/loop"), "loop"),
-    ("model-is-a-file", _file("f"), (*VERIFY, "--model", "{root}/f"), "/f'"),
+    ("model-is-a-file", _file("f"), (*VERIFY, "--model", "{root}/f"), "/f': no such folder"),
     ("model-without-records", nothing, (*VERIFY, "--model", "{root}/generated"), "manifest.json: no golden record"),
     ("model-newline", lambda w: (w.root / "a\nb").mkdir(), (*VERIFY, "--model", "{root}/a\nb"), "a\\nb/checkpoint"),
     ("model-surrogate", lambda w: (w.root / "\udc80").mkdir(), (*VERIFY, "--model", "{root}/\udc80"), "\\udc80/check"),

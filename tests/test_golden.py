@@ -140,6 +140,24 @@ def test_one_flipped_byte_in_the_manifest_or_its_seal_is_refused(name, copy):
             golden.read_manifest(copy)
 
 
+def test_weights_that_changed_since_golden_was_made_are_told_so(tmp_path, home):
+    """Records of a folder are found by the hash of its weights: damaged ones have none."""
+    folder = tmp_path / "mine"
+    shutil.copytree(models.locate("micro").checkpoint, folder)
+    before = models.locate(str(folder)).records
+    with pytest.raises(CannotJudge, match=r"no golden record \(No such file or directory\);"):
+        golden.read_manifest(models.locate(str(folder)))
+    before.mkdir(parents=True)
+    [weights] = folder.glob("*.data-*")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(
+        CannotJudge, match=rf"of other weights there are {before.name}: have these changed"
+    ):
+        golden.read_manifest(models.locate(str(folder)))
+
+
 def test_no_records_at_all_name_the_remedy(copy):
     shutil.rmtree(copy.records)
     with pytest.raises(CannotJudge, match=r"no golden record.*parity golden build"):
