@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness import bounds
+from harness import bounds, threads
 from harness.contract import Op, graph
 from harness.mistakes.shelf import narrow
 from harness.noise import DROPPED_BITS, UNIT_ROUNDOFF
@@ -52,9 +52,10 @@ def measure(subject: Subject, plan: Plan) -> Iterator[Measurement]:
     record, dtype = subject.records[-1], subject.target.dtype
     run = subject.prefill(record)
     captured = run.taps | {"logits": run.logits}
-    for op in products(plan):
-        if op.name in captured and op.inputs[0] in captured:
-            yield fingerprint(record.name, op, captured, subject.params, dtype)
+    ops = [op for op in products(plan) if op.name in captured and op.inputs[0] in captured]
+    yield from threads.each(
+        lambda op: fingerprint(record.name, op, captured, subject.params, dtype), ops
+    )
 
 
 def fingerprint(
