@@ -58,7 +58,8 @@ class Implementation(Protocol):
     ) -> Any:
         """The model. params: float32 arrays by checkpoint name without "model/", w as [n_in, n_out].
 
-        Called anew for each target and, once, for a small model of other sizes: there may be two.
+        Called anew for each target, and some ten times more for small models of other sizes or other
+        weights: two may be there at once, and each has to go on working.
         """
 
     def forward(

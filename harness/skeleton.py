@@ -33,7 +33,7 @@ def load(params, hparams, *, device, dtype):
     h0/attn/c_attn/w [n_embd, 3 * n_embd], h0/attn/c_attn/b, h0/ln_1/g, ..., ln_f/g, ln_f/b), each w as
     [n_in, n_out]. They are mapped from a file and yours alone: keep them, or write into them, at will.
     hparams: hparams.n_vocab, .n_ctx, .n_embd, .n_head, .n_layer. device and dtype are those of one of
-    your targets.
+    your targets. Small models of other sizes or weights are loaded besides: each has to go on working.
     """
     raise NotImplementedError("load is yours to write: return a model")
 

@@ -27,11 +27,11 @@ from harness.contract import CannotJudge
 def bench(
     impl: Annotated[
         list[str] | None,
-        typer.Option(help="Name, module, or PATH.py; repeat for several. Default: all in impls/."),
+        typer.Option(help="Name, module, or PATH.py; repeat. Default: each impls/gpt2_NAME.py."),
     ] = None,
     model: ModelOption = "shape:124M",
     target: Annotated[str, typer.Option(help="DEVICE-DTYPE.")] = "cpu-float32",
-    against: Annotated[str, typer.Option(help="The baseline. Default: the first --impl.")] = "",
+    against: Annotated[str, typer.Option(help="The baseline. Default: the first implementation.")] = "",
     quick: Annotated[
         bool, typer.Option(help="Of prefill only 128 tokens, of decode only after 16.")
     ] = False,

@@ -32,7 +32,8 @@ SeedOption = Annotated[
     typer.Option(min=0, help="Seed of the fresh random tokens. Default: random, and shown."),
 ]
 TimeoutOption = Annotated[
-    float, typer.Option(help="Seconds after which the start, or one check, is stopped.")
+    float,
+    typer.Option(help="Seconds that the start, a check or a timed call may take before it is stopped."),
 ]
 MemoryOption = Annotated[
     float, typer.Option(help="GiB of its own memory beyond which an implementation is stopped.")

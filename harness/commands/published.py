@@ -39,7 +39,9 @@ def fetch(
 
 
 def known(
-    model: Annotated[str, typer.Argument(help="124M and so on, micro, or a folder named like one.")],
+    model: Annotated[
+        str, typer.Argument(help="124M and so on, micro, shape:124M, or a folder named like one.")
+    ],
     impl: Annotated[str, typer.Option(help="Name in impls/, module, or PATH.py.")] = "numpy",
     target: Annotated[str, typer.Option(help="DEVICE-DTYPE; the facts are float32's.")] = "cpu-float32",
     texts: Annotated[

@@ -37,7 +37,7 @@ def verify(
     impl: Annotated[
         list[str] | None,
         typer.Option(
-            help="Name in impls/, MODULE[:attr] or PATH.py[:attr]; repeat. Default: all in impls/."
+            help="Name, MODULE[:attr] or PATH.py[:attr]; repeat. Default: each impls/gpt2_NAME.py."
         ),
     ] = None,
     model: ModelOption = "micro",
@@ -78,7 +78,7 @@ def gate(
 def resume(
     out: Annotated[Path, typer.Argument(help="The --out folder of a run that was killed.")],
 ) -> None:
-    """Go on with a verify or gate that was killed: nothing that it had measured is measured again."""
+    """Go on with a verify or gate that was killed: checks that were finished are not made again."""
     if (out / results.FILES[0]).is_file() and not (out / JOURNAL).exists():
         raise CannotJudge(f"{out}: its run is complete, there is nothing to resume")
     start(run.interrupted(out / JOURNAL), out, anew=False)
