@@ -22,15 +22,16 @@ VERIFICATIONS = 5  # a single one has no interval, and asv took a third more, by
 def measure(model: str) -> dict:
     """The rows and the environment of one run; no rows at a commit that cannot be benchmarked yet."""
     try:
-        from harness import discover, models
-        from harness.bench import session
-        from harness.bench.trial import Plans
-        from harness.contract import Target
-        from harness.isolation import Limits
+        from gpt2_parity.bench import session
+        from gpt2_parity.bench.workload import Plans
+        from gpt2_parity.contract.interface import Target
+        from gpt2_parity.implementation import discovery
+        from gpt2_parity.model import catalogue
+        from gpt2_parity.run.supervisor import Limits
     except ImportError:
         return {"rows": [], "environment": {}}
-    found = [discover.find(name) for name in IMPLEMENTATIONS if name in discover.names()]
-    where = models.locate(model)
+    found = [discovery.find(name) for name in IMPLEMENTATIONS if name in discovery.names()]
+    where = catalogue.locate(model)
     plans = Plans(Target("cpu", "float32"), samples=SAMPLES, limits=Limits(seconds=300.0))
     outcome = session.measure(found, where, plans, quick=True)
     return {"rows": [row._asdict() for row in outcome.rows], "environment": outcome.environment}
@@ -150,23 +151,29 @@ class Verification:
 
     def setup(self, implementation):
         try:
-            from harness import discover, run  # noqa: F401
+            from gpt2_parity.implementation import discovery  # noqa: F401
+            from gpt2_parity.run import runner  # noqa: F401
         except ImportError as error:
             raise NotImplementedError from error
 
     def track_verify_seconds(self, implementation):
         import time
 
-        from harness import discover, judge, models, run
-        from harness.contract import Target
+        from gpt2_parity.contract import rows
+        from gpt2_parity.contract.interface import Target
+        from gpt2_parity.implementation import discovery
+        from gpt2_parity.model import catalogue
+        from gpt2_parity.run import runner
 
-        found = [discover.find(implementation)]
+        found = [discovery.find(implementation)]
         target = [Target("cpu", "float32")]
         samples = []
         for seed in range(VERIFICATIONS):
             start = time.perf_counter()
-            outcome = run.verify(run.Request(found, models.locate("micro"), seed, targets=target))
+            outcome = runner.verify(
+                runner.Request(found, catalogue.locate("micro"), seed, targets=target)
+            )
             samples.append(time.perf_counter() - start)
-            if judge.exit_code(outcome.rows):
+            if rows.exit_code(outcome.rows):
                 raise RuntimeError("not verified")
         return {"samples": samples, "number": 1}

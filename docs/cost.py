@@ -21,12 +21,16 @@ from typing import Any
 import numpy as np
 import psutil
 
-from harness import checkpoint, discover, golden, mapped, models, oracle
-from harness.bench.process import TUNED
-from harness.checks import CHECKS
-from harness.contract import HParams, Target
-from harness.markdown import table
-from harness.subject import Subject
+from gpt2_parity.bench.process import TUNED
+from gpt2_parity.checks import CHECKS
+from gpt2_parity.contract.architecture import HParams
+from gpt2_parity.contract.interface import Target
+from gpt2_parity.files import atomic, safetensors_mmap
+from gpt2_parity.implementation import discovery
+from gpt2_parity.implementation.loaded import Loaded
+from gpt2_parity.model import catalogue, checkpoint
+from gpt2_parity.reference import oracle, records
+from gpt2_parity.report.markdown import table
 
 OUT = Path(__file__).with_suffix(".md")
 MEASURED = ("numpy", "torch", "jax", "tensorflow", "transformers")
@@ -75,26 +79,26 @@ def peak() -> float:
 
 def measure(name: str, record: str, weights: str, hparams: HParams) -> dict[str, object]:
     """One implementation, in this process, as in a worker: medians, the share, and peaks of memory."""
-    case = golden.Record("fresh", mapped.Glances(Path(record)), hparams.n_layer)
-    module = discover.find(name).load()
+    case = records.Record("fresh", safetensors_mmap.Glances(Path(record)), hparams.n_layer)
+    module = discovery.find(name).load()
     module.targets()  # a framework may only now be imported
     peaks = [peak()]
-    subject = Subject.load(module, Target("cpu", "float32"), Path(weights), hparams, [case])
-    plan = subject.plan()
-    subject.tapped(case.tokens)
+    loaded = Loaded.load(module, Target("cpu", "float32"), Path(weights), hparams, [case])
+    plan = loaded.plan()
+    loaded.tapped(case.tokens)
     peaks.append(peak())
 
     def verify() -> None:
-        anew = Subject(module, subject.model, subject.target, subject.params, hparams, [case])
+        anew = Loaded(module, loaded.model, loaded.target, loaded.params, hparams, [case])
         for check in CHECKED:
             list(CHECKS[check].measure(anew, plan))
 
     def alone() -> None:
-        oracle.forward(subject.params, hparams, case.tokens)
+        oracle.forward(loaded.params, hparams, case.tokens)
 
     verify()
     peaks.append(peak())  # before anything is repeated: what is freed is not always given back
-    work = (lambda: subject.tapped(case.tokens), alone, verify)
+    work = (lambda: loaded.tapped(case.tokens), alone, verify)
     rounds = np.array([[seconds(one) for one in work] for _ in range(ROUNDS)])
     tapped, exact, checks = rounds.T
     return {
@@ -103,7 +107,7 @@ def measure(name: str, record: str, weights: str, hparams: HParams) -> dict[str,
         "checks": float(np.median(checks)),
         "share": float(np.median(checks / (4 * tapped + exact))),
         "peaks": peaks,
-        "weights": float(sum(w.nbytes for w in subject.params.values())),
+        "weights": float(sum(w.nbytes for w in loaded.params.values())),
     }
 
 
@@ -140,15 +144,15 @@ def main() -> None:
     if arguments.job:
         print(json.dumps(measure(**arguments.job | {"hparams": HParams(*arguments.job["hparams"])})))
         return
-    known = checkpoint.load(models.locate(MODEL).checkpoint)
+    known = checkpoint.load(catalogue.locate(MODEL).checkpoint)
     tokens = np.random.default_rng(0).integers(0, known.hparams.n_vocab, (1, TOKENS)).astype(np.int32)
-    record = golden.record(golden.Case("fresh", tokens, 0), known.params, known.hparams)
+    record = records.make_record(records.Case("fresh", tokens, 0), known.params, known.hparams)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "record.safetensors")
-        mapped.write(path, record.arrays)
+        safetensors_mmap.write(path, record.arrays)
         job = {"record": str(path), "weights": str(known.weights), "hparams": known.hparams}
         found = {name: in_a_process(name=name, **job) for name in arguments.names or MEASURED}
-    mapped.write_text(OUT, page(found))
+    atomic.write_text(OUT, page(found))
     print(OUT.read_text())
 
 

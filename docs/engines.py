@@ -12,10 +12,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import discover, golden, mapped, models, results
-from harness.contract import CannotJudge
-from harness.judge import Row, exit_code
-from harness.markdown import escape, table
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.contract.rows import Row, exit_code
+from gpt2_parity.files import atomic
+from gpt2_parity.implementation import discovery
+from gpt2_parity.model import catalogue
+from gpt2_parity.reference import golden
+from gpt2_parity.report import results
+from gpt2_parity.report.markdown import escape, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +61,7 @@ def install(name: str) -> str:
 
 def parity(*words: str) -> "subprocess.CompletedProcess[str]":
     """The command in a process of its own, its output kept."""
-    command = [sys.executable, "-c", "from harness.cli import main; main()", *words]
+    command = [sys.executable, "-c", "from gpt2_parity.cli import main; main()", *words]
     return subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
@@ -66,7 +70,7 @@ def parity(*words: str) -> "subprocess.CompletedProcess[str]":
 def prepare(model: str) -> None:
     """Make the golden records of a model that has none yet, or stale ones."""
     try:
-        golden.read(models.locate(model))
+        golden.read(catalogue.locate(model))
     except CannotJudge:
         print(parity("golden", "build", "--model", model).stdout, flush=True)
 
@@ -136,7 +140,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for model in MODELS:
         prepare(model)
-    for name in arguments.names or discover.engines():
+    for name in arguments.names or discovery.engines():
         error = install(name) if arguments.install else ""
         for model in MODELS:
             if error:
@@ -148,10 +152,10 @@ def main() -> None:
 
 def write() -> None:
     """Make the page from what the runs left."""
-    lines = [line(name, model) for name in discover.engines() for model in MODELS]
+    lines = [line(name, model) for name in discovery.engines() for model in MODELS]
     made = f"Made with Python {platform.python_version()} on {platform.system()} {platform.machine()}."
     text = "\n".join([TEXT, *table(HEADER, lines), "", made, ""])
-    mapped.write_text(ROOT / "docs" / "engines.md", text)
+    atomic.write_text(ROOT / "docs" / "engines.md", text)
     print(text)
 
 

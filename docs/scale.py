@@ -21,9 +21,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from harness import mapped, models, oracle, shapes
-from harness.contract import variable_shapes
-from harness.markdown import table
+from gpt2_parity.contract.architecture import variable_shapes
+from gpt2_parity.files import atomic, safetensors_mmap
+from gpt2_parity.model import catalogue, synthetic
+from gpt2_parity.reference import oracle
+from gpt2_parity.report.markdown import table
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "out" / "scale"
@@ -93,8 +95,8 @@ def tree(process: psutil.Process) -> float:
 
 def evaluate(size: str, n: int) -> dict[str, float]:
     """The oracle on n tokens, in this process."""
-    folder = models.locate(f"shape:{size}").checkpoint
-    params, hparams = mapped.read(folder / shapes.WEIGHTS), shapes.OFFICIAL[size]
+    folder = catalogue.locate(f"shape:{size}").checkpoint
+    params, hparams = safetensors_mmap.read(folder / synthetic.WEIGHTS), synthetic.OFFICIAL[size]
     tokens = np.random.default_rng(0).integers(0, hparams.n_vocab, (1, n)).astype(np.int32)
     with watched(anonymous, 0.01) as most:
         started = time.perf_counter()
@@ -105,7 +107,7 @@ def evaluate(size: str, n: int) -> dict[str, float]:
 
 def command(words: tuple[str, ...]) -> dict[str, float]:
     """A parity command in a process tree of its own. Raises CalledProcessError where it fails."""
-    call = [sys.executable, "-c", "from harness.cli import main; main()", *words]
+    call = [sys.executable, "-c", "from gpt2_parity.cli import main; main()", *words]
     started = time.perf_counter()
     with subprocess.Popen(call) as process, watched(lambda: tree(psutil.Process(process.pid))) as most:
         code = process.wait()
@@ -116,12 +118,12 @@ def command(words: tuple[str, ...]) -> dict[str, float]:
 
 def measure(size: str) -> None:
     """Everything about one size, into out/scale/SIZE.json: each figure as soon as it is there."""
-    models.locate(f"shape:{size}")  # its weights are generated before anything is timed
+    catalogue.locate(f"shape:{size}")  # its weights are generated before anything is timed
     found = {}
 
     def keep(name: str, figures: dict[str, float]) -> None:
         found[name] = figures
-        mapped.write_text(OUT / f"{size}.json", json.dumps(found, indent=1) + "\n")
+        atomic.write_text(OUT / f"{size}.json", json.dumps(found, indent=1) + "\n")
 
     for n in TOKENS:
         call = [sys.executable, __file__, "--oracle", size, str(n)]
@@ -134,7 +136,7 @@ def measure(size: str) -> None:
 def write() -> None:
     """Make the page from what the measurements left."""
     alone, commands = [], []
-    for size, hparams in shapes.OFFICIAL.items():
+    for size, hparams in synthetic.OFFICIAL.items():
         n_params = sum(int(np.prod(shape)) for shape in variable_shapes(hparams).values())
         what = [f"`shape:{size}`", f"{n_params / 1e6:.0f} M", f"{4 * n_params / GIB:.2f} GiB"]
         path = OUT / f"{size}.json"
@@ -153,20 +155,20 @@ def write() -> None:
     parts += [COMMANDS, *table([*size, "command", "time", "peak of the process tree"], commands), ""]
     cores, memory = psutil.cpu_count(), psutil.virtual_memory().total / GIB
     parts += [f"Made with Python {platform.python_version()} on {cores} cores and {memory:.0f} GiB.", ""]
-    mapped.write_text(ROOT / "docs" / "scale.md", "\n".join(parts))
+    atomic.write_text(ROOT / "docs" / "scale.md", "\n".join(parts))
     print("\n".join(parts))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--oracle", action="store_true", help="SIZE N: one evaluation, told as JSON")
-    parser.add_argument("sizes", nargs="*", metavar="SIZE", help=", ".join(shapes.OFFICIAL))
+    parser.add_argument("sizes", nargs="*", metavar="SIZE", help=", ".join(synthetic.OFFICIAL))
     arguments = parser.parse_args()
     if arguments.oracle:
         size, n = arguments.sizes
         print(json.dumps(evaluate(size, int(n))))
         return
-    for size in arguments.sizes or shapes.OFFICIAL:
+    for size in arguments.sizes or synthetic.OFFICIAL:
         measure(size)
     write()
 

@@ -24,12 +24,14 @@ import optax
 import tensorflow as tf
 from tokenizers import ByteLevelBPETokenizer
 
-from harness import mapped
-from harness.checkpoint import FILES
-from harness.contract import HParams, parameter_shapes, variable_shapes
-from harness.golden import CONTINUATION, PROMPT
-from harness.tokenizer import END_OF_TEXT, Tokenizer
-from impls import gpt2_jax
+from gpt2_parity.contract.architecture import HParams, parameter_shapes, variable_shapes
+from gpt2_parity.files import atomic
+from gpt2_parity.model.checkpoint import FILES
+from gpt2_parity.model.tokenizer import END_OF_TEXT, Tokenizer
+from gpt2_parity.reference.records import CONTINUATION, PROMPT
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "impls"))
+import gpt2_jax
 
 SENTENCE = PROMPT + CONTINUATION
 HPARAMS = HParams(n_vocab=1000, n_ctx=256, n_embd=128, n_head=4, n_layer=4)
@@ -167,7 +169,7 @@ def main() -> None:
         for path in Path(folder).iterdir():  # all is made: an interruption leaves the old one whole
             path.replace(options.out / path.name)
     path = options.out.with_name(f"{options.out.name}_training.json")
-    mapped.write_text(path, json.dumps(report, indent=1) + "\n")
+    atomic.write_text(path, json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
 
 

@@ -2,7 +2,8 @@
 
 The questions are below; the answers are the float64 oracle's. A number is written with the digits that
 float32 noise leaves certain: what rounding cuts off and the noise together are at most 0.38 of a unit of
-the last digit. 0.6 is allowed (harness/known.py), so it passes, and any other last digit fails.
+the last digit. 0.6 is allowed (published/known_answers.py),
+so it passes, and any other last digit fails.
 
     python golden/record_known.py [micro] [shape:124M]
 """
@@ -13,10 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from harness import checkpoint, known, mapped, models, oracle, questions
-from harness.contract import HParams, Tap
-from harness.golden import CONTINUATION, PROMPT
-from harness.noise import arithmetic
+from gpt2_parity.contract.architecture import HParams
+from gpt2_parity.contract.interface import Tap
+from gpt2_parity.files import atomic, safetensors_mmap
+from gpt2_parity.model import catalogue, checkpoint
+from gpt2_parity.published import known_answers, probes
+from gpt2_parity.reference import oracle
+from gpt2_parity.reference.noise import arithmetic
+from gpt2_parity.reference.records import CONTINUATION, PROMPT
 
 SOURCE = "golden/record_known.py: the float64 oracle"
 DRAWS = 5  # of float32 noise, to see which digits it leaves certain
@@ -39,12 +44,12 @@ class Oracle:
         return x
 
 
-def unanswered(name: str, hparams: HParams) -> list[questions.Fact]:
+def unanswered(name: str, hparams: HParams) -> list[probes.Fact]:
     """Facts without answers; what a question takes from an expected answer is given as a skeleton."""
     last = hparams.n_layer - 1
     prompt: Any = PROMPT if name == "micro" else [3, 1, 4, 1, 5, 9]
     about = {"prompt": prompt}
-    facts: list[questions.Fact] = [
+    facts: list[probes.Fact] = [
         {"kind": "hparams"},
         {"kind": "tensor", "tensor": "wte", "slice": "-1, :6"},
         {"kind": "tensor", "tensor": "h0/attn/c_attn/w", "slice": "0, -6:"},
@@ -85,42 +90,40 @@ def unanswered(name: str, hparams: HParams) -> list[questions.Fact]:
 
 
 def main(names: list[str]) -> None:
-    kept = [fact for fact in known.read() if fact["model"] not in names]
-    new = [fact for name in names for fact in record(models.locate(name))]
+    kept = [fact for fact in known_answers.read() if fact["model"] not in names]
+    new = [fact for name in names for fact in record(catalogue.locate(name))]
     lines = ",\n".join(f"  {json.dumps(fact, ensure_ascii=False)}" for fact in [*new, *kept])
-    text = f'{{\n "format": {known.FORMAT},\n "facts": [\n{lines}\n ]\n}}\n'
-    mapped.write_text(known.FACTS, text)
-    print(f"{len(new)} facts recorded, {len(kept)} kept: {known.FACTS}")
+    text = f'{{\n "format": {known_answers.FORMAT},\n "facts": [\n{lines}\n ]\n}}\n'
+    atomic.write_text(known_answers.FACTS, text)
+    print(f"{len(new)} facts recorded, {len(kept)} kept: {known_answers.FACTS}")
 
 
-def record(model: models.Model) -> list[questions.Fact]:
+def record(model: catalogue.Model) -> list[probes.Fact]:
     """The answers of the exact oracle, in the digits that its float32 draws leave certain."""
-    place = known.place_of(model, None, None)
-    params = mapped.read(place.weights)
+    place = known_answers.place_of(model, None, None)
+    params = safetensors_mmap.read(place.weights)
     draws = [arithmetic("float32", np.random.default_rng([0, draw])) for draw in range(DRAWS)]
     exact, *noisy = (
-        questions.Respondent(Oracle(params, place.hparams, each), None, params, place)
+        probes.Respondent(Oracle(params, place.hparams, each), None, params, place)
         for each in (oracle.EXACT, *draws)
     )
     return [answered(fact, exact, noisy) for fact in unanswered(model.name, place.hparams)]
 
 
-def answered(
-    fact: questions.Fact, exact: questions.Respondent, noisy: list[questions.Respondent]
-) -> questions.Fact:
+def answered(fact: probes.Fact, exact: probes.Respondent, noisy: list[probes.Respondent]) -> probes.Fact:
     """The fact with its expected answer and its source."""
     skeleton, kind = fact.pop("skeleton", None), fact["kind"]
     if kind == "greedy" and skeleton:
         fact["expected"] = [-1] * skeleton
-        fact["expected"] = questions.greedy(exact, fact)["ids"]
+        fact["expected"] = probes.greedy(exact, fact)["ids"]
     elif kind == "top":
         fact["expected"] = ranked(exact, fact, skeleton)
     elif isinstance(skeleton, list):
         fact["expected"] = dict.fromkeys(skeleton, 0)
     elif kind == "file":
         fact["expected"] = dict.fromkeys(("bytes", "sha256"), 0)
-    ask = questions.KINDS[kind]
-    if kind in questions.EXACT:
+    ask = probes.KINDS[kind]
+    if kind in probes.EXACT:
         fact["expected"] = ask(exact, fact)
     elif kind != "greedy":
         got = ask(exact, fact)
@@ -129,13 +132,13 @@ def answered(
     return fact | {"source": SOURCE}
 
 
-def ranked(exact: questions.Respondent, fact: questions.Fact, k: int) -> list[list[list[int]]]:
+def ranked(exact: probes.Respondent, fact: probes.Fact, k: int) -> list[list[list[int]]]:
     """The ids of the k greatest logits at each position, without their values."""
     found = exact.logits(exact.prompt(fact))[0]
     return [[[int(i), 0] for i in np.argsort(-found[at])[:k]] for at in fact["at"]]
 
 
-def named(fact: questions.Fact, got: Any, spread: list[Any]) -> list[Any]:
+def named(fact: probes.Fact, got: Any, spread: list[Any]) -> list[Any]:
     """Token ids with their values."""
     values = certain(got, spread)
     return [

@@ -5,7 +5,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from harness.discover import IMPLS
+from gpt2_parity.implementation.discovery import IMPLS
 
 SPECIMEN = (IMPLS / "gpt2_numpy.py").read_text(encoding="utf-8")
 
@@ -16,7 +16,7 @@ def parity(*arguments, **options):
 
 
 def command(*arguments) -> list[str]:
-    return [sys.executable, "-c", "from harness.cli import main; main()", *map(str, arguments)]
+    return [sys.executable, "-m", "gpt2_parity", *map(str, arguments)]
 
 
 def module(folder: Path, name: str, extra: str) -> Path:

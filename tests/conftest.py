@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from harness import models, run
-from harness.run import Prepared
+from gpt2_parity.model import catalogue
+from gpt2_parity.run import runner
+from gpt2_parity.run.runner import Prepared
 
 SEED = 20261123  # of the fresh tokens; fixed, so that a failure repeats
 
@@ -29,4 +30,4 @@ def home(tmp_path_factory):
 def prepared(home, tmp_path_factory) -> Prepared:
     """micro's checkpoint, its golden records and a fresh case."""
     folder: Path = tmp_path_factory.mktemp("prepared")
-    return run.prepare(models.locate("micro"), SEED, folder)
+    return runner.prepare(catalogue.locate("micro"), SEED, folder)

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from harness import worker
-from harness.contract import Target
-from harness.judge import Row
-from harness.run import Prepared
+from gpt2_parity.contract.interface import Target
+from gpt2_parity.contract.rows import Row
+from gpt2_parity.run import worker
+from gpt2_parity.run.runner import Prepared
 
 FLOAT32 = Target("cpu", "float32")
 
@@ -17,10 +17,10 @@ def examine(
     if only:
         records = [record for record in prepared.records if record.name in only]
         prepared = prepared._replace(records=records)
-    sheet = prepared.sheet(module.__name__, "micro")
+    state = prepared.state(module.__name__, "micro")
 
     def journal(event: str, **data) -> None:
-        sheet.hear(event, data)
+        state.hear(event, data)
 
     journal("begin", target=target)
     checkpoint = prepared.checkpoint
@@ -28,4 +28,4 @@ def examine(
         told = (checkpoint.weights, checkpoint.hparams, prepared.records, str)
         if worker.measure(module, target, *told, journal):
             journal("end")
-    return sheet.rows
+    return state.rows

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from harness.discover import IMPLS, Found
+from gpt2_parity.implementation.discovery import IMPLS, Found
 
 SPECIMEN = IMPLS / "gpt2_numpy.py"
 DIFFERENTIABLE = IMPLS / "gpt2_torch.py"  # and offers bfloat16

@@ -50,7 +50,7 @@ def main() -> None:
         for page, (impls, code) in CASES.items():
             chosen = [word for impl in impls for word in ("--impl", impl)]
             rest = ["--target", "cpu-float32", "--seed", "7", "--out", page]
-            command = [sys.executable, "-c", "from harness.cli import main; main()", "verify"]
+            command = [sys.executable, "-c", "from gpt2_parity.cli import main; main()", "verify"]
             done = subprocess.run([*command, *chosen, *rest], cwd=folder, check=False)
             if done.returncode != code:
                 sys.exit(f"{page}: exit code {done.returncode}, expected {code}; nothing was copied")

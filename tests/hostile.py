@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness import checkpoint, golden, mapped
-from harness.contract import HParams
+from gpt2_parity.contract.architecture import HParams
+from gpt2_parity.files import digest, safetensors_mmap
+from gpt2_parity.model import checkpoint
+from gpt2_parity.reference import golden
 
 VERIFY = ("verify", "--impl", "numpy", "--seed", "1")
 CHECK = ("golden", "verify")
@@ -417,16 +419,16 @@ add(
 
 def resealed(data: bytes, world: World) -> None:
     put(world.records / RECORD, data)
-    sha = mapped.sha256(world.records / RECORD)
+    sha = digest.sha256(world.records / RECORD)
     forged(lambda m: m["cases"]["one_token"].update(sha256=sha))(world)
 
 
 def arrays(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[World], None]:
     def spoil(world: World) -> None:
         path = world.records / RECORD
-        found = {name: np.array(a) for name, a in mapped.read(path).items()}
+        found = {name: np.array(a) for name, a in safetensors_mmap.read(path).items()}
         change(found)
-        mapped.write(path, found)
+        safetensors_mmap.write(path, found)
         resealed(path.read_bytes(), world)
 
     return spoil
@@ -570,9 +572,9 @@ for name, lie in LIES.items():
 def weights(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[World], None]:
     def spoil(world: World) -> None:
         path = world.generated / "weights.safetensors"
-        found = {name: np.array(a) for name, a in mapped.read(path).items()}
+        found = {name: np.array(a) for name, a in safetensors_mmap.read(path).items()}
         change(found)
-        mapped.write(path, found)
+        safetensors_mmap.write(path, found)
 
     return spoil
 

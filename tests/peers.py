@@ -3,7 +3,7 @@
     nox -s peers
 
 Hugging Face transformers (PyTorch) and the model of gpt-2-simple (OpenAI's, adapted to TensorFlow 2,
-run as it is by harness/official.py) compute float32 logits of every golden case. Prints a table;
+run as it is by reference/openai_source.py) compute float32 logits of every golden case. Prints a table;
 exit code 1 where one is beyond the limit for float32 logits, 2 where one could not run.
 """
 
@@ -17,11 +17,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from harness import golden, limits, models, official
-from harness.checkpoint import Checkpoint
-from harness.contract import CannotJudge
-from harness.golden import Record
-from harness.numerics import max_abs
+from gpt2_parity.contract import limits
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.model import catalogue
+from gpt2_parity.model.checkpoint import Checkpoint
+from gpt2_parity.reference import golden, openai_source
+from gpt2_parity.reference.distance import max_abs
+from gpt2_parity.reference.records import Record
 
 Peer = Callable[[Checkpoint, Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
@@ -59,7 +61,7 @@ def gpt_2_simple(loaded: Checkpoint, tokens: Mapping[str, np.ndarray]) -> dict[s
     spec = importlib.util.find_spec("gpt_2_simple")
     if spec is None or spec.origin is None:
         raise CannotJudge("gpt-2-simple is not installed")
-    return official.logits(Path(spec.origin).parent, loaded, tokens)
+    return openai_source.logits(Path(spec.origin).parent, loaded, tokens)
 
 
 PEERS: dict[str, Peer] = {"transformers": transformers, "gpt-2-simple": gpt_2_simple}
@@ -76,7 +78,7 @@ def compare(peer: Peer, loaded: Checkpoint, records: list[Record]) -> dict[str, 
 
 def main(peers: Mapping[str, Peer] = PEERS) -> int:
     """Print the table. Returns 0 agreement, 1 a disagreement, 2 a peer that could not run."""
-    loaded, records = golden.read(models.locate("micro"))
+    loaded, records = golden.read(catalogue.locate("micro"))
     most = limits.NOISE.most
     title = f"micro: peers' float32 logits against golden, noise units (at most {most:g})"
     table = Table("peer", *(record.name for record in records), title=title, title_justify="left")

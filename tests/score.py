@@ -33,16 +33,20 @@ import faults
 import variants
 from examine import examine
 from faults import FAULTS, IN_LAYER, Fault, plant
+from gpt2_parity.checks import local
+from gpt2_parity.contract.architecture import graph, kind_of
+from gpt2_parity.contract.interface import Target
+from gpt2_parity.contract.limits import LOCAL, local_limit
+from gpt2_parity.contract.rows import Row, exit_code
+from gpt2_parity.files import atomic
+from gpt2_parity.implementation.discovery import find
+from gpt2_parity.implementation.loaded import Loaded
+from gpt2_parity.model import catalogue, checkpoint
+from gpt2_parity.reference import records
+from gpt2_parity.run import runner, supervisor
+from gpt2_parity.run.runner import Prepared
+from gpt2_parity.verdict.attribution import collapse
 from variants import VARIANTS
-
-from harness import checkpoint, golden, isolation, mapped, models, run
-from harness.checks import local
-from harness.contract import Target, graph, kind_of
-from harness.discover import find
-from harness.judge import Row, collapse, exit_code
-from harness.limits import LOCAL, local_limit
-from harness.run import Prepared
-from harness.subject import Subject
 
 SEED = 7  # of the fresh tokens that faults are examined with
 OWN = ("local", "precision", "weights", "bad_tokens")  # checks whose failures blame their own scope
@@ -65,9 +69,9 @@ def prepared(model: str, seed: int) -> Prepared:
     if model in ("outliers", "deep"):
         return variants.prepare(getattr(variants, model)(), seed)
     if model == "micro":
-        return run.prepare(models.locate(model), seed, Path(tempfile.mkdtemp(prefix="parity-")))
-    loaded = checkpoint.load(models.locate(model).checkpoint)  # a shape: the fresh case is enough
-    fresh = golden.record(golden.fresh_case(loaded.hparams, seed), loaded.params, loaded.hparams)
+        return runner.prepare(catalogue.locate(model), seed, Path(tempfile.mkdtemp(prefix="parity-")))
+    loaded = checkpoint.load(catalogue.locate(model).checkpoint)  # a shape: the fresh case is enough
+    fresh = records.make_record(records.fresh_case(loaded.hparams, seed), loaded.params, loaded.hparams)
     return Prepared(loaded, [fresh], {})
 
 
@@ -213,7 +217,7 @@ def power() -> list[Power]:
     record = next(record for record in truth.records if record.name == "full_context")
     params, hparams = truth.checkpoint.params, truth.checkpoint.hparams
     weights = truth.checkpoint.weights
-    subject = Subject.load(find("numpy").load(), Target("cpu", "float32"), weights, hparams, [record])
+    loaded = Loaded.load(find("numpy").load(), Target("cpu", "float32"), weights, hparams, [record])
     ops = {op.name: op for op in graph(hparams.n_layer)}
     rng = np.random.default_rng(0)
     found = []
@@ -224,11 +228,11 @@ def power() -> list[Power]:
         "wpe": "embed", "wte": "logits",
     }.items():  # fmt: skip
         caught = [
-            least(lambda d, i=i, v=variable, n=name: caught_weight(subject, record, ops[n], v, i, d))
+            least(lambda d, i=i, v=variable, n=name: caught_weight(loaded, record, ops[n], v, i, d))
             for i in elements(params[variable], rng)
         ]
         found.append(summary(f"one weight of {variable}", ops[name].kind, caught))
-    run_ = subject.prefill(record)
+    run_ = loaded.prefill(record)
     captured = run_.taps | {"logits": run_.logits}
     names = (
         "embed",
@@ -241,7 +245,7 @@ def power() -> list[Power]:
     )
     for name in names:
         caught = [
-            least(lambda d, i=i, n=name: caught_activation(subject, record, captured, ops[n], i, d))
+            least(lambda d, i=i, n=name: caught_activation(loaded, record, captured, ops[n], i, d))
             for i in elements(captured[name], rng)
         ]
         found.append(summary("one activation", ops[name].kind, caught))
@@ -265,30 +269,30 @@ def least(caught: Any) -> float:
 
 
 def caught_weight(
-    subject: Subject, record: Any, op: Any, variable: str, place: Any, change: float
+    loaded: Loaded, record: Any, op: Any, variable: str, place: Any, change: float
 ) -> bool:
-    params = dict(subject.model.params)
+    params = dict(loaded.model.params)
     params[variable] = params[variable].copy()
     params[variable][place] *= 1 + change
-    model, subject.model = subject.model, subject.model._replace(params=params)
+    model, loaded.model = loaded.model, loaded.model._replace(params=params)
     try:
-        tapped = subject.tapped(record.tokens)
+        tapped = loaded.tapped(record.tokens)
     finally:
-        subject.model = model
-    return beyond(subject, record, tapped.taps | {"logits": tapped.logits}, op)
+        loaded.model = model
+    return beyond(loaded, record, tapped.taps | {"logits": tapped.logits}, op)
 
 
 def caught_activation(
-    subject: Subject, record: Any, captured: Any, op: Any, place: Any, change: float
+    loaded: Loaded, record: Any, captured: Any, op: Any, place: Any, change: float
 ) -> bool:
     changed = captured[op.name].copy()
     changed[place] *= 1 + change
-    return beyond(subject, record, {**captured, op.name: changed}, op)
+    return beyond(loaded, record, {**captured, op.name: changed}, op)
 
 
-def beyond(subject: Subject, record: Any, captured: Any, op: Any) -> bool:
-    [(value, _)] = local.examine([local.Examined(subject, record, captured, op, "rounding_units")])
-    return value > local_limit(op.kind, subject.target.dtype).most
+def beyond(loaded: Loaded, record: Any, captured: Any, op: Any) -> bool:
+    [(value, _)] = local.examine([local.Examined(loaded, record, captured, op, "rounding_units")])
+    return value > local_limit(op.kind, loaded.target.dtype).most
 
 
 def summary(changed: str, kind: str, caught: list[float]) -> Power:
@@ -406,7 +410,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    os.environ |= isolation.ALONE
+    os.environ |= supervisor.ALONE
     if options.device == "cuda" and ("cuda", "float32") not in find("torch").load().targets():
         console.print("skipped: no CUDA device")
         sys.exit(2)
@@ -449,7 +453,7 @@ def main() -> None:
         "variants": [a._asdict() for a in alarms],
         "power": [p._asdict() for p in powers],
     }
-    mapped.write_text(options.out / "faults.json", json.dumps(found, indent=1) + "\n")
+    atomic.write_text(options.out / "faults.json", json.dumps(found, indent=1) + "\n")
     right = all(s.right for s in [*scores, *large]) and not any(a.alarms for a in alarms)
     least = 70 if options.device == "cpu" else len(shelf.faults)
     enough = bool(options.only) or (len(scores) >= least and len({a.name for a in alarms}) >= 25)

@@ -11,33 +11,36 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from commands import module, parity
 from faults import FAULTS, plant
-
-from harness import models, oracle, run, shapes
-from harness.bench import (
-    entrant,
+from gpt2_parity.bench import (
+    contestant,
     growth,
     history,
     interval,
     process,
     roofline,
     rows,
-    scoreboard,
     session,
+    tables,
 )
-from harness.bench.roofline import Rates
-from harness.bench.trial import Plans, Row, Trial, trials
-from harness.contract import CannotJudge, HParams, Target
-from harness.discover import Found, find
-from harness.isolation import THREADS
-from harness.oracle import Arithmetic
-from harness.report.runs import BENCH
+from gpt2_parity.bench.roofline import Rates
+from gpt2_parity.bench.workload import Plans, Row, Workload, workloads
+from gpt2_parity.contract.architecture import HParams
+from gpt2_parity.contract.interface import CannotJudge, Target
+from gpt2_parity.implementation.discovery import Found, find
+from gpt2_parity.model import catalogue, synthetic
+from gpt2_parity.reference import oracle
+from gpt2_parity.reference.oracle import Arithmetic
+from gpt2_parity.report.runs import BENCH
+from gpt2_parity.run import runner
+from gpt2_parity.run.supervisor import THREADS
 
 ROOT = Path(__file__).parent.parent
 FLOAT32 = Target("cpu", "float32")
 SMALL = HParams(n_vocab=257, n_ctx=64, n_embd=48, n_head=4, n_layer=3)
-TRIALS = (Trial("prefill", 24), Trial("decode", 20, 16), Trial("start", 24))
+TRIALS = (Workload("prefill", 24), Workload("decode", 20, 16), Workload("start", 24))
 
 # How an implementation can go wrong where a check before the timing would not see it: only the timed
 # prefill is of 24 tokens, and after three of them (one to warm up) it misbehaves.
@@ -107,11 +110,11 @@ def outcome(tmp_path_factory, prepared):
         find(str(module(folder, "writes_into_tokens", WRITES))),
         find(str(module(folder, "wrong_black_box", "TAPS = ()\n" + LATE.format(misbehaviour=OFF)))),
     ]
-    plans = Plans(FLOAT32, TRIALS, threads=1, seed=3, limits=run.Limits(seconds=20.0))
+    plans = Plans(FLOAT32, TRIALS, threads=1, seed=3, limits=runner.Limits(seconds=20.0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(entrant, "LEAST_SECONDS", 0.0)  # one call a sample: LATE counts calls
+        patch.setattr(contestant, "LEAST_SECONDS", 0.0)  # one call a sample: LATE counts calls
         patch.setattr(session, "REST", 0.0)  # no figure is looked at
-        return session.measure(found, models.locate("micro"), plans)
+        return session.measure(found, catalogue.locate("micro"), plans)
 
 
 def rows_of(outcome, name):
@@ -141,11 +144,13 @@ def test_what_is_right_has_figures_whatever_the_others_do(outcome, name):
 
 
 def test_a_target_that_nobody_offers_is_refused_with_what_each_says(tmp_path):
-    plans = Plans(Target("cuda", "float32"), TRIALS, threads=1, seed=3, limits=run.Limits(seconds=20.0))
+    plans = Plans(
+        Target("cuda", "float32"), TRIALS, threads=1, seed=3, limits=runner.Limits(seconds=20.0)
+    )
     found = [find("numpy"), find(str(module(tmp_path, "broken", 'raise RuntimeError("old driver")')))]
     said = r"nobody can be timed .*numpy: .*offered: cpu-float32, cpu-float64.*broken: .*old driver"
     with pytest.raises(CannotJudge, match=said):
-        session.measure(found, models.locate("micro"), plans)
+        session.measure(found, catalogue.locate("micro"), plans)
 
 
 def test_how_decode_was_timed_is_said(outcome):
@@ -175,7 +180,7 @@ def test_what_is_wrong_crashes_or_hangs_has_no_figure(outcome, name):
         assert {row.median, row.low, row.high, row.tokens_per_second, row.roofline, row.speedup} == {
             None
         }
-    if name != "raises":  # an exception costs the trial it came in; anything worse costs all
+    if name != "raises":  # an exception costs the workload it came in; anything worse costs all
         assert bad == rows
     else:
         assert bad[0].phase == "prefill"
@@ -189,8 +194,8 @@ def test_a_crash_or_wrong_output_exits_1_and_no_figure_at_all_exits_2(outcome):
 
 
 def test_the_files_say_what_the_rows_say(outcome, tmp_path):
-    scoreboard.write(tmp_path, outcome)
-    frame = scoreboard.read(tmp_path)
+    tables.write(tmp_path, outcome)
+    frame = tables.read(tmp_path)
     assert list(frame.columns) == list(Row._fields)
     assert len(frame) == len(outcome.rows)
     assert frame.attrs["threads"] == 1
@@ -203,10 +208,10 @@ def test_the_files_say_what_the_rows_say(outcome, tmp_path):
     assert {line.count(" | ") for line in tabled} == {7}
     assert "WRONG OUTPUT" in text
     with pytest.raises(CannotJudge, match="no such file"):
-        scoreboard.read(tmp_path / "nowhere")
+        tables.read(tmp_path / "nowhere")
     (tmp_path / BENCH).write_text('{"schema": 99}')
     with pytest.raises(CannotJudge, match="not results of schema 1"):
-        scoreboard.read(tmp_path)
+        tables.read(tmp_path)
 
 
 def test_the_command_writes_both_files_and_shows_the_table(tmp_path, prepared):
@@ -215,7 +220,7 @@ def test_the_command_writes_both_files_and_shows_the_table(tmp_path, prepared):
     chosen = ("--impl", "numpy", "--impl", other, "--model", "micro", "--quick", "--threads", 1)
     done = parity("bench", *chosen, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted(path.name for path in out.iterdir()) == sorted(scoreboard.FILES)
+    assert sorted(path.name for path in out.iterdir()) == sorted(tables.FILES)
     assert "decode after 16" in done.stdout
     document = json.loads((out / BENCH).read_text())
     assert document["schema"] == 1
@@ -242,7 +247,7 @@ def test_what_cannot_be_measured_exits_2_with_one_clear_line(arguments, message,
 
 
 def test_a_model_that_does_not_fit_is_refused():
-    shape = shapes.OFFICIAL["774M"]
+    shape = synthetic.OFFICIAL["774M"]
     assert session.too_big(shape, FLOAT32, 10**6).endswith("are free")
     assert session.too_big(SMALL, FLOAT32, 1) == ""
 
@@ -272,10 +277,10 @@ def test_threads_of_the_bare_machine_leave_the_cores_to_who_is_timed_next(tmp_pa
 
 def test_trials_are_clipped_to_the_context():
     for n_ctx in (1, 2, 40, 1024):
-        found = trials(SMALL._replace(n_ctx=n_ctx))
-        assert {trial.phase for trial in found} >= {"prefill", "start"}
-        assert max(trial.longest for trial in found) <= n_ctx
-    standard = trials(shapes.OFFICIAL["124M"])
+        found = workloads(SMALL._replace(n_ctx=n_ctx))
+        assert {workload.phase for workload in found} >= {"prefill", "start"}
+        assert max(workload.longest for workload in found) <= n_ctx
+    standard = workloads(synthetic.OFFICIAL["124M"])
     assert [t.n for t in standard if t.phase == "prefill"] == [128, 512, 1023]
     assert [t.n_past for t in standard if t.phase == "decode"] == [16, 900]
 
@@ -311,7 +316,7 @@ def test_flops_are_those_that_the_oracle_does():
     n, batch = 20, 3
     counting = Arithmetic(matmul=matmul, affine=lambda x, w, b: matmul(x, w) + b)
     tokens = np.zeros((batch, n), np.int32)
-    oracle.forward(shapes.generate(SMALL), SMALL, tokens, None, counting)
+    oracle.forward(synthetic.generate(SMALL), SMALL, tokens, None, counting)
     unseen = 4 * SMALL.n_embd * SMALL.n_layer * batch * (n * n - n * (n + 1) / 2)
     assert roofline.flops(SMALL, n, 0, batch) == counted - unseen
 
@@ -324,7 +329,7 @@ def test_decoding_costs_what_prefill_would_have_added():
 
 def test_bytes_are_those_of_the_weights_and_the_cache():
     """The reference figures of the 124M shape: 498 MB of weights, 69 MB of cache at 932 tokens."""
-    hparams = shapes.OFFICIAL["124M"]
+    hparams = synthetic.OFFICIAL["124M"]
     assert roofline.parameters(hparams) == 124_439_808
     moved = roofline.bytes_moved(hparams, 1, 931, 1, 4)
     logits = 4 * hparams.n_vocab
@@ -366,7 +371,7 @@ def test_each_turn_stands_between_two_measurements_of_the_machine(monkeypatch):
     monkeypatch.setattr(session, "REST", 0)
     clock = itertools.count(1)
     machine = SimpleNamespace(ask=lambda _: {"bandwidth": float(next(clock)), "gemm": None})
-    trial = Trial("decode", 8, 16)
+    workload = Workload("decode", 8, 16)
     a, b, lost, out = (
         SimpleNamespace(
             found=Found(name, name), time=lambda _, t=t: t, warm=lambda _: None, rates=defaultdict(list),
@@ -375,24 +380,24 @@ def test_each_turn_stands_between_two_measurements_of_the_machine(monkeypatch):
         for name, t in (("a", 1.0), ("b", 2.0), ("lost", None), ("out", 3.0))
     )  # fmt: skip
     one = object.__new__(session.Session)
-    one.entrants, one.plans, one.rates = [a, b, lost, out], Plans(FLOAT32, (trial,), samples=2), []
+    one.contestants, one.plans, one.rates = [a, b, lost, out], Plans(FLOAT32, (workload,), samples=2), []
     one.report, one.done, one.all = lambda *_: None, 0, 12
-    one._time(trial, machine)
-    assert [rate.bandwidth for rate in a.rates[trial]] == [1.5, 7.5]  # a, b, lost; then b, lost, a
-    assert [rate.bandwidth for rate in b.rates[trial]] == [2.5, 5.5]
-    assert not lost.rates[trial]
-    assert not out.rates[trial]  # it is not waited for, either
+    one._time(workload, machine)
+    assert [rate.bandwidth for rate in a.rates[workload]] == [1.5, 7.5]  # a, b, lost; then b, lost, a
+    assert [rate.bandwidth for rate in b.rates[workload]] == [2.5, 5.5]
+    assert not lost.rates[workload]
+    assert not out.rates[workload]  # it is not waited for, either
     assert len(one.rates) == 8
 
 
 def test_a_share_of_the_roofline_is_of_the_rates_around_each_sample():
-    trial = Trial("decode", 8, 16)
+    workload = Workload("decode", 8, 16)
     rates = [Rates(1e9, None), Rates(2e9, None).between(Rates(6e9, 1e12))]
     least = [roofline.seconds(SMALL, rate, 1, 16 + 4, 1, 4) for rate in rates]
-    parts = {"plans": Plans(FLOAT32, (trial,)), "truth": SimpleNamespace(hparams=SMALL)}
-    entrant_ = SimpleNamespace(session=SimpleNamespace(**parts), rates={trial: rates})
+    parts = {"plans": Plans(FLOAT32, (workload,)), "truth": SimpleNamespace(hparams=SMALL)}
+    entrant_ = SimpleNamespace(session=SimpleNamespace(**parts), rates={workload: rates})
     taken = row(8, phase="decode", n_past=16, samples=[seconds / 0.8 for seconds in least])
-    assert rows.roofline_share(entrant_, trial, taken) == pytest.approx(0.8)
+    assert rows.roofline_share(entrant_, workload, taken) == pytest.approx(0.8)
 
 
 def test_a_power_law_has_its_exponent_and_theory_beside_it():
@@ -424,10 +429,10 @@ def test_growth_is_measured_and_fitted(tmp_path, home, monkeypatch):
     """On two shapes that have no golden records: their truth is made on the spot."""
     monkeypatch.setattr(session, "REST", 0.0)
     sizes = {"tiny": SMALL, "small": SMALL._replace(n_embd=96), "huge": SMALL._replace(n_embd=2**20)}
-    monkeypatch.setattr(shapes, "OFFICIAL", sizes)
-    monkeypatch.setattr(models, "OFFICIAL", tuple(sizes))
-    few = [Trial("prefill", n, batch=batch) for n, batch in ((32, 1), (64, 1), (64, 4))]
-    monkeypatch.setattr(growth, "trials", lambda hparams: [*few, Trial("decode", 16, 16)])
+    monkeypatch.setattr(synthetic, "OFFICIAL", sizes)
+    monkeypatch.setattr(catalogue, "OFFICIAL", tuple(sizes))
+    few = [Workload("prefill", n, batch=batch) for n, batch in ((32, 1), (64, 1), (64, 4))]
+    monkeypatch.setattr(growth, "workloads", lambda hparams: [*few, Workload("decode", 16, 16)])
     named = [f"shape:{size}" for size in sizes]
     outcome, fits = growth.measure([find("numpy")], named, Plans(FLOAT32, threads=1, seed=3))
     assert outcome.environment["truth"] == "float64 oracle on the spot"
@@ -443,7 +448,7 @@ def test_growth_is_measured_and_fitted(tmp_path, home, monkeypatch):
         roofline.parameters(sizes[s]) for s in ("tiny", "small")
     ]
     assert told["prefill", "tokens"].exponent is not None
-    scoreboard.write(tmp_path, outcome, fits)
+    tables.write(tmp_path, outcome, fits)
     document = json.loads((tmp_path / BENCH).read_text())
     assert document["rows"] == []
     assert len(document["growth"]["rows"]) == len(outcome.rows)
@@ -461,9 +466,9 @@ def test_a_larger_model_that_does_not_fit_is_skipped_with_its_reason(monkeypatch
 def test_what_was_measured_is_kept_when_memory_runs_short_at_a_larger_model(home, monkeypatch):
     """It was free when asked for the first time, and is not a moment later."""
     sizes = {"tiny": SMALL, "small": SMALL._replace(n_embd=96)}
-    monkeypatch.setattr(shapes, "OFFICIAL", sizes)
-    monkeypatch.setattr(models, "OFFICIAL", tuple(sizes))
-    monkeypatch.setattr(growth, "trials", lambda hparams: [Trial("prefill", 32)])
+    monkeypatch.setattr(synthetic, "OFFICIAL", sizes)
+    monkeypatch.setattr(catalogue, "OFFICIAL", tuple(sizes))
+    monkeypatch.setattr(growth, "workloads", lambda hparams: [Workload("prefill", 32)])
     answers = iter(["", "", "", "no room"])  # growth and session, for each of the two
     monkeypatch.setattr(session, "too_big", lambda *asked: next(answers))
     outcome, _ = growth.measure(
@@ -544,7 +549,7 @@ def test_the_benchmarks_import_no_framework_where_asv_looks_for_them():
 
     tree = ast.parse((ROOT / "benchmarks" / "speed.py").read_text())
     tops = {name for node in tree.body for name in imported(node)}
-    assert not tops & {"numpy", "torch", "jax", "harness"}, "a missing framework would kill the suite"
+    assert not tops & {"numpy", "torch", "jax", "gpt2_parity"}, "a missing framework kills the suite"
 
 
 def asv_module():
@@ -606,14 +611,14 @@ def test_asv_is_told_that_one_figure_could_not_be_measured():
 def test_what_is_short_is_called_again_and_every_result_is_held(monkeypatch, tick, calls):
     """The median counts; a call of 0.1 s or more stands for itself."""
     clock, seconds, held = itertools.count(0, tick), iter([0.3, 0.1, 0.2]), []
-    monkeypatch.setattr(entrant.time, "perf_counter", lambda: next(clock))
-    one = entrant.Entrant(find("numpy"), None)
+    monkeypatch.setattr(contestant.time, "perf_counter", lambda: next(clock))
+    one = contestant.Contestant(find("numpy"), None)
     monkeypatch.setattr(one, "_call", lambda _: {"seconds": next(seconds)})
     monkeypatch.setattr(one, "hold", lambda _, reply: held.append(reply["seconds"]))
-    trial = Trial("prefill", 4)
-    assert one.time(trial) == {3: 0.2, 1: 0.3}[calls]
+    workload = Workload("prefill", 4)
+    assert one.time(workload) == {3: 0.2, 1: 0.3}[calls]
     assert held == [0.3, 0.1, 0.2][:calls]
-    assert one.samples[trial] == [{3: 0.2, 1: 0.3}[calls]]
+    assert one.samples[workload] == [{3: 0.2, 1: 0.3}[calls]]
 
 
 def test_a_time_whose_interval_reaches_nothing_is_no_figure(monkeypatch):
@@ -621,16 +626,16 @@ def test_a_time_whose_interval_reaches_nothing_is_no_figure(monkeypatch):
 
     Nor is a time in which the machine could not have read the weights.
     """
-    trial = Trial("decode", 1, 16)
+    workload = Workload("decode", 1, 16)
 
     def verdict(samples, share=None):
         plans = SimpleNamespace(samples=6, target=FLOAT32)
         session = SimpleNamespace(plans=plans, model=SimpleNamespace(name="m"))
-        one = SimpleNamespace(session=session, samples={trial: samples}, running=True, failed={},
+        one = SimpleNamespace(session=session, samples={workload: samples}, running=True, failed={},
                               how={}, decoded={}, verdict="verified", detail="",
                               found=find("numpy"))  # fmt: skip
         monkeypatch.setattr(rows, "roofline_share", lambda *_: share)
-        row = rows.time_row(one, one, trial)
+        row = rows.time_row(one, one, workload)
         return row.verdict, row.samples, row.median
 
     assert verdict([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == ("verified", [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3.5)
@@ -641,7 +646,7 @@ def test_a_time_whose_interval_reaches_nothing_is_no_figure(monkeypatch):
 
 def test_the_prompt_is_subtracted_as_it_is_once_memory_is_warm(monkeypatch):
     """The first call after a rest is slow: timed, it would make decoding look quicker than it is."""
-    from harness.bench import worker
+    from gpt2_parity.bench import worker
 
     now, calls = [0.0], []
 

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from harness import checkpoint, mapped, models
-from harness.contract import CannotJudge, HParams, variable_shapes
+from gpt2_parity.contract.architecture import HParams, variable_shapes
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.files import digest, safetensors_mmap
+from gpt2_parity.model import catalogue, checkpoint
 
-MICRO = models.GOLDEN / "micro"
+MICRO = catalogue.GOLDEN / "micro"
 
 
 @pytest.fixture
@@ -47,11 +49,14 @@ def test_names_and_shapes_are_the_official_ones():
 
 def test_what_is_loaded_is_what_tensorflow_reads(prepared):
     loaded = prepared.checkpoint
-    names = "import sys; from harness import checkpoint, mapped; from pathlib import Path;"
-    code = names + "mapped.write(Path(sys.argv[2]), checkpoint.read_variables(Path(sys.argv[1])))"
+    code = (
+        "import sys; from pathlib import Path; from gpt2_parity.files import safetensors_mmap;"
+        "from gpt2_parity.model import checkpoint;"
+        "safetensors_mmap.write(Path(sys.argv[2]), checkpoint.read_variables(Path(sys.argv[1])))"
+    )
     out = loaded.weights.with_name("raw.safetensors")
     subprocess.run([sys.executable, "-c", code, MICRO, out], check=True, capture_output=True)
-    raw = mapped.read(out)
+    raw = safetensors_mmap.read(out)
     assert raw.keys() == loaded.params.keys()
     for name, value in raw.items():
         np.testing.assert_array_equal(value.reshape(loaded.params[name].shape), loaded.params[name])
@@ -60,8 +65,8 @@ def test_what_is_loaded_is_what_tensorflow_reads(prepared):
 
 def test_the_second_load_imports_no_tensorflow(prepared):
     code = (
-        "import sys; from harness import checkpoint, models;"
-        "checkpoint.load(models.GOLDEN / 'micro');"
+        "import sys; from gpt2_parity.model import catalogue, checkpoint;"
+        "checkpoint.load(catalogue.GOLDEN / 'micro');"
         "print(sorted({'tensorflow', 'jax', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -72,10 +77,10 @@ def test_the_second_load_imports_no_tensorflow(prepared):
 def test_two_processes_share_one_copy_of_the_weights(prepared, tmp_path):
     """Each of two processes that have touched all weights is charged half of them (PSS)."""
     path = tmp_path / "weights.safetensors"
-    mapped.write(path, {"w": np.ones((4096, 4096), np.float32)})  # 64 MiB
+    safetensors_mmap.write(path, {"w": np.ones((4096, 4096), np.float32)})  # 64 MiB
     code = (
-        "import sys; from pathlib import Path; from harness import mapped;"
-        "w = mapped.read(Path(sys.argv[1]))['w']; total = float(w.sum());"
+        "import sys; from pathlib import Path; from gpt2_parity.files import safetensors_mmap;"
+        "w = safetensors_mmap.read(Path(sys.argv[1]))['w']; total = float(w.sum());"
         "print('ready', flush=True); input()"
     )
     start = [sys.executable, "-c", code, str(path)]
@@ -209,43 +214,43 @@ def test_a_cache_in_which_arrays_were_not_aligned_is_made_anew(prepared, monkeyp
     monkeypatch.setenv("PARITY_HOME", str(tmp_path))
     weights = checkpoint.load(MICRO).weights
     good = weights.read_bytes()
-    save_file({name: np.array(w) for name, w in mapped.read(weights).items()}, weights)
-    weights.with_suffix(".sha256").write_text(mapped.sha256(weights))
-    assert not mapped.is_aligned(weights)
+    save_file({name: np.array(w) for name, w in safetensors_mmap.read(weights).items()}, weights)
+    weights.with_suffix(".sha256").write_text(digest.sha256(weights))
+    assert not safetensors_mmap.is_aligned(weights)
     assert checkpoint.load(MICRO).weights.read_bytes() == good
 
 
 def test_mapped_arrays_can_be_written_to_without_touching_the_file(tmp_path):
     path = tmp_path / "x.safetensors"
-    mapped.write(path, {"x": np.zeros(3, np.float32)})
-    mapped.read(path)["x"][:] = 1
-    assert mapped.read(path)["x"].tolist() == [0, 0, 0]
+    safetensors_mmap.write(path, {"x": np.zeros(3, np.float32)})
+    safetensors_mmap.read(path)["x"][:] = 1
+    assert safetensors_mmap.read(path)["x"].tolist() == [0, 0, 0]
 
 
 def test_a_glance_sees_the_file_whatever_others_wrote(tmp_path):
     path = tmp_path / "x.safetensors"
-    mapped.write(path, {"x": np.zeros(3, np.float32), "y": np.arange(4)})
-    glances = mapped.Glances(path)
+    safetensors_mmap.write(path, {"x": np.zeros(3, np.float32), "y": np.arange(4)})
+    glances = safetensors_mmap.Glances(path)
     glances["x"][:] = 1
     assert glances["x"].tolist() == [0, 0, 0]
     assert sorted(glances) == ["x", "y"]
-    assert glances.keys() == mapped.read(path).keys()
+    assert glances.keys() == safetensors_mmap.read(path).keys()
     with pytest.raises(KeyError):
         glances["z"]
     (tmp_path / "bad.safetensors").write_bytes(b"")
     with pytest.raises(CannotJudge, match=r"bad\.safetensors: not a readable"):
-        mapped.Glances(tmp_path / "bad.safetensors")
+        safetensors_mmap.Glances(tmp_path / "bad.safetensors")
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="mappings are read from /proc (Linux)")
 def test_what_nobody_holds_is_not_mapped(tmp_path):
     path = tmp_path / "only_here.safetensors"
-    mapped.write(path, {"x": np.zeros(3, np.float32), "y": np.arange(4)})
+    safetensors_mmap.write(path, {"x": np.zeros(3, np.float32), "y": np.arange(4)})
 
     def mappings():
         return Path("/proc/self/maps").read_text().count(path.name)
 
-    glances = mapped.Glances(path)
+    glances = safetensors_mmap.Glances(path)
     assert mappings() == 0
     held = glances["x"]
     assert held.sum() + glances["y"].sum() == 6
@@ -259,7 +264,7 @@ def test_what_is_no_safetensors_file_is_refused(data, tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(data)
     with pytest.raises(CannotJudge, match=r"x\.safetensors: not a readable"):
-        mapped.read(path)
+        safetensors_mmap.read(path)
 
 
 def test_a_header_that_points_outside_the_file_is_refused(tmp_path):
@@ -267,10 +272,10 @@ def test_a_header_that_points_outside_the_file_is_refused(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
     with pytest.raises(CannotJudge, match="lie outside the file"):
-        mapped.read(path)
+        safetensors_mmap.read(path)
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path):
     with pytest.raises(Exception, match="complex"):
-        mapped.write(tmp_path / "x.safetensors", {"x": np.zeros(3, np.complex256)})
+        safetensors_mmap.write(tmp_path / "x.safetensors", {"x": np.zeros(3, np.complex256)})
     assert list(tmp_path.iterdir()) == []

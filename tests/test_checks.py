@@ -4,9 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import faults
 import numpy as np
 import pytest
+
+import faults
 import variants
 from examine import FLOAT32, examine
 from faults import (
@@ -22,18 +23,21 @@ from faults import (
     result,
     source,
 )
+from gpt2_parity.checks import CHECKS, local, weights
+from gpt2_parity.contract.architecture import HParams, graph, tap_names
+from gpt2_parity.contract.dtypes import DROPPED_BITS, round_nearest
+from gpt2_parity.contract.interface import Target
+from gpt2_parity.contract.limits import local_limit
+from gpt2_parity.contract.plan import Plan
+from gpt2_parity.contract.rows import exit_code
+from gpt2_parity.implementation.discovery import find
+from gpt2_parity.implementation.loaded import Loaded
+from gpt2_parity.mistakes.matching import MISTAKES
+from gpt2_parity.model import synthetic
+from gpt2_parity.reference import oracle, records, rounding
+from gpt2_parity.verdict import explain
 from score import culprits, diagnoses, score_small, try_variant
 from variants import VARIANTS, kept, load
-
-from harness import bounds, golden, oracle, shapes, story
-from harness.checks import CHECKS, local, weights
-from harness.contract import HParams, Target, graph, tap_names
-from harness.diagnosis import MISTAKES
-from harness.discover import find
-from harness.judge import exit_code
-from harness.limits import local_limit
-from harness.noise import DROPPED_BITS, round_nearest
-from harness.subject import Plan, Subject
 
 SCORE = Path(__file__).parent / "score.py"
 QUICK = {"seed", "batch", "full_context"}  # cases enough to trip every fault
@@ -73,18 +77,16 @@ def test_the_local_check_sees_the_same_whatever_its_blocks(prepared, monkeypatch
     """A wrong or missing value in the middle of the logits, with wte in one block and in many."""
     record, checkpoint = prepared.records[0], prepared.checkpoint
     columns = checkpoint.hparams.n_vocab
-    subject = Subject.load(
-        find("numpy").load(), FLOAT32, checkpoint.weights, checkpoint.hparams, [record]
-    )
-    run = subject.prefill(record)
+    loaded = Loaded.load(find("numpy").load(), FLOAT32, checkpoint.weights, checkpoint.hparams, [record])
+    run = loaded.prefill(record)
     run.logits[0, 1, columns // 2] = spoilt
-    head = graph(subject.hparams.n_layer)[-1]
+    head = graph(loaded.hparams.n_layer)[-1]
     captured = run.taps | {"logits": run.logits}
-    scene = local.Examined(subject, record, captured, head, "rounding_units")
+    scene = local.Examined(loaded, record, captured, head, "rounding_units")
     assert len(scene.blocks()) == 1
     [whole] = local.examine([scene])
     assert f"at [0, 1, {columns // 2}]" in whole[1]
-    monkeypatch.setattr(local, "BLOCK", 7 * subject.hparams.n_embd)
+    monkeypatch.setattr(local, "BLOCK", 7 * loaded.hparams.n_embd)
     assert len(scene.blocks()) > 9
     np.testing.assert_equal(local.examine([scene]), [whole])
 
@@ -100,14 +102,12 @@ def test_segments_go_one_after_the_other_and_operations_side_by_side(prepared, m
 
     monkeypatch.setattr(local.threads, "each", watched)
     record, checkpoint = prepared.records[0], prepared.checkpoint
-    subject = Subject.load(
-        find("numpy").load(), FLOAT32, checkpoint.weights, checkpoint.hparams, [record]
-    )
-    run = subject.prefill(record)
+    loaded = Loaded.load(find("numpy").load(), FLOAT32, checkpoint.weights, checkpoint.hparams, [record])
+    run = loaded.prefill(record)
     outputs = {name: run.taps[name] for name in ("embed", "h0", "h1", "h1/ln_1")}
-    ln_1, h1 = (op for op in graph(subject.hparams.n_layer) if op.name in ("h1", "h1/ln_1"))
-    segment = local.Examined(subject, record, outputs, h1, "segment_noise_units")
-    alone = local.Examined(subject, record, outputs, ln_1, "rounding_units")
+    ln_1, h1 = (op for op in graph(loaded.hparams.n_layer) if op.name in ("h1", "h1/ln_1"))
+    segment = local.Examined(loaded, record, outputs, h1, "segment_noise_units")
+    alone = local.Examined(loaded, record, outputs, ln_1, "rounding_units")
     found = local.examine([segment, alone])
     assert side_by_side == ["h1/ln_1"]
     assert "recomputed from" in found[0][1]
@@ -117,11 +117,11 @@ def test_segments_go_one_after_the_other_and_operations_side_by_side(prepared, m
 def test_a_long_segment_makes_each_operation_once(monkeypatch):
     """Each block asks for its residual twice: made anew each time, a deep model would take for ever."""
     hparams = HParams(n_vocab=50, n_ctx=16, n_embd=8, n_head=2, n_layer=48)
-    params, tokens = shapes.generate(hparams), np.arange(9, dtype=np.int32)[None]
-    case = golden.Record("fresh", {"tokens": tokens}, 48)
-    subject = Subject(None, None, FLOAT32, params, hparams, [case])
+    params, tokens = synthetic.generate(hparams), np.arange(9, dtype=np.int32)[None]
+    case = records.Record("fresh", {"tokens": tokens}, 48)
+    loaded = Loaded(None, None, FLOAT32, params, hparams, [case])
     last = next(op for op in graph(48) if op.name == "ln_f")
-    scene = local.Examined(subject, case, {}, last, "segment_noise_units")
+    scene = local.Examined(loaded, case, {}, last, "segment_noise_units")
     right, tapped = scene.recompute(oracle.EXACT, []), {}
     oracle.forward(params, hparams, tokens, tap=tapped.__setitem__)
     np.testing.assert_allclose(right, tapped["ln_f"], rtol=1e-12)
@@ -139,14 +139,14 @@ def test_a_long_segment_makes_each_operation_once(monkeypatch):
 def test_a_nan_in_any_part_of_the_embedding_fails_the_weights(tmp_path, token):
     """The vocabulary is looked up in four parts: NaN in one is not forgotten over the next."""
     hparams = HParams(n_vocab=1000, n_ctx=64, n_embd=8, n_head=2, n_layer=1)
-    checkpoint = kept(hparams, shapes.generate(hparams))
+    checkpoint = kept(hparams, synthetic.generate(hparams))
     lookup = 'p["wte"][tokens] +'
     spoilt = f'np.where(tokens[..., None] == {token}, np.float32("nan"), p["wte"][tokens]) +'
     fault = Fault("nan_in_lookup", [(lookup, spoilt)], frozenset(), "", frozenset())
     module = plant(fault, tmp_path)
-    subject = Subject.load(module, FLOAT32, checkpoint.weights, hparams, [])
+    loaded = Loaded.load(module, FLOAT32, checkpoint.weights, hparams, [])
     plan = Plan(hparams, (), ("embed",), False, False)
-    [found] = CHECKS["weights"].measure(subject, plan)
+    [found] = CHECKS["weights"].measure(loaded, plan)
     assert np.isnan(found.value)
     assert found.detail.startswith(f"token {token} ")
 
@@ -156,19 +156,19 @@ def test_a_nan_in_any_part_of_the_embedding_fails_the_weights(tmp_path, token):
 def test_bounds_in_float32_are_what_they_are_in_float64(monkeypatch, kind, size):
     """To a per cent, with outliers and without; and never NaN, infinite or nothing."""
     hparams = HParams(n_vocab=50, n_ctx=16, n_embd=8, n_head=2, n_layer=1)
-    params = shapes.generate(hparams)
+    params = synthetic.generate(hparams)
     op = next(op for op in graph(1) if op.kind == kind)
     x = np.random.default_rng(0).normal(size=(2, 9, 24 if kind == "attention" else 8))
     x[..., 3] *= size
     result = oracle.apply(op, [x], params, hparams, np.zeros((2, 9), np.int32))
 
     def bound():
-        return bounds.bound(op, [x], result, params, hparams, bounds.Roundoff.of("float64"))
+        return rounding.bound(op, [x], result, params, hparams, rounding.Roundoff.of("float64"))
 
     single = bound()
     assert np.isfinite(single).all()
     assert (single > 0).all()
-    monkeypatch.setattr(bounds, "HUGE", 0)
+    monkeypatch.setattr(rounding, "HUGE", 0)
     np.testing.assert_allclose(single, bound(), rtol=0.01)
 
 
@@ -256,13 +256,13 @@ def test_a_residual_rounded_for_the_tap_only_is_within_the_limit_of_its_sum(dtyp
     op = next(op for op in graph(1) if op.kind == "add")
     exact = taps[0] + taps[1]
     biases = {"h0/attn/c_proj/b": np.zeros(512)}
-    size = bounds.bound(op, taps, exact, biases, hparams, bounds.Roundoff.of(dtype))
-    assert 1.5 < bounds.units(got, exact, size).max() <= local_limit("add", dtype).most
+    size = rounding.bound(op, taps, exact, biases, hparams, rounding.Roundoff.of(dtype))
+    assert 1.5 < rounding.units(got, exact, size).max() <= local_limit("add", dtype).most
 
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_check_that_compares_nothing_fails(name, prepared, monkeypatch):
-    monkeypatch.setattr(CHECKS[name], "measure", lambda subject, plan: iter(()))
+    monkeypatch.setattr(CHECKS[name], "measure", lambda loaded, plan: iter(()))
     rows = examine(offers(name), prepared, only=QUICK)
     assert failed(rows) == {name}
     assert all("missing" in row.detail for row in rows if row.verdict == "fail")
@@ -272,8 +272,8 @@ def test_a_check_that_compares_nothing_fails(name, prepared, monkeypatch):
 def test_a_check_that_breaks_off_fails_and_the_others_are_kept(name, prepared, monkeypatch):
     original = CHECKS[name].measure
 
-    def measure(subject, plan):
-        yield next(iter(original(subject, plan)))
+    def measure(loaded, plan):
+        yield next(iter(original(loaded, plan)))
         raise RuntimeError("broke off")
 
     monkeypatch.setattr(CHECKS[name], "measure", measure)
@@ -360,7 +360,7 @@ def test_segments_between_missing_taps_are_judged_by_their_own_noise(prepared):
 
     rows = examine(wrapped(wrong, TAPS=some), prepared)
     assert {row.scope for row in rows if row.check == "local" and row.verdict == "fail"} == {"h2"}
-    (told,) = story.tell(rows).values()
+    (told,) = explain.tell(rows).values()
     assert told[0].startswith("h2 is wrong: something between the nearest taps before it and this one")
     assert "recomputed from h1" in told[0]
     assert "residual addition" not in told[0]  # which is right: it only comes last
@@ -378,7 +378,7 @@ def test_a_wrong_embedding_row_of_a_black_box_is_told_by_its_token(prepared, tmp
     fault = next(fault for fault in FAULTS if fault.name == "embedding_row_lost_in_a_black_box")
     rows = examine(plant(fault, tmp_path), prepared)
     assert {row.check for row in rows if row.verdict == "fail"} == {"weights"}
-    (told,) = story.tell(rows).values()
+    (told,) = explain.tell(rows).values()
     assert told[0].startswith("embed is at fault. At worst: weights all_tokens embed: ")
     assert "token 333 at position 77" in told[0]  # 333 = 256 + 77, in the second row of n_ctx tokens
 
@@ -389,7 +389,7 @@ def test_a_fault_of_the_cache_of_a_black_box_is_blamed_on_the_cache(name, prepar
     fault = next(fault for fault in FAULTS if fault.name == name)
     sealed = fault if BLACK_BOX[0] in fault.edits else fault._replace(edits=(*fault.edits, *BLACK_BOX))
     rows = examine(plant(sealed, tmp_path), prepared, only=QUICK)
-    (told,) = story.tell(rows).values()
+    (told,) = explain.tell(rows).values()
     assert told[0].startswith("cache is at fault")
     assert "At worst: kv cache " in told[0]
 
@@ -408,7 +408,7 @@ def test_what_is_wrong_in_a_single_row_is_blamed_on_nothing_else(name, shown, pr
     fault = next(fault for fault in FAULTS if fault.name == name)
     sealed = fault._replace(edits=(*fault.edits, *BLACK_BOX))
     rows = examine(plant(sealed, tmp_path), prepared, only=QUICK)
-    (told,) = story.tell(rows).values()
+    (told,) = explain.tell(rows).values()
     assert told[0].startswith("logits is at fault")
     assert shown in told[0]
 
@@ -452,7 +452,7 @@ def test_the_story_says_what_where_how_much_and_why(prepared, tmp_path):
     rows = examine(
         plant(next(f for f in FAULTS if f.name == "erf_gelu"), tmp_path), prepared, only=QUICK
     )
-    (told,) = story.tell(rows).values()
+    (told,) = explain.tell(rows).values()
     first = told[0]
     assert first.startswith("h*/mlp/gelu introduces an error")
     for words in ("rounding units", "stays below 16", "erf instead of tanh GELU explains it", "Look at"):
@@ -473,7 +473,7 @@ def test_a_segment_and_an_operation_by_itself_are_told_apart(prepared):
         return real(model, tokens, past, tap and seen)
 
     rows = examine(wrapped(wrong, TAPS=some), prepared, only=QUICK)
-    (told,) = story.tell(rows).values()
+    (told,) = explain.tell(rows).values()
     assert [text.partition(":")[0] for text in told if text.startswith("h1 ")] == [
         "h1 introduces an error"
     ]

@@ -4,14 +4,14 @@ import json
 import random
 
 import pytest
-from commands import parity
 from scipy import stats
-from test_report import Page, row, timing
 
-from harness import compare, results
-from harness.compare import Ratio
-from harness.contract import CannotJudge
-from harness.report.runs import BENCH
+from commands import parity
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.report import compare, results
+from gpt2_parity.report.compare import Ratio
+from gpt2_parity.report.runs import BENCH
+from test_report import Page, row, timing
 
 MODEL = {"model": "m", "checkpoint_sha256": {"a": "1"}, "seed": 1}
 PASS = row(value=1.0, ratio=0.125, verdict="pass", blame="")

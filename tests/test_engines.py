@@ -10,15 +10,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from conftest import SEED
 from examine import examine
 from faults import FAULTS, Fault, plant
-
-from harness import discover, models, oracle, run, what_if
-from harness.contract import Target, tap_names
-from harness.diagnosis import MISTAKES
-from harness.judge import Judge, exit_code
-from harness.report import files
+from gpt2_parity.contract.architecture import tap_names
+from gpt2_parity.contract.interface import Target
+from gpt2_parity.contract.rows import Results, exit_code
+from gpt2_parity.implementation import discovery
+from gpt2_parity.mistakes import whole_model
+from gpt2_parity.mistakes.matching import MISTAKES
+from gpt2_parity.model import catalogue
+from gpt2_parity.reference import oracle
+from gpt2_parity.report import files
+from gpt2_parity.run import runner
+from gpt2_parity.verdict.judge import Judge
 
 FLOAT32 = Target("cpu", "float32")
 BLACK_BOXES = {"ctranslate2", "llama_cpp"}
@@ -35,9 +41,9 @@ def installed(name):
 
 def test_engines_are_found_by_name_and_only_where_named():
     expected = {"transformers", "ctranslate2", "llama_cpp", "onnxruntime", "tinygrad", "keras_hub"}
-    assert expected <= set(discover.engines())
-    assert not set(discover.engines()) & set(discover.names())
-    assert discover.find("transformers").where == "impls.engine_transformers"
+    assert expected <= set(discovery.engines())
+    assert not set(discovery.engines()) & set(discovery.names())
+    assert discovery.find("transformers").module == str(discovery.IMPLS / "engine_transformers.py")
 
 
 IMPORTS = {
@@ -50,9 +56,9 @@ IMPORTS = {
 }
 
 
-@pytest.mark.parametrize("name", discover.engines())
+@pytest.mark.parametrize("name", discovery.engines())
 def test_an_engine_imports_its_own_and_nothing_of_ours_and_stays_short(name):
-    source = (discover.IMPLS / f"{discover.ENGINE}{name}.py").read_text(encoding="utf-8")
+    source = (discovery.IMPLS / f"{discovery.ENGINE}{name}.py").read_text(encoding="utf-8")
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -65,12 +71,12 @@ def test_an_engine_imports_its_own_and_nothing_of_ours_and_stays_short(name):
 
 LOAD = """
 import sys, numpy as np
-from harness import discover
-from harness.contract import HParams, variable_shapes
+from gpt2_parity.implementation import discovery
+from gpt2_parity.contract.architecture import HParams, variable_shapes
 hparams = HParams(n_vocab=50, n_ctx=256, n_embd=64, n_head=2, n_layer=2)
 shapes = {k: v[1:] if k.endswith("/w") else v for k, v in variable_shapes(hparams).items()}
 params = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-impl = discover.find(sys.argv[1]).load()
+impl = discovery.find(sys.argv[1]).load()
 model = impl.load(params, hparams, device="cpu", dtype="float32")
 print(impl.numpy(impl.forward(model, np.array([[1, 2]], np.int32))[0]).shape)
 """
@@ -88,11 +94,11 @@ def test_an_engine_leaves_no_file_behind(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", discover.engines())
+@pytest.mark.parametrize("name", discovery.engines())
 def test_an_engine_comes_to_its_known_verdict(name, home):
     installed(name)
-    request = run.Request([discover.find(name)], models.locate("micro"), SEED, [FLOAT32])
-    outcome = run.verify(request)
+    request = runner.Request([discovery.find(name)], catalogue.locate("micro"), SEED, [FLOAT32])
+    outcome = runner.verify(request)
     failed = [row for row in outcome.rows if row.verdict == "fail"]
     silent = {row.scope for row in outcome.rows if row.verdict == "unlocalised"}
     assert silent == (set(tap_names(4)) if name in BLACK_BOXES else set())
@@ -135,7 +141,7 @@ def said(rows):
 )
 def test_a_fault_made_in_every_layer_of_a_black_box_is_diagnosed(name, prepared, tmp_path):
     fault = next(found for found in FAULTS if found.name == name)
-    assert fault.diagnosis in what_if.NAMES
+    assert fault.diagnosis in whole_model.NAMES
     names, blamed = said(examine(boxed(plant(fault, tmp_path)), prepared, only=QUICK))
     assert names == {fault.diagnosis}
     assert blamed == {"logits"}
@@ -162,20 +168,20 @@ def test_an_unknown_mistake_in_a_black_box_is_said_to_be_unexplained(prepared, t
 
 
 def test_an_honest_black_box_passes_and_no_mistake_is_looked_for(prepared, monkeypatch):
-    monkeypatch.setattr(what_if, "explain", lambda *_: pytest.fail("there is nothing to explain"))
-    rows = examine(boxed(discover.find("numpy").load()), prepared)
+    monkeypatch.setattr(whole_model, "explain", lambda *_: pytest.fail("there is nothing to explain"))
+    rows = examine(boxed(discovery.find("numpy").load()), prepared)
     assert {row.verdict for row in rows} == {"pass", "unlocalised"}
     assert exit_code(rows) == 0
 
 
 def test_every_mistake_tried_on_a_whole_model_is_on_the_shelf_and_changes_it(prepared):
-    assert {mistake.name for mistake in MISTAKES} >= what_if.NAMES
+    assert {mistake.name for mistake in MISTAKES} >= whole_model.NAMES
     record = next(record for record in prepared.records if record.name == "fresh")
     checkpoint = prepared.checkpoint
     right = oracle.forward(checkpoint.params, checkpoint.hparams, record.tokens)
-    subject = SimpleNamespace(params=checkpoint.params, hparams=checkpoint.hparams)
-    for mistake in (mistake for mistake in MISTAKES if mistake.name in what_if.NAMES):
-        wrong = what_if.Hypothesis(subject, mistake, mistake.kinds, 0).logits(record.tokens)
+    loaded = SimpleNamespace(params=checkpoint.params, hparams=checkpoint.hparams)
+    for mistake in (mistake for mistake in MISTAKES if mistake.name in whole_model.NAMES):
+        wrong = whole_model.Hypothesis(loaded, mistake, mistake.kinds, 0).logits(record.tokens)
         assert wrong is not None, mistake.name
         assert not np.array_equal(wrong, right), mistake.name
 
@@ -186,7 +192,7 @@ def test_every_mistake_tried_on_a_whole_model_is_on_the_shelf_and_changes_it(pre
 @pytest.fixture
 def engines(tmp_path, monkeypatch):
     """docs/engines.py, with a folder of its own for what the runs left."""
-    path = discover.IMPLS.parent / "docs" / "engines.py"
+    path = discovery.IMPLS.parent / "docs" / "engines.py"
     spec = importlib.util.spec_from_file_location("docs_engines", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -197,7 +203,7 @@ def engines(tmp_path, monkeypatch):
 def write(engines, name, rows):
     out = engines.place(name, "micro")
     out.mkdir(parents=True)
-    files.write(run.Results(rows, {"versions": {name: "1.2"}, "model": "micro"}), out)
+    files.write(Results(rows, {"versions": {name: "1.2"}, "model": "micro"}), out)
 
 
 def test_the_table_says_what_was_not_run_and_what_could_not_be_installed(engines):
@@ -220,5 +226,5 @@ def test_the_table_says_what_was_found(engines, prepared, tmp_path):
     assert (version, verdict, silent) == ("1.2", "disagrees (1)", "all 42 operations")
     assert "times (logits: " in share
     assert "erf instead of tanh GELU explains it" in found
-    write(engines, "onnxruntime", examine(boxed(discover.find("numpy").load()), prepared, only=QUICK))
+    write(engines, "onnxruntime", examine(boxed(discovery.find("numpy").load()), prepared, only=QUICK))
     assert engines.line("onnxruntime", "micro")[3] == "passes (0)"

@@ -27,10 +27,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import bundle, checkpoint, fetch, models
-from harness.contract import CannotJudge
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.model import catalogue, checkpoint, download, tf_index
 
-MICRO = models.GOLDEN / "micro"
+MICRO = catalogue.GOLDEN / "micro"
 FILES = {name: (MICRO / name).read_bytes() for name in checkpoint.FILES}
 DATA, META = FILES[checkpoint.DATA], FILES["model.ckpt.meta"]
 
@@ -41,7 +41,7 @@ def known_of(name: str) -> dict:
 
 def facts(known: Callable[[str], dict], tensors: bool = True) -> dict:
     """golden/official.json as it would be if micro were official."""
-    index = bundle.read(MICRO / checkpoint.INDEX) if tensors else {}
+    index = tf_index.read(MICRO / checkpoint.INDEX) if tensors else {}
     entry = {
         "files": {name: known(name) for name in FILES},
         "tensors": {name: [t.offset, t.size, f"{t.crc32c:08x}"] for name, t in index.items()},
@@ -49,10 +49,10 @@ def facts(known: Callable[[str], dict], tensors: bool = True) -> dict:
     return {"format": 1, "base_url": "http://unused", "sizes": {"micro": entry}}
 
 
-def release(tmp_path: Path, known: Callable[[str], dict] = known_of, **more) -> fetch.Release:
+def release(tmp_path: Path, known: Callable[[str], dict] = known_of, **more) -> download.Release:
     path = tmp_path / "official.json"
     path.write_text(json.dumps(facts(known, **more)))
-    return fetch.published("micro", path)
+    return download.published("micro", path)
 
 
 class Server:
@@ -138,9 +138,9 @@ def get(server, tmp_path):
     """Fetch micro from the server without waiting; keeps the waits that were asked for."""
 
     def run(
-        what: fetch.Release | None = None, url: str = server.url, report=lambda *_: None
+        what: download.Release | None = None, url: str = server.url, report=lambda *_: None
     ) -> list[str]:
-        return fetch.fetch(what or release(tmp_path), url, report, run.waits.append)
+        return download.fetch(what or release(tmp_path), url, report, run.waits.append)
 
     run.waits = []
     run.place = tmp_path / "home" / "models" / "micro"
@@ -154,7 +154,7 @@ def assert_in_place(get) -> None:
 
 
 def test_what_is_published_of_124m_is_complete():
-    what = fetch.published("124M")
+    what = download.published("124M")
     assert all(known.bytes and known.sha256 for known in what.files.values())
     assert list(what.files) == list(checkpoint.FILES)
     shapes = checkpoint.variable_shapes(what.hparams)
@@ -166,22 +166,22 @@ def test_what_is_published_of_124m_is_complete():
     assert ends[-1][1] == what.files[checkpoint.DATA].bytes
 
 
-@pytest.mark.parametrize("size", models.OFFICIAL)
+@pytest.mark.parametrize("size", catalogue.OFFICIAL)
 def test_what_is_published_of_a_size_fits_its_shape(size):
-    what = fetch.published(size)
+    what = download.published(size)
     n_params = sum(int(np.prod(s)) for s in checkpoint.variable_shapes(what.hparams).values())
     assert what.files[checkpoint.DATA].bytes == 4 * n_params
     assert all(what.files[name].sha256 for name in ("checkpoint", "encoder.json", "vocab.bpe"))
-    assert fetch.default_url().startswith("https://openaipublic.")
+    assert download.default_url().startswith("https://openaipublic.")
 
 
 def test_the_published_facts_are_the_reference_s(reference):
     given = json.loads((reference / "124M_ckpt_index_tensors.json").read_text())
-    tensors = fetch.published("124M").tensors
+    tensors = download.published("124M").tensors
     for entry in given:
         found = tensors[entry["name"].removeprefix("model/")]
         assert found[:3] == (entry["offset"], entry["size"], int(entry["crc32c"], 16))
-        assert bundle.unmask(int(entry["crc32c_masked"], 16)) == found.crc32c
+        assert tf_index.unmask(int(entry["crc32c_masked"], 16)) == found.crc32c
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_connections_cut_at_any_points_are_gone_on_with(cuts):
             get()
         except CannotJudge as error:  # six cuts in a row that brought nothing
             assert "brought nothing new" in str(error)  # noqa: PT017
-            assert len(cuts) >= fetch.TRIES
+            assert len(cuts) >= download.TRIES
             get()
         assert_in_place(get)
 
@@ -252,7 +252,7 @@ def fresh():
         patch.setenv("PARITY_HOME", folder)
 
         def get(what=None):
-            return fetch.fetch(what or release(Path(folder)), server.url, wait=lambda seconds: None)
+            return download.fetch(what or release(Path(folder)), server.url, wait=lambda seconds: None)
 
         get.place = Path(folder) / "models" / "micro"
         get.staging = Path(folder) / "models" / ".micro.partial"
@@ -361,7 +361,7 @@ def test_a_partial_file_longer_than_the_file_is_started_over(get, server):
     part = get.staging / f"{checkpoint.DATA}.part"
     part.write_bytes(DATA + b"more")
     url = f"{server.url}/micro/{checkpoint.DATA}"
-    fetch.remember(part, url, server.version(DATA)["ETag"])
+    download.remember(part, url, server.version(DATA)["ETag"])
     get()
     assert_in_place(get)
 
@@ -370,7 +370,7 @@ def test_a_partial_file_from_another_address_is_not_gone_on_with(get, server):
     get.staging.mkdir(parents=True)
     part = get.staging / f"{checkpoint.DATA}.part"
     part.write_bytes(bytes(1000))
-    fetch.remember(part, "http://elsewhere/data", server.version(DATA)["ETag"])
+    download.remember(part, "http://elsewhere/data", server.version(DATA)["ETag"])
     get(release(get.place.parent.parent.parent, lambda name: {}))
     assert_in_place(get)
 
@@ -418,7 +418,7 @@ def same_meaning(name: str, data: bytes) -> bool:
     if name == checkpoint.INDEX:
         path = Path(checkpoint.home()) / "x.index"
         path.write_bytes(data)
-        return bundle.read(path) == bundle.read(MICRO / checkpoint.INDEX)
+        return tf_index.read(path) == tf_index.read(MICRO / checkpoint.INDEX)
     path = Path(checkpoint.home()) / "x.json"
     path.write_bytes(data)
     return name == "hparams.json" and checkpoint.read_hparams(path) == checkpoint.read_hparams(
@@ -427,7 +427,7 @@ def same_meaning(name: str, data: bytes) -> bool:
 
 
 def test_a_damaged_tensor_is_named(get, server):
-    tensor = bundle.read(MICRO / checkpoint.INDEX)["h2/mlp/c_fc/w"]
+    tensor = tf_index.read(MICRO / checkpoint.INDEX)["h2/mlp/c_fc/w"]
     server.files[checkpoint.DATA] = flipped(DATA, tensor.offset + tensor.size - 1)
     with pytest.raises(CannotJudge, match=r"1 tensors do not have their CRC32C: model/h2/mlp/c_fc/w"):
         get(release(get.place.parent.parent.parent, lambda name: {}, tensors=False))
@@ -495,7 +495,7 @@ def test_a_passing_failure_is_tried_again_with_growing_waits(status, get, server
     assert get.waits[:3] == [1.0, 1.0, 2.0] or get.waits[:3] == [1.0, 2.0, 4.0]
     server.trouble = lambda request, name, nth: answer(request, status, {}) or True
     shutil.rmtree(get.place)
-    with pytest.raises(CannotJudge, match=f"gave up after {fetch.TRIES} attempts.*HTTP {status}"):
+    with pytest.raises(CannotJudge, match=f"gave up after {download.TRIES} attempts.*HTTP {status}"):
         get()
 
 
@@ -554,16 +554,16 @@ def test_a_disk_too_full_is_said_before_the_download(get, server, monkeypatch):
 
 
 def test_two_fetches_at_once_are_one_too_many(get):
-    with fetch.alone(get.place), pytest.raises(CannotJudge, match="another parity fetch"):
+    with download.alone(get.place), pytest.raises(CannotJudge, match="another parity fetch"):
         get()
 
 
-COMMAND = (sys.executable, "-c", "from harness.cli import main; main()")
+COMMAND = (sys.executable, "-c", "from gpt2_parity.cli import main; main()")
 PROGRAM = """
 import sys
 from pathlib import Path
-from harness import fetch
-fetch.fetch(fetch.published("micro", Path(sys.argv[1])), sys.argv[2], wait=lambda seconds: None)
+from gpt2_parity.model import download
+download.fetch(download.published("micro", Path(sys.argv[1])), sys.argv[2], wait=lambda seconds: None)
 """
 
 
@@ -602,7 +602,9 @@ def test_killed_at_ten_random_points_and_gone_on_with_gives_identical_files(get,
         reached.clear(), killed.clear()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         assert reached.wait(60), process.stderr.read()
-        kept = points[0] - 2 * fetch.CHUNK  # what of it must be on disk: not the chunk that is coming in
+        kept = (
+            points[0] - 2 * download.CHUNK
+        )  # what of it must be on disk: not the chunk that is coming in
         for _ in range(6000):
             if part.exists() and part.stat().st_size >= kept:
                 break
@@ -616,7 +618,7 @@ def test_killed_at_ten_random_points_and_gone_on_with_gives_identical_files(get,
     assert done.returncode == 0, done.stderr
     assert_in_place(get)
     assert sent == sorted(sent)
-    assert sent[-1] >= before_last - 2 * fetch.CHUNK  # it did go on, and did not start over
+    assert sent[-1] >= before_last - 2 * download.CHUNK  # it did go on, and did not start over
 
 
 def test_ctrl_c_says_that_it_can_be_gone_on_with_and_it_can(server, tmp_path):

@@ -7,21 +7,22 @@ import xml.etree.ElementTree as ET
 from types import SimpleNamespace
 
 import pytest
+
 from commands import SPECIMEN, module, parity
 from faults import FAULTS, plant
-
-from harness import conformance, ledger, results, skeleton
-from harness.contract import CannotJudge, Target
-from harness.discover import Found, find, split
-from harness.judge import Row, exit_code
-from harness.subject import Wrong
+from gpt2_parity.contract.interface import CannotJudge, ContractBroken, Target
+from gpt2_parity.contract.rows import Row, exit_code
+from gpt2_parity.implementation import signatures, template
+from gpt2_parity.implementation.discovery import Found, find, split
+from gpt2_parity.report import results
+from gpt2_parity.verdict import known_failures
 
 NUMPY = find("numpy").load()
 
 
 def like_numpy(**changes) -> SimpleNamespace:
     """The NumPy specimen as an object, with other functions; None takes one away."""
-    functions = {name: getattr(NUMPY, name) for name in (*conformance.REQUIRED, "generate")}
+    functions = {name: getattr(NUMPY, name) for name in (*signatures.REQUIRED, "generate")}
     kept = {name: value for name, value in (functions | changes).items() if value is not None}
     return SimpleNamespace(**kept)
 
@@ -35,7 +36,7 @@ def test_an_attribute_that_a_file_lacks_is_named_with_the_file(tmp_path):
 
 
 def test_the_specimen_has_nothing_to_complain_about():
-    assert conformance.check(like_numpy()) == [Target("cpu", "float32"), Target("cpu", "float64")]
+    assert signatures.check(like_numpy()) == [Target("cpu", "float32"), Target("cpu", "float64")]
 
 
 @pytest.mark.parametrize(
@@ -57,19 +58,19 @@ def test_the_specimen_has_nothing_to_complain_about():
     ],
 )
 def test_a_complaint_says_which_function_and_how_it_is_called(changes, complaint):
-    with pytest.raises(Wrong) as refused:
-        conformance.check(like_numpy(**changes))
+    with pytest.raises(ContractBroken) as refused:
+        signatures.check(like_numpy(**changes))
     assert complaint in str(refused.value)
 
 
 def test_all_complaints_come_at_once():
-    with pytest.raises(Wrong) as refused:
-        conformance.check(SimpleNamespace())
-    assert all(f"it lacks {name}(" in str(refused.value) for name in conformance.REQUIRED)
+    with pytest.raises(ContractBroken) as refused:
+        signatures.check(SimpleNamespace())
+    assert all(f"it lacks {name}(" in str(refused.value) for name in signatures.REQUIRED)
 
 
 def test_optional_functions_may_be_lacking():
-    assert conformance.check(like_numpy(generate=None))
+    assert signatures.check(like_numpy(generate=None))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_an_object_in_a_file_is_an_implementation_too(tmp_path, prepared):
     path = module(tmp_path, "holds", "import sys\nclass inside:\n    it = sys.modules[__name__]\n")
     found = find(f"{path}:inside.it")
     assert found.source() == path
-    assert conformance.check(found.load())
+    assert signatures.check(found.load())
     assert parity("gate", f"{path}:inside.it", "--target", "cpu-float32").returncode == 0
 
 
@@ -138,19 +139,19 @@ def test_the_skeleton_is_written_once_and_gated_says_what_to_write(tmp_path, pre
     done = parity("gate", "mine.py", cwd=tmp_path)
     assert done.returncode == 1
     assert "load is yours to write" in done.stdout
-    assert conformance.check(Found("mine", str(tmp_path / "mine.py")).load())
+    assert signatures.check(Found("mine", str(tmp_path / "mine.py")).load())
 
 
 @pytest.mark.parametrize("name", ["../up", "a-b", "1st", "", "a/b", "x.y"])
 def test_a_skeleton_has_the_name_of_a_module(name, tmp_path):
     with pytest.raises(CannotJudge, match="not a name"):
-        skeleton.write(name, tmp_path)
+        template.write(name, tmp_path)
 
 
 def test_the_skeleton_filled_with_the_specimens_body_passes(tmp_path):
     """What it says of signatures is what the specimen has."""
-    for name, function in conformance.REQUIRED.items():
-        assert f"def {function.signature}:" in skeleton.TEXT, name
+    for name, function in signatures.REQUIRED.items():
+        assert f"def {function.signature}:" in template.TEXT, name
         assert f"def {function.signature[:-1]}" in SPECIMEN, name  # it may take more besides
 
 
@@ -163,7 +164,7 @@ LOST = ROW._replace(value=None, ratio=None)
 
 
 def known(at_most=100.0, blame="h0/mlp/gelu", target="mine-cpu-float32"):
-    return ledger.Known(target, "local", blame, at_most, "not yet", 1)
+    return known_failures.Known(target, "local", blame, at_most, "not yet", 1)
 
 
 def verdicts(rows):
@@ -171,7 +172,7 @@ def verdicts(rows):
 
 
 def test_a_known_failure_is_known_and_passes():
-    rows = ledger.apply([ROW, PASS], [known()])
+    rows = known_failures.apply([ROW, PASS], [known()])
     assert verdicts(rows) == ["known", "pass"]
     assert rows[0].detail.startswith("known: not yet.")
     assert exit_code(rows) == 0
@@ -179,32 +180,35 @@ def test_a_known_failure_is_known_and_passes():
 
 
 def test_a_known_failure_that_has_grown_fails():
-    rows = ledger.apply([ROW, PASS], [known(at_most=49.0)])
+    rows = known_failures.apply([ROW, PASS], [known(at_most=49.0)])
     assert verdicts(rows) == ["fail", "pass"]
     assert "beyond the 49 limits" in rows[0].detail
 
 
 def test_where_the_limit_is_0_the_count_is_what_may_be_known():
     wrong = ROW._replace(value=3.0, limit=0.0, ratio=None)
-    assert verdicts(ledger.apply([wrong, PASS], [known(3.0)])) == ["known", "pass"]
-    assert verdicts(ledger.apply([wrong, PASS], [known(2.0)])) == ["fail", "pass"]
+    assert verdicts(known_failures.apply([wrong, PASS], [known(3.0)])) == ["known", "pass"]
+    assert verdicts(known_failures.apply([wrong, PASS], [known(2.0)])) == ["fail", "pass"]
 
 
 def test_a_lost_measurement_is_known_only_where_the_ledger_says_lost():
-    assert verdicts(ledger.apply([LOST, PASS], [known(1e30)])) == ["fail", "pass"]
-    assert verdicts(ledger.apply([LOST, PASS], [known(float("inf"))])) == ["known", "pass"]
+    assert verdicts(known_failures.apply([LOST, PASS], [known(1e30)])) == ["fail", "pass"]
+    assert verdicts(known_failures.apply([LOST, PASS], [known(float("inf"))])) == ["known", "pass"]
 
 
 @pytest.mark.parametrize("blame", ["h0/mlp", "h0/mlp/gelu2", "h*/mlp/gelu", "H0/mlp/gelu"])
 def test_names_match_exactly_and_a_line_that_matches_nothing_is_out_of_date(blame):
-    rows = ledger.apply([ROW, PASS], [known(blame=blame)])
+    rows = known_failures.apply([ROW, PASS], [known(blame=blame)])
     assert verdicts(rows) == ["fail", "pass", "fail"]
     assert rows[-1].check == "ledger"
     assert "line 1 is out of date" in rows[-1].detail
 
 
 def test_a_line_about_what_was_not_examined_is_left_alone():
-    assert verdicts(ledger.apply([ROW, PASS], [known(target="other-cpu-float32")])) == ["fail", "pass"]
+    assert verdicts(known_failures.apply([ROW, PASS], [known(target="other-cpu-float32")])) == [
+        "fail",
+        "pass",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -223,16 +227,16 @@ def test_a_malformed_ledger_is_refused_by_line(line, tmp_path):
     path = tmp_path / "ledger.txt"
     path.write_text(f"# comment\n\n{line}\n")
     with pytest.raises(CannotJudge, match=r"ledger\.txt:[34]: "):
-        ledger.read(path)
+        known_failures.read(path)
 
 
 def test_what_is_suggested_is_what_is_read(tmp_path):
-    lines = ledger.suggest([ROW, PASS, LOST._replace(check="logits")])
+    lines = known_failures.suggest([ROW, PASS, LOST._replace(check="logits")])
     path = tmp_path / "ledger.txt"
     path.write_text("\n".join(line.replace("...", "not yet") for line in lines))
-    found = ledger.read(path)
+    found = known_failures.read(path)
     assert [(one.check, one.at_most) for one in found] == [("local", 100.0), ("logits", float("inf"))]
-    assert verdicts(ledger.apply([ROW, PASS], found[:1])) == ["known", "pass"]
+    assert verdicts(known_failures.apply([ROW, PASS], found[:1])) == ["known", "pass"]
 
 
 def test_the_ledger_at_the_door(tmp_path, prepared):
@@ -333,7 +337,7 @@ def test_without_an_implementation_the_plugin_does_nothing(tmp_path):
 
 def test_the_plugin_is_light():
     code = (
-        "import sys, harness.pytest_plugin; "
+        "import sys, gpt2_parity.pytest_plugin; "
         "print(sorted({'numpy', 'pandas', 'typer', 'rich'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,16 +7,20 @@ import shutil
 import numpy as np
 import pytest
 
-from harness import checkpoint, golden, limits, mapped, models, noise, prove, shapes
-from harness.contract import CannotJudge, HParams, tap_names
-from harness.models import Model
-from harness.tokenizer import Tokenizer
+from gpt2_parity.contract import dtypes, limits
+from gpt2_parity.contract.architecture import HParams, tap_names
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.files import digest, safetensors_mmap
+from gpt2_parity.model import catalogue, checkpoint, synthetic
+from gpt2_parity.model.catalogue import Model
+from gpt2_parity.model.tokenizer import Tokenizer
+from gpt2_parity.reference import build_golden, golden, noise, records
 
 
 @pytest.fixture
 def copy(tmp_path, home):
     """micro and its records, to be tampered with."""
-    micro = models.locate("micro")
+    micro = catalogue.locate("micro")
     return Model(
         "micro",
         shutil.copytree(micro.checkpoint, tmp_path / "micro"),
@@ -35,16 +39,16 @@ def edit_manifest(model, change):
 def edit_record(model, case, change):
     """Change a record and its hash in the manifest: a forgery that SHA-256 cannot notice."""
     path = model.records / f"{case}.safetensors"
-    arrays = {name: np.array(array) for name, array in mapped.read(path).items()}
+    arrays = {name: np.array(array) for name, array in safetensors_mmap.read(path).items()}
     change(arrays)
-    mapped.write(path, arrays)
-    edit_manifest(model, lambda m: m["cases"][case].update(sha256=mapped.sha256(path)))
+    safetensors_mmap.write(path, arrays)
+    edit_manifest(model, lambda m: m["cases"][case].update(sha256=digest.sha256(path)))
 
 
 def test_the_shipped_records_hold_every_case_and_array(prepared):
-    records = {record.name: record for record in prepared.records}
-    assert list(records) == ["seed", "unconditional", "one_token", "full_context", "batch", "fresh"]
-    for record in records.values():
+    found = {record.name: record for record in prepared.records}
+    assert list(found) == ["seed", "unconditional", "one_token", "full_context", "batch", "fresh"]
+    for record in found.values():
         batch, n = record.tokens.shape
         kept = len(record.arrays["positions"])
         assert record.logits.shape == (batch, n, 1000)
@@ -52,28 +56,28 @@ def test_the_shipped_records_hold_every_case_and_array(prepared):
         for name in tap_names(4):
             assert record.tap(name).shape[:2] == (batch, kept)
             assert record.tap(name).dtype == np.float64
-        assert kept == min(n, golden.KEPT)
+        assert kept == min(n, records.KEPT)
         assert {0, n - 1} <= set(record.arrays["positions"].tolist())
-        for dtype in noise.DTYPES:
+        for dtype in dtypes.DTYPES:
             assert record.arrays[f"noise/{dtype}/taps"].shape == (noise.DRAWS, len(tap_names(4)))
             assert (record.arrays[f"noise/{dtype}/logits"] > 0).all()
         if record.name != "fresh":
             assert record.arrays["logits_tensorflow"].dtype == np.float32
-    assert records["full_context"].tokens.shape == (1, 256)
-    assert records["batch"].tokens.shape[0] == 4
+    assert found["full_context"].tokens.shape == (1, 256)
+    assert found["batch"].tokens.shape[0] == 4
 
 
 def test_the_seed_prompt_is_continued_as_published(prepared):
     record = prepared.records[0]
-    tokenizer = Tokenizer(models.GOLDEN / "micro", 1000)
-    assert tokenizer.decode(record.tokens[0].tolist()) == golden.PROMPT
-    assert tokenizer.decode(record.arrays["greedy"][0].tolist()) == golden.CONTINUATION
+    tokenizer = Tokenizer(catalogue.GOLDEN / "micro", 1000)
+    assert tokenizer.decode(record.tokens[0].tolist()) == records.PROMPT
+    assert tokenizer.decode(record.arrays["greedy"][0].tolist()) == records.CONTINUATION
     # decided by far more than float32 noise
     assert record.arrays["margins"].min() > limits.near_tie(record.noise("float32"))
 
 
 def test_micro_was_really_trained():
-    report = json.loads((models.GOLDEN / "micro_training.json").read_text())
+    report = json.loads((catalogue.GOLDEN / "micro_training.json").read_text())
     assert report["held_out_nats_per_token"] < 0.75 * report["unigram_nats_per_token"]
 
 
@@ -91,7 +95,7 @@ def test_noise_grows_with_the_unit_roundoff(prepared):
 
 
 def test_the_stored_records_are_what_the_oracle_says_today(copy):
-    prove.verify(copy)
+    build_golden.verify(copy)
 
 
 @pytest.mark.parametrize("case", ["seed", "unconditional", "one_token", "full_context", "batch"])
@@ -143,10 +147,10 @@ def test_one_flipped_byte_in_the_manifest_or_its_seal_is_refused(name, copy):
 def test_weights_that_changed_since_golden_was_made_are_told_so(tmp_path, home):
     """Records of a folder are found by the hash of its weights: damaged ones have none."""
     folder = tmp_path / "mine"
-    shutil.copytree(models.locate("micro").checkpoint, folder)
-    before = models.locate(str(folder)).records
+    shutil.copytree(catalogue.locate("micro").checkpoint, folder)
+    before = catalogue.locate(str(folder)).records
     with pytest.raises(CannotJudge, match=r"no golden record \(No such file or directory\);"):
-        golden.read_manifest(models.locate(str(folder)))
+        golden.read_manifest(catalogue.locate(str(folder)))
     before.mkdir(parents=True)
     [weights] = folder.glob("*.data-*")
     data = bytearray(weights.read_bytes())
@@ -155,7 +159,7 @@ def test_weights_that_changed_since_golden_was_made_are_told_so(tmp_path, home):
     with pytest.raises(
         CannotJudge, match=rf"of other weights there are {before.name}: have these changed"
     ):
-        golden.read_manifest(models.locate(str(folder)))
+        golden.read_manifest(catalogue.locate(str(folder)))
 
 
 def test_no_records_at_all_name_the_remedy(copy):
@@ -178,7 +182,7 @@ def test_a_forged_record_is_found_by_recomputing(change, message, copy):
     edit_record(copy, "seed", change)
     golden.read(copy)  # the hashes agree: only the oracle can tell
     with pytest.raises(CannotJudge, match=message):
-        prove.verify(copy)
+        build_golden.verify(copy)
 
 
 @pytest.mark.parametrize("factor", [0.2, 0.44, 2.6, 5, math.nan])
@@ -188,10 +192,10 @@ def test_the_noise_of_a_record_may_be_that_of_another_kernel_and_no_more(factor,
     noise_of = {name: a * factor for name, a in today.arrays.items() if name == "noise/float32/taps"}
     stored = today._replace(arrays={**today.arrays, **noise_of})
     if 0.44 <= factor <= 2.6:
-        prove._check_noise(stored, today)
+        build_golden._check_noise(stored, today)
     else:
         with pytest.raises(CannotJudge, match=r"float32 noise at embed is \S+ x the measured"):
-            prove._check_noise(stored, today)
+            build_golden._check_noise(stored, today)
 
 
 @pytest.mark.parametrize("name", ["logits_tensorflow", "taps/h0"])
@@ -205,7 +209,7 @@ def test_oracles_that_disagree_write_nothing(copy, monkeypatch):
     """The fault: a second oracle with one gain off by 1e-12."""
 
     def wrong(loaded, dtype):
-        from harness import oracle
+        from gpt2_parity.reference import oracle
 
         def forward(tokens, tap):
             params = dict(loaded.params)
@@ -214,10 +218,10 @@ def test_oracles_that_disagree_write_nothing(copy, monkeypatch):
 
         return forward
 
-    monkeypatch.setattr(prove, "tensorflow", wrong)
+    monkeypatch.setattr(build_golden, "tensorflow", wrong)
     before = {path.name: path.read_bytes() for path in copy.records.iterdir()}
     with pytest.raises(CannotJudge, match=r"the oracles disagree at .* nothing was written"):
-        prove.build(copy)
+        build_golden.build(copy)
     assert {path.name: path.read_bytes() for path in copy.records.iterdir()} == before
     assert sorted(path.name for path in copy.records.parent.iterdir()) == ["micro", "records"]
 
@@ -226,12 +230,12 @@ def test_an_oracle_that_taps_too_little_is_refused(prepared):
     truth = prepared.records[0]
     units = dict.fromkeys((*tap_names(4)[1:], "logits"), 0.5)
     with pytest.raises(CannotJudge, match="gave no embed"):
-        prove.worst_of(truth, units)
+        build_golden.worst_of(truth, units)
 
 
 def test_an_oracle_that_gives_nan_is_refused(copy, monkeypatch):
     """NaN is no smaller than what stands before it in a list, so a plain maximum would pass over it."""
-    from harness import oracle
+    from gpt2_parity.reference import oracle
 
     def wrong(loaded, dtype):
         def forward(tokens, tap):
@@ -242,13 +246,13 @@ def test_an_oracle_that_gives_nan_is_refused(copy, monkeypatch):
 
         return forward
 
-    monkeypatch.setattr(prove, "tensorflow", wrong)
+    monkeypatch.setattr(build_golden, "tensorflow", wrong)
     with pytest.raises(CannotJudge, match=r"disagree at h2/ln_2 by nan"):
-        prove.build(copy)
+        build_golden.build(copy)
 
 
 def test_evaluations_side_by_side_are_what_each_is_alone(prepared):
-    from harness import oracle
+    from gpt2_parity.reference import oracle
 
     params, hparams = prepared.checkpoint.params, prepared.checkpoint.hparams
     tokens = prepared.records[0].tokens
@@ -271,11 +275,11 @@ def test_the_oracle_keeps_no_more_than_it_needs():
     """Memory beyond the mapped weights is of one weight and a few activations, however many layers."""
     import tracemalloc
 
-    from harness import oracle
+    from gpt2_parity.reference import oracle
 
     def peak(n_layer, keep):
-        hparams = shapes.OFFICIAL["124M"]._replace(n_vocab=20000, n_embd=192, n_layer=n_layer)
-        params = shapes.generate(hparams)
+        hparams = synthetic.OFFICIAL["124M"]._replace(n_vocab=20000, n_embd=192, n_layer=n_layer)
+        params = synthetic.generate(hparams)
         tokens = np.arange(32, dtype=np.int32)[None]
         kept = []
         tracemalloc.start()
@@ -292,13 +296,15 @@ def test_the_oracle_keeps_no_more_than_it_needs():
 def test_building_anew_gives_the_same_records(copy):
     """TensorFlow runs in this very process here, as it does in parity golden build."""
     pytest.importorskip("tensorflow")
-    old = {name: mapped.read(copy.records / f"{name}.safetensors") for name in ("seed", "batch")}
+    old = {
+        name: safetensors_mmap.read(copy.records / f"{name}.safetensors") for name in ("seed", "batch")
+    }
     old = {case: {name: np.array(a) for name, a in arrays.items()} for case, arrays in old.items()}
-    manifest = prove.build(copy)
+    manifest = build_golden.build(copy)
     assert all(entry["agreement_noise_units"] <= 8 for entry in manifest["cases"].values())
-    prove.verify(copy)
+    build_golden.verify(copy)
     for case, arrays in old.items():
-        new = mapped.read(copy.records / f"{case}.safetensors")
+        new = safetensors_mmap.read(copy.records / f"{case}.safetensors")
         assert new.keys() == arrays.keys()
         np.testing.assert_allclose(new["logits"], arrays["logits"], rtol=1e-11, atol=1e-11)
         np.testing.assert_array_equal(new["greedy"], arrays["greedy"])
@@ -307,7 +313,7 @@ def test_building_anew_gives_the_same_records(copy):
 
 def test_fresh_tokens_differ_by_seed_and_repeat_by_seed(prepared):
     hparams = prepared.checkpoint.hparams
-    first, again, other = (golden.fresh_case(hparams, seed).tokens for seed in (1, 1, 2))
+    first, again, other = (records.fresh_case(hparams, seed).tokens for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -315,7 +321,7 @@ def test_fresh_tokens_differ_by_seed_and_repeat_by_seed(prepared):
 @pytest.mark.parametrize("n_ctx", [1, 2, 3, 5, 24, 1024])
 def test_fresh_tokens_have_what_some_take_for_padding(n_ctx):
     hparams = HParams(n_vocab=50257, n_ctx=n_ctx, n_embd=4, n_head=2, n_layer=1)
-    tokens = golden.fresh_case(hparams, 3).tokens
+    tokens = records.fresh_case(hparams, 3).tokens
     assert tokens.shape == (2, min(24, n_ctx))
     for row, id_ in ((0, 0), (1, 50256)):
         assert tokens[row, 0] == id_

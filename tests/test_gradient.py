@@ -2,16 +2,17 @@
 
 import numpy as np
 import pytest
+
 from examine import FLOAT32, examine
 from faults import FAULTS, plant
-
-from harness import gradient, oracle, shapes
-from harness.checks import CHECKS
-from harness.contract import HParams, parameter_shapes
-from harness.discover import find
-from harness.limits import GRADIENT
-from harness.numerics import log_softmax, max_abs
-from harness.subject import Subject
+from gpt2_parity.checks import CHECKS
+from gpt2_parity.contract.architecture import HParams, parameter_shapes
+from gpt2_parity.contract.limits import GRADIENT
+from gpt2_parity.implementation.discovery import find
+from gpt2_parity.implementation.loaded import Loaded
+from gpt2_parity.model import synthetic
+from gpt2_parity.reference import gradient, oracle
+from gpt2_parity.reference.distance import log_softmax, max_abs
 
 HPARAMS = HParams(n_vocab=30, n_ctx=8, n_embd=12, n_head=3, n_layer=2)
 TOKENS = np.random.default_rng(1).integers(0, 30, (2, 7)).astype(np.int32)
@@ -25,7 +26,7 @@ def loss(params) -> float:
 
 def test_the_gradient_is_the_slope_of_the_loss():
     """By central differences along a random direction of each weight."""
-    params = {name: w.astype(np.float64) for name, w in shapes.generate(HPARAMS).items()}
+    params = {name: w.astype(np.float64) for name, w in synthetic.generate(HPARAMS).items()}
     rng = np.random.default_rng(2)
     found = dict(gradient.backward(params, HPARAMS, TOKENS))
     assert found.keys() == {"loss", *parameter_shapes(HPARAMS)}
@@ -88,8 +89,8 @@ def test_a_forward_spoilt_by_the_loss_is_seen_by_this_check_alone(prepared):
     offered = {"load": real.load, "numpy": real.numpy, "__name__": "wrapped"}
     impl = SimpleNamespace(**offered, forward=forward, loss_and_grads=loss_and_grads, TAPS=())
     checkpoint, record = prepared.checkpoint, prepared.records[-1]
-    subject = Subject.load(impl, FLOAT32, checkpoint.weights, checkpoint.hparams, [record])
-    found = {each.scope: each for each in CHECKS["gradients"].measure(subject, subject.plan())}
+    loaded = Loaded.load(impl, FLOAT32, checkpoint.weights, checkpoint.hparams, [record])
+    found = {each.scope: each for each in CHECKS["gradients"].measure(loaded, loaded.plan())}
     assert found["forward_after"].value > 1e3
     assert found["kept"].value == 0
 

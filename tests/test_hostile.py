@@ -21,32 +21,25 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hostile import CASES, NO_JSON, USAGE, World, flipped, put, seal
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from harness import (
-    checkpoint,
-    cli,
-    discover,
-    golden,
-    mapped,
-    models,
-    prove,
-    results,
-    run,
-    shapes,
-    strict_json,
-)
-from harness.contract import CannotJudge, HParams, Target
-from harness.judge import Row
-from harness.report import files
-from harness.subject import Measurement
+from gpt2_parity import cli
+from gpt2_parity.contract.architecture import HParams
+from gpt2_parity.contract.interface import CannotJudge, Target
+from gpt2_parity.contract.rows import Measurement, Results, Row
+from gpt2_parity.files import atomic, digest, safetensors_mmap, strict_json
+from gpt2_parity.implementation import discovery
+from gpt2_parity.model import catalogue, checkpoint, synthetic
+from gpt2_parity.reference import build_golden, golden, records
+from gpt2_parity.report import files, results
+from gpt2_parity.run import runner
+from hostile import CASES, NO_JSON, USAGE, World, flipped, put, seal
 
 TINY = HParams(n_vocab=16, n_ctx=8, n_embd=8, n_head=2, n_layer=1)
 INDEX_FLIPS, DATA_FLIPS = 40, 20  # given to TensorFlow's own reader
 UNREAD = 81  # bytes at the end of an index that no reader looks at: metaindex, padding of the footer
-ENTRY = "import sys; from harness.cli import main; main()"
+ENTRY = "import sys; from gpt2_parity.cli import main; main()"
 
 
 def parity(*arguments: str) -> tuple[int, str, str]:
@@ -101,13 +94,13 @@ def refused(world: World, command: tuple[str, ...], named: str) -> str:
 def pristine(prepared, tmp_path_factory) -> Path:
     """Whole files, to be linked into worlds: micro and its records, its cached weights, a generated model."""
     root = tmp_path_factory.mktemp("pristine")
-    shutil.copytree(models.GOLDEN / "micro", root / "golden" / "micro")
-    shutil.copytree(models.GOLDEN / "records" / "micro", root / "golden" / "records" / "micro")
+    shutil.copytree(catalogue.GOLDEN / "micro", root / "golden" / "micro")
+    shutil.copytree(catalogue.GOLDEN / "records" / "micro", root / "golden" / "records" / "micro")
     weights = prepared.checkpoint.weights
     (root / "home" / "weights").mkdir(parents=True)
     for path in (weights, weights.with_suffix(".sha256")):
         shutil.copy(path, root / "home" / "weights")
-    shapes.ensure(root / "generated", TINY)
+    synthetic.ensure(root / "generated", TINY)
     (root / "tmp").mkdir()
     (root / "elsewhere.bin").write_bytes(b"not what is meant")
     return root
@@ -119,11 +112,11 @@ def unexpected(*_, **__):
 
 def enter(root: Path, monkeypatch) -> World:
     """Make a folder the place of golden, cache and temporary files. What is taken for good shows at once."""
-    monkeypatch.setattr(models, "GOLDEN", root / "golden")
+    monkeypatch.setattr(catalogue, "GOLDEN", root / "golden")
     monkeypatch.setenv("PARITY_HOME", str(root / "home"))
     monkeypatch.setattr(tempfile, "tempdir", str(root / "tmp"))
-    monkeypatch.setattr(prove, "tensorflow", unexpected)
-    monkeypatch.setattr(golden, "fresh_case", unexpected)
+    monkeypatch.setattr(build_golden, "tensorflow", unexpected)
+    monkeypatch.setattr(records, "fresh_case", unexpected)
     return World(root)
 
 
@@ -252,7 +245,7 @@ def test_any_damage_to_any_file_is_refused_with_a_manifest(arena, data):
 @given(st.text(), st.sampled_from(["--impl", "--model", "--target"]))
 @settings(max_examples=60)
 def test_any_text_for_a_name_is_refused_or_known(arena, text, option):
-    known = {"--impl": discover.names(), "--model": ["micro", ".", "/"], "--target": []}
+    known = {"--impl": discovery.names(), "--model": ["micro", ".", "/"], "--target": []}
     if text in known[option] or (option == "--impl" and "taken for good" in judged(option, text)):
         return  # the name of a module that is there
     if option == "--target" and all(text.partition("-")):
@@ -344,7 +337,7 @@ HOSTILE_TEXT = "\0\1\x1b[31m\x85\udc80\ud800\ufffe]]>&<script>|`\u202e"
 def test_what_an_implementation_says_cannot_spoil_the_files(tmp_path):
     row = Row(HOSTILE_TEXT, "cpu", "float32", HOSTILE_TEXT, "c", "logits", HOSTILE_TEXT, "noise_units", 9.0, 8.0, None,
               "fail", HOSTILE_TEXT, HOSTILE_TEXT, HOSTILE_TEXT)  # fmt: skip
-    files.write(run.Results([row], {"model": HOSTILE_TEXT}), tmp_path)
+    files.write(Results([row], {"model": HOSTILE_TEXT}), tmp_path)
     cases = list(ET.parse(tmp_path / "junit.xml").getroot().iter("testcase"))
     assert len(cases) == 1
     shown = HOSTILE_TEXT.encode("utf-8", "replace").decode()
@@ -366,7 +359,9 @@ def test_a_cache_that_cannot_be_written_is_named(where, world, monkeypatch):
     (world.root / "loop").symlink_to("loop")
     (world.root / "dangling").symlink_to("nowhere")
     monkeypatch.setenv("PARITY_HOME", str(world.root / where))
-    monkeypatch.setattr(checkpoint, "_in_child", lambda _, __, weights: mapped.write(weights, {}))
+    monkeypatch.setattr(
+        checkpoint, "_in_child", lambda _, __, weights: safetensors_mmap.write(weights, {})
+    )
     place = ascii(str(world.root / where))[1:-1]
     said = refused(world, ("golden", "build"), "weights")
     assert place in said
@@ -403,10 +398,10 @@ def absent(directory, *_):
 
 def test_a_cached_file_with_a_forged_sha256_must_still_fit(world):
     path = next(world.home.glob("weights/*.safetensors"))
-    params = {name: np.array(a) for name, a in mapped.read(path).items()}
+    params = {name: np.array(a) for name, a in safetensors_mmap.read(path).items()}
     params["wte"][3, 3] = np.nan
-    mapped.write(path, params)
-    put(path.with_suffix(".sha256"), mapped.sha256(path))
+    safetensors_mmap.write(path, params)
+    put(path.with_suffix(".sha256"), digest.sha256(path))
     refused(world, ("verify", "--impl", "numpy"), f"{path.name}: variable model/wte has values")
 
 
@@ -426,7 +421,7 @@ def test_links_to_the_right_files_are_read(world):
 def test_a_link_in_place_of_a_result_is_replaced_not_written_through(tmp_path):
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "report.md").symlink_to("precious")
-    files.write(run.Results([], {"model": "micro"}), tmp_path)
+    files.write(Results([], {"model": "micro"}), tmp_path)
     assert (tmp_path / "precious").read_text() == "precious"
     assert not (tmp_path / "report.md").is_symlink()
 
@@ -468,8 +463,8 @@ def test_a_real_full_file_system_is_named(tmp_path):
     """A tmpfs of 64 KiB in a namespace of its own, where the kernel lets us have one."""
     script = (
         'mount -t tmpfs -o size=64k tmpfs "$1" && cd "$1" && '
-        '"$2" -c "from pathlib import Path; import numpy as np; from harness import mapped;'
-        "mapped.write(Path('deep/x.safetensors'), {'x': np.ones(10**6)})\"; echo \"rc $?\"; find . -type f"
+        '"$2" -c "from pathlib import Path; import numpy as np; from gpt2_parity.files import safetensors_mmap;'
+        "safetensors_mmap.write(Path('deep/x.safetensors'), {'x': np.ones(10**6)})\"; echo \"rc $?\"; find . -type f"
     )
     command = [
         "unshare",
@@ -518,8 +513,8 @@ def test_results_that_find_no_room_are_named_and_none_is_half_written(world, mon
         "",
         "",
     )
-    outcome = run.Results([row], {"model": "micro", "cuda": "present", "seed": 1})
-    monkeypatch.setattr(run, "verify", lambda *_: outcome)
+    outcome = Results([row], {"model": "micro", "cuda": "present", "seed": 1})
+    monkeypatch.setattr(runner, "verify", lambda *_: outcome)
     monkeypatch.setattr(Path, "write_text", full)
     code, _, err = parity("verify", "--impl", "numpy", "--out", str(world.root / "out"))
     assert code == 2
@@ -563,7 +558,7 @@ def test_a_folder_that_is_gone_and_an_odd_encoding_do_no_harm(tmp_path):
 
 
 def test_a_fault_of_our_own_is_one_line_too_and_not_a_disagreement(monkeypatch):
-    monkeypatch.setattr("harness.commands.verify.parse_target", lambda text: 1 // 0)
+    monkeypatch.setattr("gpt2_parity.commands.verify.parse_target", lambda text: 1 // 0)
     code, _, err = parity("verify", "--impl", "numpy", "--target", "cpu-float32")
     assert code == 2
     assert err.startswith(f"error: {cli.UNFORESEEN} ZeroDivisionError")
@@ -578,16 +573,17 @@ def test_a_fault_of_our_own_is_one_line_too_and_not_a_disagreement(monkeypatch):
 LOADER = """
 import os, signal, sys
 from pathlib import Path
-from harness import checkpoint, mapped
+from gpt2_parity.files import safetensors_mmap
+from gpt2_parity.model import checkpoint
 if sys.argv[3]:  # killed when half of the weights are written
     def half(path, arrays):
         path.write_bytes(b"half")
         print("half", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-    mapped._save = half
+    safetensors_mmap._save = half
     checkpoint._intact = lambda weights: False  # though another was faster
 if sys.argv[2]:  # what TensorFlow would read, without its four seconds
-    squeezed = mapped.read(Path(sys.argv[2]))
+    squeezed = safetensors_mmap.read(Path(sys.argv[2]))
     params = {name: a[None] if name.endswith("/w") else a for name, a in squeezed.items()}
     checkpoint.read_variables = lambda directory: params
     checkpoint._in_child = checkpoint.convert
@@ -623,8 +619,8 @@ def test_first_loads_of_which_some_are_killed_leave_no_half_file(pristine, tmp_p
     assert codes == [-signal.SIGKILL, 0] * 3
     assert load(pristine, tmp_path).communicate()[0]  # a load that writes nothing clears nothing away
     left = [path for path in (tmp_path / "weights").iterdir() if path.name.startswith(".")]
-    assert all(path.name.startswith(mapped.ASIDE) for path in left)
-    mapped.write_text(tmp_path / "weights" / "other", "the next one to write does")
+    assert all(path.name.startswith(atomic.ASIDE) for path in left)
+    atomic.write_text(tmp_path / "weights" / "other", "the next one to write does")
     (tmp_path / "weights" / "other").unlink()
     assert whole(pristine, tmp_path)
 
@@ -632,7 +628,7 @@ def test_first_loads_of_which_some_are_killed_leave_no_half_file(pristine, tmp_p
 def test_one_that_is_killed_half_way_leaves_what_the_next_one_clears_away(pristine, tmp_path):
     killed = load(pristine, tmp_path, killed=True)
     assert killed.communicate()[0] == "half\n"
-    assert [path.name.startswith(mapped.ASIDE) for path in (tmp_path / "weights").iterdir()] == [True]
+    assert [path.name.startswith(atomic.ASIDE) for path in (tmp_path / "weights").iterdir()] == [True]
     done = load(pristine, tmp_path)
     assert done.communicate()[0]
     assert done.returncode == 0
@@ -640,9 +636,9 @@ def test_one_that_is_killed_half_way_leaves_what_the_next_one_clears_away(pristi
 
 
 def test_what_a_living_writer_prepares_is_left_alone(tmp_path):
-    with mapped.aside(tmp_path / "a") as folder:
+    with atomic.aside(tmp_path / "a") as folder:
         (folder / "new").write_text("a")
-        mapped.write_text(tmp_path / "b", "b")
+        atomic.write_text(tmp_path / "b", "b")
         assert (folder / "new").read_text() == "a"
     assert os.listdir(tmp_path) == ["b"]
 
@@ -726,7 +722,7 @@ def test_a_garbled_journal_is_never_a_pass_nor_a_traceback(name, prepared, tmp_p
     """Whether it is that implementation's verdict (1) or no verdict at all (2)."""
     path = tmp_path / "forger.py"
     path.write_text(FORGER.format(line=FORGED[name]))
-    monkeypatch.setattr(run, "prepare", lambda *_: prepared)
+    monkeypatch.setattr(runner, "prepare", lambda *_: prepared)
     code, said, err = parity("verify", "--impl", str(path), "--timeout", "20")
     assert code in (1, 2)
     assert "PASS" not in said
@@ -741,8 +737,8 @@ def test_a_garbled_journal_is_never_a_pass_nor_a_traceback(name, prepared, tmp_p
 @example(1.7e308, "", None)
 def test_whatever_a_measurement_holds_can_be_judged_and_written(tmp_path_factory, value, detail, odd):
     """Measurements come from the implementation's own process."""
-    from harness.judge import Judge
-    from harness.subject import CaseShape, Plan
+    from gpt2_parity.contract.plan import CaseShape, Plan
+    from gpt2_parity.verdict.judge import Judge
 
     plan = Plan(TINY, (CaseShape("seed", 1, 4, 1),), ("embed",), False, False)
     measured = [("logits", Measurement("seed", "logits", "noise_units", value, detail)),
@@ -751,6 +747,6 @@ def test_whatever_a_measurement_holds_can_be_judged_and_written(tmp_path_factory
     rows = Judge(detail, Target(detail, "float32"), "m").rows(plan, measured, {detail: detail})
     assert any(row.verdict == "fail" for row in rows)
     place = tmp_path_factory.getbasetemp() / "odd-results"
-    files.write(run.Results(rows, {"model": detail, "odd": 1}), place)
+    files.write(Results(rows, {"model": detail, "odd": 1}), place)
     assert len(results.read(place)) == len(rows)
     ET.parse(place / "junit.xml")

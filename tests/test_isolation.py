@@ -10,12 +10,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commands import command, module, parity
 
-from harness import isolation, results, run, worker
-from harness.contract import CannotJudge, Target
-from harness.discover import find
-from harness.judge import exit_code
+from commands import command, module, parity
+from gpt2_parity.contract.interface import CannotJudge, Target
+from gpt2_parity.contract.rows import exit_code
+from gpt2_parity.implementation.discovery import find
+from gpt2_parity.report import results
+from gpt2_parity.run import runner, supervisor, worker
 
 # what it does -> (code added to the NumPy specimen, what its verdict must say)
 MISDEEDS = {
@@ -325,32 +326,32 @@ def test_a_journal_cut_anywhere_and_gone_on_with_gives_the_same_rows(share, tmp_
     impl, target = find("numpy").load(), Target("cpu", "float32")
     whole, path = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
 
-    def go_on(path: Path, sheet) -> None:
+    def go_on(path: Path, state) -> None:
         with path.open("a") as file:
 
             def journal(event, **data):
                 file.write(json.dumps({"event": event, **data}) + "\n")
 
-            if sheet.offered is None:
+            if state.offered is None:
                 journal("hello", targets=[target], versions={})
-            if target in sheet.ended:
+            if target in state.ended:
                 return
-            done = list(sheet.checked) if sheet.current == target else []
+            done = list(state.checked) if state.current == target else []
             journal("begin", target=target)
             model = small.checkpoint
             worker.measure(impl, target, model.weights, model.hparams, small.records, str, journal, done)
             journal("end", target=target)
 
-    go_on(whole, small.sheet("it", "micro"))
-    straight = small.sheet("it", "micro")
-    run.replay(whole, straight)
+    go_on(whole, small.state("it", "micro"))
+    straight = small.state("it", "micro")
+    runner.replay(whole, straight)
     data = whole.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    cut = small.sheet("it", "micro")
-    run.replay(path, cut)
+    cut = small.state("it", "micro")
+    runner.replay(path, cut)
     go_on(path, cut)
-    resumed = small.sheet("it", "micro")
-    run.replay(path, resumed)
+    resumed = small.state("it", "micro")
+    runner.replay(path, resumed)
     assert resumed.rows == straight.rows
     assert len(straight.rows) > 100
 
@@ -360,7 +361,7 @@ def test_a_damaged_journal_is_named_and_not_gone_on_with(line, tmp_path, prepare
     path = tmp_path / "0-it.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(CannotJudge, match=r"0-it\.jsonl:1: damaged"):
-        run.replay(path, prepared.sheet("it", "micro"))
+        runner.replay(path, prepared.state("it", "micro"))
 
 
 def test_the_last_words_are_the_last_line_before_python_reports_the_crash(tmp_path):
@@ -369,6 +370,6 @@ def test_the_last_words_are_the_last_line_before_python_reports_the_crash(tmp_pa
         'a\nlast\nFatal Python error: Segmentation fault\n\nThread 0x1:\n  File "w.py", line 1 in g\n'
         'Current thread 0x2:\n  File "x.py", line 3 in f\n'
     )
-    assert isolation.last_words(words) == "; last words: last; at x.py:3 in f"
+    assert supervisor.last_words(words) == "; last words: last; at x.py:3 in f"
     words.write_text("")
-    assert isolation.last_words(words) == ""
+    assert supervisor.last_words(words) == ""

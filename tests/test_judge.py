@@ -4,11 +4,13 @@ import math
 
 import pytest
 
-from harness.checks import CHECKS
-from harness.contract import HParams, Target
-from harness.judge import Judge, exit_code, expected
-from harness.limits import LIMITS, LOCAL, NARROW, limit, local_limit, near_tie
-from harness.subject import CaseShape, Measurement, Plan
+from gpt2_parity.checks import CHECKS
+from gpt2_parity.contract.architecture import HParams
+from gpt2_parity.contract.interface import Target
+from gpt2_parity.contract.limits import LIMITS, LOCAL, NARROW, limit, local_limit, near_tie
+from gpt2_parity.contract.plan import CaseShape, Plan
+from gpt2_parity.contract.rows import Measurement, exit_code
+from gpt2_parity.verdict.judge import Judge, expected
 
 HPARAMS = HParams(n_vocab=10, n_ctx=8, n_embd=4, n_head=2, n_layer=1)
 PLAN = Plan(HPARAMS, (CaseShape("one", 2, 8, 3),), ("embed", "ln_f"), True, False)

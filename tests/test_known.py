@@ -18,34 +18,38 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from harness import cli, contract, known, models, questions, shapes
-from harness.contract import CannotJudge, HParams, Target
-from harness.discover import find
-from harness.tokenizer import Tokenizer
+from gpt2_parity import cli
+from gpt2_parity.contract import architecture
+from gpt2_parity.contract.architecture import HParams
+from gpt2_parity.contract.interface import CannotJudge, Target
+from gpt2_parity.implementation.discovery import find
+from gpt2_parity.model import catalogue, synthetic
+from gpt2_parity.model.tokenizer import Tokenizer
+from gpt2_parity.published import known_answers, probes
 
 ROOT = Path(__file__).parent.parent
 FLOAT32 = Target("cpu", "float32")
-FACTS = known.read()
+FACTS = known_answers.read()
 RUNNABLE = [fact for fact in FACTS if "not_run" not in fact]
-MICRO = known.about("micro", FACTS)
+MICRO = known_answers.about("micro", FACTS)
 
 
 @pytest.fixture(scope="module")
-def place(home) -> questions.Place:
-    return known.place_of(models.locate("micro"), None, None)
+def place(home) -> probes.Place:
+    return known_answers.place_of(catalogue.locate("micro"), None, None)
 
 
 @pytest.fixture(scope="module")
-def answers(place) -> dict[str, known.Answer]:
+def answers(place) -> dict[str, known_answers.Answer]:
     """What the NumPy specimen answers, in a process of its own, by fact."""
-    return {a.fact["id"]: a for a in known.ask(MICRO, find("numpy"), FLOAT32, place)}
+    return {a.fact["id"]: a for a in known_answers.ask(MICRO, find("numpy"), FLOAT32, place)}
 
 
 def test_every_fact_recorded_from_micro_passes(answers):
     assert len(answers) == len(MICRO) >= 26
     assert {a.fact["id"]: a.verdict for a in answers.values()} == dict.fromkeys(answers, "pass")
-    assert {fact["kind"] for fact in MICRO} == questions.KINDS.keys() - {"logits_file"}
-    assert known.exit_code(list(answers.values())) == 0
+    assert {fact["kind"] for fact in MICRO} == probes.KINDS.keys() - {"logits_file"}
+    assert known_answers.exit_code(list(answers.values())) == 0
 
 
 def digits(value, path=()):
@@ -78,43 +82,43 @@ def altered(expected, path, at, digit):
 @pytest.mark.parametrize("fact", MICRO, ids=lambda fact: fact["id"])
 def test_one_other_digit_in_a_recorded_fact_fails_it(fact, answers, place):
     reply = {"got": answers[fact["id"]].got}
-    respondent = questions.Respondent.load(find("numpy"), FLOAT32, place)
+    respondent = probes.Respondent.load(find("numpy"), FLOAT32, place)
     changed = 0
     for path, at, digit in digits(fact["expected"]):
         other = fact | {"expected": altered(fact["expected"], path, at, digit)}
         if fact["kind"] in ("top", "greedy"):  # the ids are part of the question: it must be asked anew
-            reply = known.measure(respondent, other)
-        assert known.judge(other, reply).verdict == "fail", (path, at, digit)
+            reply = known_answers.measure(respondent, other)
+        assert known_answers.judge(other, reply).verdict == "fail", (path, at, digit)
         changed += 1
     assert changed or isinstance(fact["expected"], str)
 
 
 def test_another_word_in_the_seed_sentence_fails_it(place):
     fact = next(f for f in MICRO if f["expected"] == " the most powerful machines on the planet.")
-    respondent = questions.Respondent.load(find("numpy"), FLOAT32, place)
+    respondent = probes.Respondent.load(find("numpy"), FLOAT32, place)
     for text in (" the most powerful machines on the plane", " the most powerful machine", " the", ""):
         other = fact | {"expected": text}
-        assert known.judge(other, known.measure(respondent, other)).verdict == (
+        assert known_answers.judge(other, known_answers.measure(respondent, other)).verdict == (
             "pass" if text == " the" else "fail"  # " the" is what it says first, whole tokens of it
         )
 
 
 def test_the_seed_sentence_is_a_fact_of_the_official_124m():
-    fact = next(f for f in known.about("124M", FACTS) if f["id"] == "seed-sentence")
+    fact = next(f for f in known_answers.about("124M", FACTS) if f["id"] == "seed-sentence")
     assert fact["expected"] == " the most powerful machines on the planet."
     prompt = [36235, 39141, 18765, 1143, 326, 9061, 561, 530, 1110, 1716]
     assert fact["prompt"] == prompt
 
 
-@pytest.mark.parametrize("size", models.OFFICIAL)
+@pytest.mark.parametrize("size", catalogue.OFFICIAL)
 def test_every_official_size_has_facts_with_sources(size):
-    facts = known.about(size, FACTS)
+    facts = known_answers.about(size, FACTS)
     assert all(fact["source"] for fact in facts)
     assert {"hparams", "tokens", "file"} <= {fact.get("kind") for fact in facts}
     assert all(fact["not_run"] for fact in facts if "not_run" in fact)
     if size == "124M":
         asked = {fact["kind"] for fact in facts if "not_run" not in fact}
-        assert asked == questions.KINDS.keys() - {"tensor_statistics"}
+        assert asked == probes.KINDS.keys() - {"tensor_statistics"}
 
 
 def perfect(fact):
@@ -126,7 +130,7 @@ def perfect(fact):
         return {"ids": ids, "text": wanted, "margins": sure, "tie": [0.1] * len(ids)}
     if fact["kind"] == "logits_file":
         return 0.5
-    return numbers(known.wanted_of(fact), fact["kind"] in questions.EXACT)
+    return numbers(known_answers.wanted_of(fact), fact["kind"] in probes.EXACT)
 
 
 def numbers(value, exact, by=0.0):
@@ -139,40 +143,43 @@ def numbers(value, exact, by=0.0):
 
 @pytest.mark.parametrize("fact", RUNNABLE, ids=lambda fact: fact["id"])
 def test_every_fact_passes_what_was_published_and_nothing_else(fact):
-    assert known.judge(fact, {"got": perfect(fact)}).verdict == "pass"
-    assert known.judge(fact, {"error": "raised"}).verdict == "fail"
-    assert known.judge(fact, {"not_run": "absent"}).verdict == "not run"
+    assert known_answers.judge(fact, {"got": perfect(fact)}).verdict == "pass"
+    assert known_answers.judge(fact, {"error": "raised"}).verdict == "fail"
+    assert known_answers.judge(fact, {"not_run": "absent"}).verdict == "not run"
     if fact["kind"] == "greedy":
         got = perfect(fact)
         wrong = got | {"ids": [*got["ids"][:-1], -1], "text": f"{got['text']}x"}
-        assert known.judge(fact, {"got": wrong}).verdict == "fail"
+        assert known_answers.judge(fact, {"got": wrong}).verdict == "fail"
     elif fact["kind"] == "logits_file":
-        assert known.judge(fact, {"got": 1.01}).verdict == "fail"
-        assert known.judge(fact, {"got": math.nan}).verdict == "fail"
-    elif fact["kind"] in questions.EXACT:
+        assert known_answers.judge(fact, {"got": 1.01}).verdict == "fail"
+        assert known_answers.judge(fact, {"got": math.nan}).verdict == "fail"
+    elif fact["kind"] in probes.EXACT:
         wanted = fact["expected"]
         off = [*wanted, 0] if isinstance(wanted, list) else dict.fromkeys(wanted, 1)
-        assert known.judge(fact, {"got": off}).verdict == "fail"
+        assert known_answers.judge(fact, {"got": off}).verdict == "fail"
     else:
         # half of any answer, or it and a fifth of one in a thousand, is no answer
-        scale = max(abs(float(want)) for _, want in known.pairs(perfect(fact), known.wanted_of(fact)))
+        scale = max(
+            abs(float(want))
+            for _, want in known_answers.pairs(perfect(fact), known_answers.wanted_of(fact))
+        )
         for by in (0.02 * scale + 0.03, math.nan, math.inf):
-            got = numbers(known.wanted_of(fact), False, by)
-            assert known.judge(fact, {"got": got}).verdict == "fail", by
-        assert known.judge(fact, {"got": [perfect(fact)]}).verdict == "fail"
+            got = numbers(known_answers.wanted_of(fact), False, by)
+            assert known_answers.judge(fact, {"got": got}).verdict == "fail", by
+        assert known_answers.judge(fact, {"got": [perfect(fact)]}).verdict == "fail"
 
 
-class Blank(questions.Respondent):
+class Blank(probes.Respondent):
     """A model of an official shape of which every number is 0."""
 
     def __init__(self, size: str, tokenizer: Tokenizer, texts: Path):
-        self.hparams, self.tokenizer = shapes.OFFICIAL[size], tokenizer
-        sizes = contract.variable_shapes(self.hparams).items()
+        self.hparams, self.tokenizer = synthetic.OFFICIAL[size], tokenizer
+        sizes = architecture.variable_shapes(self.hparams).items()
         self.params = {
             name: np.broadcast_to(np.float32(0), shape[1:] if name.endswith("/w") else shape)
             for name, shape in sizes
         }
-        self.place = questions.Place(texts, texts, self.hparams, texts)
+        self.place = probes.Place(texts, texts, self.hparams, texts)
 
     def forward(self, ids, past=None, tap=None):
         return np.zeros((1, 1, self.hparams.n_vocab)), None
@@ -183,27 +190,27 @@ class Blank(questions.Respondent):
         return np.broadcast_to(np.float32(0), (1, len(ids), self.hparams.n_vocab))
 
     def tap(self, ids, name):
-        assert name in contract.tap_names(self.hparams.n_layer)
-        return np.zeros((1, len(ids), contract.tap_width(name, self.hparams)))
+        assert name in architecture.tap_names(self.hparams.n_layer)
+        return np.zeros((1, len(ids), architecture.tap_width(name, self.hparams)))
 
 
-@pytest.mark.parametrize("size", models.OFFICIAL)
+@pytest.mark.parametrize("size", catalogue.OFFICIAL)
 def test_every_question_about_an_official_size_can_be_asked(size, official_tokenizer, tmp_path):
     """Its answer has the form of the expected one, so what fails on the official files is a number."""
     ids = {"debug_state_x_y_tokens_0_256": 257, "val_first_1281": 1281, "train_tokens_32768_33024": 257}
     batches = {key: [0] * n for key, n in ids.items()}
     (tmp_path / "tinyshakespeare_token_batches.json").write_text(json.dumps(batches))
     respondent = Blank(size, official_tokenizer, tmp_path)
-    for fact in known.about(size, FACTS):
+    for fact in known_answers.about(size, FACTS):
         if "not_run" in fact or fact["kind"] in ("file", "logits_file"):
             continue
-        reply = known.measure(respondent, fact)
+        reply = known_answers.measure(respondent, fact)
         if fact.get("tokens", {}).get("file") == "the-verdict.txt":
             assert "not at hand" in reply["not_run"]
             continue
         assert "got" in reply, (fact["id"], reply)
-        if fact["kind"] not in ("greedy", *questions.EXACT):
-            known.pairs(reply["got"], known.wanted_of(fact))
+        if fact["kind"] not in ("greedy", *probes.EXACT):
+            known_answers.pairs(reply["got"], known_answers.wanted_of(fact))
             # of a model that knows nothing, these are the logarithm of the vocabulary
             if fact["kind"] == "mean_nll" and fact["of"] == "nll":
                 assert reply["got"] == pytest.approx(math.log(50257), rel=1e-5)
@@ -211,33 +218,34 @@ def test_every_question_about_an_official_size_can_be_asked(size, official_token
 
 def test_an_answer_of_no_numbers_is_no_answer():
     fact = {"id": "x", "kind": "logits", "expected": [], "within": 1.0}
-    assert known.judge(fact, {"got": []}).verdict == "fail"
+    assert known_answers.judge(fact, {"got": []}).verdict == "fail"
     fact = {"id": "x", "kind": "greedy", "expected": []}
     assert (
-        known.judge(fact, {"got": {"ids": [], "margins": [], "tie": [], "text": ""}}).verdict == "fail"
+        known_answers.judge(fact, {"got": {"ids": [], "margins": [], "tie": [], "text": ""}}).verdict
+        == "fail"
     )
 
 
 def test_a_mismatch_is_told_with_its_margin_and_a_near_tie_is_inconclusive():
     fact = {"id": "x", "kind": "greedy", "expected": [5, 6, 7]}
     got = {"ids": [5, 9, 7], "margins": [3.0, 0.002, 1.0], "tie": [0.001] * 3, "text": ""}
-    answer = known.judge(fact, {"got": got})
+    answer = known_answers.judge(fact, {"got": got})
     assert (answer.verdict, answer.detail) == (
         "fail",
         "differs at new token 1 (9), whose margin is 0.002",
     )
-    tied = known.judge(fact, {"got": got | {"tie": [0.01] * 3}})
+    tied = known_answers.judge(fact, {"got": got | {"tie": [0.01] * 3}})
     assert tied.verdict == "inconclusive"
     assert "within float32 noise" in tied.detail
-    assert known.exit_code([tied]) == 2
+    assert known_answers.exit_code([tied]) == 2
 
 
 def test_facts_that_were_not_asked_count_for_nothing():
-    passed, failed, left = (known.Answer({}, verdict) for verdict in ("pass", "fail", "not run"))
-    assert known.exit_code([left, left]) == 2
-    assert known.exit_code([]) == 2
-    assert known.exit_code([left, passed]) == 0
-    assert known.exit_code([left, passed, failed]) == 1
+    passed, failed, left = (known_answers.Answer({}, verdict) for verdict in ("pass", "fail", "not run"))
+    assert known_answers.exit_code([left, left]) == 2
+    assert known_answers.exit_code([]) == 2
+    assert known_answers.exit_code([left, passed]) == 0
+    assert known_answers.exit_code([left, passed, failed]) == 1
 
 
 @pytest.fixture
@@ -253,7 +261,7 @@ def specimen(tmp_path):
 
 
 def ask(found, place, facts=MICRO):
-    return list(known.ask(facts, found, FLOAT32, place))
+    return list(known_answers.ask(facts, found, FLOAT32, place))
 
 
 def test_a_wrong_implementation_fails(specimen, place):
@@ -261,7 +269,7 @@ def test_a_wrong_implementation_fails(specimen, place):
     answers = ask(found, place)
     failed = {a.fact["kind"] for a in answers if a.verdict == "fail"}
     assert {"logits", "tap", "logprobs", "top", "mean_nll"} <= failed
-    assert known.exit_code(answers) == 1
+    assert known_answers.exit_code(answers) == 1
 
 
 @pytest.mark.parametrize(
@@ -277,7 +285,7 @@ def test_an_implementation_that_breaks_fails_every_fact_it_owes(
     body, message, specimen, place, monkeypatch
 ):
     if "sleep" in body:
-        monkeypatch.setattr(known, "SECONDS", 2.0)
+        monkeypatch.setattr(known_answers, "SECONDS", 2.0)
     text = (ROOT / "impls" / "gpt2_numpy.py").read_text()
     header = re.search(r"^def forward\(.*?\):\n", text, re.M)[0]
     answers = ask(specimen(header, f"{header}    {body}\n"), place)
@@ -305,38 +313,38 @@ def test_what_an_implementation_does_not_tap_is_not_run(specimen, place):
 
 
 def test_a_tap_that_no_model_has_fails(place):
-    respondent = questions.Respondent.load(find("numpy"), FLOAT32, place)
+    respondent = probes.Respondent.load(find("numpy"), FLOAT32, place)
     fact = next(f for f in MICRO if f["kind"] == "tap")
-    assert "there is no tap h9" in known.measure(respondent, fact | {"tap": "h9"})["error"]
+    assert "there is no tap h9" in known_answers.measure(respondent, fact | {"tap": "h9"})["error"]
 
 
 def test_a_target_that_is_not_offered_cannot_be_judged(place):
     with pytest.raises(CannotJudge, match="numpy does not offer cuda-float32"):
-        list(known.ask(MICRO[:1], find("numpy"), Target("cuda", "float32"), place))
+        list(known_answers.ask(MICRO[:1], find("numpy"), Target("cuda", "float32"), place))
 
 
 def test_texts_that_are_not_at_hand_are_not_run_and_another_text_is_refused(place, tmp_path):
-    respondent = questions.Respondent.load(find("numpy"), FLOAT32, place._replace(texts=None))
+    respondent = probes.Respondent.load(find("numpy"), FLOAT32, place._replace(texts=None))
     facts = [f for f in FACTS if "tokens" in f and "not_run" not in f]
     assert len(facts) >= 5
     for fact in facts:
-        assert "is not at hand" in known.measure(respondent, fact)["not_run"]
-    other = questions.Respondent(None, None, {}, place._replace(texts=tmp_path))
+        assert "is not at hand" in known_answers.measure(respondent, fact)["not_run"]
+    other = probes.Respondent(None, None, {}, place._replace(texts=tmp_path))
     (tmp_path / "the-verdict.txt").write_text("I HAD always thought")
     fact = next(f for f in facts if f["tokens"]["file"] == "the-verdict.txt")
-    assert "SHA-256 is" in known.measure(other, fact)["not_run"]
+    assert "SHA-256 is" in known_answers.measure(other, fact)["not_run"]
 
 
 def test_rows_of_a_text_are_read_alone(place, tmp_path):
     """The loss over rows is the mean of their own losses; what does not fill a row is left out."""
     ids = [5, 8, 13, 21, 34, 55, 89, 144]
     (tmp_path / "ids.json").write_text(json.dumps({"key": ids}))
-    respondent = questions.Respondent.load(find("numpy"), FLOAT32, place._replace(texts=tmp_path))
+    respondent = probes.Respondent.load(find("numpy"), FLOAT32, place._replace(texts=tmp_path))
     fact = {"kind": "mean_nll", "tokens": {"file": "ids.json", "key": "key"}, "rows": 3, "of": "nll"}
     alone = [{"kind": "mean_nll", "prompt": part, "of": "nll"} for part in (ids[:4], ids[3:7])]
-    want = np.mean([known.measure(respondent, each)["got"] for each in alone])
-    assert known.measure(respondent, fact)["got"] == pytest.approx(want, rel=1e-12)
-    assert "too few" in known.measure(respondent, fact | {"rows": 8})["error"]
+    want = np.mean([known_answers.measure(respondent, each)["got"] for each in alone])
+    assert known_answers.measure(respondent, fact)["got"] == pytest.approx(want, rel=1e-12)
+    assert "too few" in known_answers.measure(respondent, fact | {"rows": 8})["error"]
 
 
 @pytest.mark.parametrize(
@@ -352,10 +360,10 @@ def test_a_file_of_facts_that_is_malformed_is_refused(text, message, tmp_path):
     path = tmp_path / "facts.json"
     path.write_text(text)
     with pytest.raises(CannotJudge, match=message):
-        known.read(path)
+        known_answers.read(path)
     path.write_text(json.dumps({"format": 1, "facts": [MICRO[0], MICRO[0]]}))
     with pytest.raises(CannotJudge, match="the same id"):
-        known.read(path)
+        known_answers.read(path)
 
 
 def test_the_command_prints_each_fact_and_exits_by_the_verdict(home, monkeypatch, tmp_path):
@@ -368,8 +376,8 @@ def test_the_command_prints_each_fact_and_exits_by_the_verdict(home, monkeypatch
     wrong[0]["expected"] = wrong[0]["expected"] | {"n_head": 5}
     path = tmp_path / "facts.json"
     path.write_text(json.dumps({"format": 1, "facts": wrong}))
-    read = known.read
-    monkeypatch.setattr(known, "read", lambda: read(path))
+    read = known_answers.read
+    monkeypatch.setattr(known_answers, "read", lambda: read(path))
     done = runner.invoke(cli.app, ["known", "micro"])
     assert done.exit_code == 1
     assert f"FAIL: 1 fail, {len(MICRO) - 1} pass" in done.output
@@ -392,21 +400,21 @@ def recorder():
 
 
 def test_facts_recorded_from_a_generated_shape_pass_on_it(recorder, monkeypatch):
-    monkeypatch.setitem(shapes.OFFICIAL, "own", HParams(101, 32, 24, 3, 3))
-    monkeypatch.setattr(models, "OFFICIAL", (*models.OFFICIAL, "own"))
-    where = models.locate("shape:own")
+    monkeypatch.setitem(synthetic.OFFICIAL, "own", HParams(101, 32, 24, 3, 3))
+    monkeypatch.setattr(catalogue, "OFFICIAL", (*catalogue.OFFICIAL, "own"))
+    where = catalogue.locate("shape:own")
     facts = json.loads(json.dumps(recorder.record(where)))
-    answers = ask(find("numpy"), known.place_of(where, None, None), facts)
+    answers = ask(find("numpy"), known_answers.place_of(where, None, None), facts)
     assert {a.fact["id"]: a.verdict for a in answers} == {f["id"]: "pass" for f in facts}
     assert len(facts) >= 14
 
 
 def test_recording_micro_anew_gives_the_facts_that_are_shipped(recorder, home):
     """On another machine the last digit kept of a number may be another one, but never its value."""
-    new = recorder.record(models.locate("micro"))
+    new = recorder.record(catalogue.locate("micro"))
     assert [fact["id"] for fact in new] == [fact["id"] for fact in MICRO]
     for fact, shipped in zip(json.loads(json.dumps(new)), MICRO, strict=True):
-        assert known.judge(shipped, {"got": perfect(fact)}).verdict == "pass", fact["id"]
+        assert known_answers.judge(shipped, {"got": perfect(fact)}).verdict == "pass", fact["id"]
 
 
 @pytest.fixture(scope="module")
@@ -420,16 +428,18 @@ def official_tokenizer(tmp_path_factory):
 
 
 def test_the_published_token_ids_are_those_of_the_official_tokenizer(official_tokenizer):
-    facts = [f for f in known.about("124M", FACTS) if f.get("kind") == "tokens"]
+    facts = [f for f in known_answers.about("124M", FACTS) if f.get("kind") == "tokens"]
     assert len(facts) >= 25
-    respondent = questions.Respondent.__new__(questions.Respondent)
+    respondent = probes.Respondent.__new__(probes.Respondent)
     respondent.tokenizer = official_tokenizer
     for fact in facts:
-        assert known.judge(fact, known.measure(respondent, fact)).verdict == "pass", fact["id"]
+        assert known_answers.judge(fact, known_answers.measure(respondent, fact)).verdict == "pass", (
+            fact["id"]
+        )
 
 
 def test_every_text_expected_of_greedy_decoding_is_whole_tokens_after_its_prompt(official_tokenizer):
-    facts = [f for f in RUNNABLE if f["kind"] == "greedy" and f["model"] in models.OFFICIAL]
+    facts = [f for f in RUNNABLE if f["kind"] == "greedy" and f["model"] in catalogue.OFFICIAL]
     assert len(facts) >= 25
     for fact in facts:
         assert all(0 <= token < 50257 for token in fact["prompt"])
@@ -445,9 +455,9 @@ def test_a_token_that_was_not_published_may_not_be_among_the_greatest(official_t
     found = np.zeros((1, 2, 50257))
     found[0, -1, [7, 9]] = 3.0, 2.0
     respondent.logits = lambda ids: found
-    assert known.judge(fact, known.measure(respondent, fact)).verdict == "pass"
+    assert known_answers.judge(fact, known_answers.measure(respondent, fact)).verdict == "pass"
     found[0, -1, 11] = 2.5
-    assert known.judge(fact, known.measure(respondent, fact)).verdict == "fail"
+    assert known_answers.judge(fact, known_answers.measure(respondent, fact)).verdict == "fail"
 
 
 class Published:
@@ -470,20 +480,26 @@ def test_the_published_logits_answer_the_facts_about_them(size, name, place):
         pytest.skip("PARITY_REFERENCE_DATA is not set: third-party reference data")
     path = Path(given) / f"gluon_{name}_gt_logits.npy"
     here = place._replace(gluon_logits=Path(given))
-    respondent = questions.Respondent(Published(path), None, {}, here)
-    facts = [f for f in known.about(size, FACTS) if re.fullmatch(rf"logits-.*-{name}.*", f["id"])]
+    respondent = probes.Respondent(Published(path), None, {}, here)
+    facts = [
+        f for f in known_answers.about(size, FACTS) if re.fullmatch(rf"logits-.*-{name}.*", f["id"])
+    ]
     assert {f["kind"] for f in facts} == {"logits_file", "logits", "logprobs", "top"}
     for fact in facts:
-        assert known.judge(fact, known.measure(respondent, fact)).verdict == "pass", fact["id"]
+        assert known_answers.judge(fact, known_answers.measure(respondent, fact)).verdict == "pass", (
+            fact["id"]
+        )
     respondent.impl.found = respondent.impl.found * np.float32(1.001)
     respondent._latest = None
     for fact in facts:
-        assert known.judge(fact, known.measure(respondent, fact)).verdict == "fail", fact["id"]
+        assert known_answers.judge(fact, known_answers.measure(respondent, fact)).verdict == "fail", (
+            fact["id"]
+        )
 
 
 def test_logits_from_a_wrong_file_are_not_run(place, tmp_path):
     fact = next(f for f in RUNNABLE if f["kind"] == "logits_file")
-    respondent = questions.Respondent(None, None, {}, place._replace(gluon_logits=tmp_path))
-    assert "is not at hand" in known.measure(respondent, fact)["not_run"]
+    respondent = probes.Respondent(None, None, {}, place._replace(gluon_logits=tmp_path))
+    assert "is not at hand" in known_answers.measure(respondent, fact)["not_run"]
     (tmp_path / fact["file"]).write_bytes(b"not it")
-    assert "SHA-1 is" in known.measure(respondent, fact)["not_run"]
+    assert "SHA-1 is" in known_answers.measure(respondent, fact)["not_run"]

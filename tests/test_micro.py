@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness import checkpoint
+from gpt2_parity.model import checkpoint
 
 SCRIPT = Path(__file__).parent.parent / "golden" / "make_micro.py"
 SHORTENED = f"""

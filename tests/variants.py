@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
+
 from faults import (
     ADDED,
     BLACK_BOX,
@@ -29,12 +30,14 @@ from faults import (
     helper,
     instead,
 )
-
-from harness import golden, mapped, shapes
-from harness.checkpoint import Checkpoint
-from harness.contract import HParams, Target
-from harness.discover import IMPLS, Found
-from harness.run import Prepared
+from gpt2_parity.contract.architecture import HParams
+from gpt2_parity.contract.interface import Target
+from gpt2_parity.files import safetensors_mmap
+from gpt2_parity.implementation.discovery import IMPLS, Found
+from gpt2_parity.model import synthetic
+from gpt2_parity.model.checkpoint import Checkpoint
+from gpt2_parity.reference import records
+from gpt2_parity.run.runner import Prepared
 
 
 class Variant(NamedTuple):
@@ -352,7 +355,7 @@ def load(found: Variant, folder: Path) -> ModuleType:
 def outliers() -> Checkpoint:
     """Residual channels of several thousand, as trained GPT-2 has them."""
     hparams = HParams(n_vocab=300, n_ctx=32, n_embd=64, n_head=4, n_layer=4)
-    params = shapes.generate(hparams, seed=1)
+    params = synthetic.generate(hparams, seed=1)
     params["h0/mlp/c_proj/b"][[5, 40]] = 3000, -2000
     params["h2/mlp/c_proj/b"][[5, 9]] = -1500, 800
     return kept(hparams, params)
@@ -362,15 +365,15 @@ def outliers() -> Checkpoint:
 def deep() -> Checkpoint:
     """24 layers."""
     hparams = HParams(n_vocab=300, n_ctx=32, n_embd=48, n_head=3, n_layer=24)
-    return kept(hparams, shapes.generate(hparams, seed=2))
+    return kept(hparams, synthetic.generate(hparams, seed=2))
 
 
 def kept(hparams: HParams, params: dict[str, np.ndarray]) -> Checkpoint:
     """A checkpoint whose weights are in a file for as long as this process lives."""
     folder = tempfile.mkdtemp(prefix="parity-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    weights = Path(folder, shapes.WEIGHTS)
-    mapped.write(weights, params)
+    weights = Path(folder, synthetic.WEIGHTS)
+    safetensors_mmap.write(weights, params)
     return Checkpoint(hparams, params, weights, {})
 
 
@@ -379,9 +382,9 @@ def prepare(checkpoint: Checkpoint, seed: int) -> Prepared:
     rng = np.random.default_rng(3)
     full = rng.integers(0, checkpoint.hparams.n_vocab, (1, checkpoint.hparams.n_ctx)).astype(np.int32)
     cases = [
-        golden.Case("full_context", full, 0),
-        golden.Case("prompt", full[:, :10], 4),
-        golden.fresh_case(checkpoint.hparams, seed),
+        records.Case("full_context", full, 0),
+        records.Case("prompt", full[:, :10], 4),
+        records.fresh_case(checkpoint.hparams, seed),
     ]
-    records = [golden.record(case, checkpoint.params, checkpoint.hparams) for case in cases]
-    return Prepared(checkpoint, records, {})
+    found = [records.make_record(case, checkpoint.params, checkpoint.hparams) for case in cases]
+    return Prepared(checkpoint, found, {})

@@ -1,0 +1,28 @@
+"""Future tokens change nothing in the past."""
+
+from collections.abc import Iterable, Iterator
+
+from gpt2_parity.contract.plan import Key, Plan
+from gpt2_parity.contract.rows import Measurement
+from gpt2_parity.implementation.loaded import Loaded
+
+
+def cuts(n: int) -> list[int]:
+    """First positions of the futures that get changed: the second half, and the last token."""
+    return sorted({n // 2, n - 1} - {0})
+
+
+def expected(plan: Plan) -> Iterable[Key]:
+    return [
+        (case.name, f"changed_from_{cut}", "noise_units") for case in plan.cases for cut in cuts(case.n)
+    ]
+
+
+def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
+    for record in loaded.records:
+        for cut in cuts(record.tokens.shape[1]):
+            tokens = record.tokens.copy()
+            tokens[:, cut:] = (tokens[:, cut:] + 1) % loaded.hparams.n_vocab
+            past = loaded.forward(tokens)[0][:, :cut]
+            units = loaded.units(past, loaded.logits(record)[:, :cut], record)
+            yield Measurement(record.name, f"changed_from_{cut}", "noise_units", units)

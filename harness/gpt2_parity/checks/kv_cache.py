@@ -1,0 +1,90 @@
+"""Decoding through the cache gives what prefill gives, token by token and in chunks.
+
+And a cache may be continued in two ways, or by single tokens in three, by turns, without any of them
+knowing of the others, or of what else was computed since.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from gpt2_parity.contract.plan import CaseShape, Key, Plan
+from gpt2_parity.contract.rows import Measurement
+from gpt2_parity.implementation.loaded import Loaded, chunk_cuts
+from gpt2_parity.reference.records import Record, shape_of
+
+LONG = 64  # of a longer case only some tokens are decoded alone: token by token would take minutes
+SEVENTHS = (3, 5, 6)  # of a long case: no multiple of what kernels take at a time
+FEW = (0, 1, 3, 6, 10, 18)  # there chunks of 1, 2, 3, 4 and 8 follow one another
+TWICE = "continued_twice"
+THREE_WAYS = "continued_in_three_ways"
+
+
+def splits(case: CaseShape) -> dict[str, list[int]]:
+    """Where a case's tokens are cut, by scope; uneven on purpose."""
+    if case.n < 2:
+        return {}
+    single = {"some_alone": alone(case.n)} if case.n > LONG else {"token_by_token": [*range(1, case.n)]}
+    return single | {"chunks": chunk_cuts(case.n)}
+
+
+def alone(n: int) -> list[int]:
+    """Where n tokens are cut so that some are alone: there, and where pages and blocks begin."""
+    pages = {2**i + j for i in range(n.bit_length()) for j in (0, 1)}
+    few = {n * part // 7 + j for part in SEVENTHS for j in FEW}
+    return sorted(cut for cut in pages | few if cut < n)
+
+
+def scopes(case: CaseShape) -> list[str]:
+    return [*splits(case), *([TWICE, THREE_WAYS] if case.n > 2 else [])]
+
+
+def expected(plan: Plan) -> Iterable[Key]:
+    return [(case.name, scope, "noise_units") for case in plan.cases for scope in scopes(case)]
+
+
+def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
+    for record in loaded.records:
+        for scope, cuts in splits(shape_of(record)).items():
+            got = loaded.in_chunks(record.tokens, cuts)
+            units = loaded.units(got, loaded.logits(record), record)
+            yield Measurement(record.name, scope, "noise_units", units, f"cut at {cuts}"[:80])
+        if TWICE in scopes(shape_of(record)):
+            yield Measurement(record.name, TWICE, "noise_units", continued_twice(loaded, record))
+            yield Measurement(record.name, THREE_WAYS, "noise_units", three_ways(loaded, record))
+
+
+def continued_twice(loaded: Loaded, record: Record) -> float:
+    """Noise units of both ways in which one cache goes on; other calls come in between."""
+    n, n_vocab = record.tokens.shape[1], loaded.hparams.n_vocab
+    first, middle, last = np.split(record.tokens, [n // 2, n - 1], axis=1)
+    other = (middle + 1) % n_vocab
+    _, past = loaded.forward(first)
+    loaded.forward((first + 1) % n_vocab)  # a buffer that all prefills share has this one's keys now
+    got, present = loaded.forward(middle, past)
+    instead, _ = loaded.forward(other, past)
+    end, _ = loaded.forward(last, present)
+    whole, _ = loaded.forward(np.concatenate([first, other], axis=1))
+    one = loaded.units(np.concatenate([got, end], axis=1), loaded.logits(record)[:, n // 2 :], record)
+    return float(np.maximum(one, loaded.units(instead, whole[:, n // 2 :], record)))  # NaN stays NaN
+
+
+def three_ways(loaded: Loaded, record: Record) -> float:
+    """Noise units of three continuations of one cache: each by a token of its own, then by one more.
+
+    A single token is what a search continues with, and what may have a path of its own.
+    """
+    n, n_vocab = record.tokens.shape[1], loaded.hparams.n_vocab
+    first, middle, last = np.split(record.tokens, [n - 2, n - 1], axis=1)
+    _, past = loaded.forward(first)
+    for other in (1, 2, 3):  # prefills that may have buffers by turns
+        loaded.forward((first + other) % n_vocab)
+    tokens = [(middle + way) % n_vocab for way in range(3)]
+    begun = [loaded.forward(token, past) for token in tokens]
+    ended = [loaded.forward(last, present)[0] for _, present in begun]
+    units = []
+    for token, (logits, _), end in zip(tokens, begun, ended, strict=True):
+        whole, _ = loaded.forward(np.concatenate([first, token, last], axis=1))
+        got = np.concatenate([logits, end], axis=1)
+        units.append(loaded.units(got, whole[:, n - 2 :], record))
+    return float(np.max(units))  # NaN stays NaN

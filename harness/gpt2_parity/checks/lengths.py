@@ -1,0 +1,48 @@
+"""The shortest and the longest input work: one token, n_ctx tokens, and the last free place.
+
+And those around the powers of two in between, where a kernel's last block has one token or lacks one.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from gpt2_parity.contract.plan import Key, Plan
+from gpt2_parity.contract.rows import Measurement
+from gpt2_parity.implementation.loaded import Loaded
+from gpt2_parity.reference import rounding
+from gpt2_parity.reference.records import Record
+
+
+def expected(plan: Plan) -> Iterable[Key]:
+    for case in plan.cases:
+        if case.n == plan.hparams.n_ctx:
+            scopes = ("1", "n_ctx", "n_ctx_by_decode", *(["in_between"] if case.n > 1 else []))
+            yield from ((case.name, scope, "noise_units") for scope in scopes)
+
+
+def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
+    for record in loaded.records:
+        tokens, want = record.tokens, record.logits
+        if tokens.shape[1] != loaded.hparams.n_ctx:
+            continue
+        one = loaded.forward(tokens[:, :1])[0]
+        yield Measurement(record.name, "1", "noise_units", loaded.units(one, want[:, :1], record))
+        units = loaded.units(loaded.logits(record), want, record)
+        yield Measurement(record.name, "n_ctx", "noise_units", units)
+        past = loaded.forward(tokens[:, :-1])[1]
+        last = loaded.forward(tokens[:, -1:], past)[0]
+        units = loaded.units(last, want[:, -1:], record)
+        yield Measurement(record.name, "n_ctx_by_decode", "noise_units", units)
+        if tokens.shape[1] > 1:
+            yield in_between(loaded, record)
+
+
+def in_between(loaded: Loaded, record: Record) -> Measurement:
+    """The worst of the prefills of its first tokens, so many as blocks have, one more and one less."""
+    n, found = record.tokens.shape[1], []
+    for length in sorted({2**i + j for i in range(1, n.bit_length()) for j in (-1, 0, 1)}):
+        if length < n:
+            got = loaded.forward(record.tokens[:, :length])[0]
+            units = loaded.units(got, record.logits[:, :length], record)
+            found.append((units, f"{length} tokens"))
+    units, detail = max(found, key=rounding.rank)
+    return Measurement(record.name, "in_between", "noise_units", units, detail)

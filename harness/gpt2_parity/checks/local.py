@@ -1,0 +1,331 @@
+"""Every operation is right, given its own input: errors in rounding units of that very operation.
+
+For each operation between taps the result is recomputed in float64 from the implementation's own
+captured input, and the difference is divided by what rounding at the declared precision can do
+(bounds.py). An operation that only inherits an error computes rightly from its wrong input, so what
+fails here is what introduces error. Prefill is examined, and decode through the cache likewise.
+
+Where the taps between are missing, the longer segment is recomputed from the nearest captured
+ones and judged against the noise of that segment. A failure is diagnosed on the spot.
+"""
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt2_parity.contract import dtypes
+from gpt2_parity.contract.architecture import Op, graph
+from gpt2_parity.contract.limits import local_limit
+from gpt2_parity.contract.plan import CaseShape, Key, Plan
+from gpt2_parity.contract.rows import Measurement
+from gpt2_parity.implementation.loaded import Loaded, chunk_cuts
+from gpt2_parity.mistakes import matching
+from gpt2_parity.reference import noise, oracle, parallel, rounding
+from gpt2_parity.reference.distance import max_abs
+from gpt2_parity.reference.records import Record, shape_of
+from gpt2_parity.reference.rounding import Roundoff
+
+LONG = 64  # a longer case is examined in prefill only
+BLOCK = 2_500_000  # elements of a weight that are converted to float64 at a time (c_fc of 124M at once)
+SEGMENT_DRAWS = 3
+INHERITED = "inherited: its input is not finite"
+EXAMPLES = 4  # failures of one kind of place that are diagnosed; the others share the finding
+
+
+class Finding(NamedTuple):
+    """One measured operation, and what is left of its error under each known mistake."""
+
+    case: str
+    op: Op
+    metric: str
+    value: float
+    detail: str
+    most: float  # that the value may be
+    left: dict[str, float]
+    positions: int  # in all rows together
+
+    def told(self, words: str) -> Measurement:
+        """As a measurement, with a diagnosis in words."""
+        where = (self.case, self.op.name, self.metric)
+        return Measurement(*where, self.value, self.detail, True, words)
+
+
+def modes(case: CaseShape) -> dict[str, list[int]]:
+    """How a case is run, by the ending of the metric: cuts of the tokens, none for prefill."""
+    return {"": []} | ({"_decode": chunk_cuts(case.n)} if 2 <= case.n <= LONG else {})
+
+
+def judged(plan: Plan) -> list[tuple[Op, str]]:
+    """The operations whose result is captured, each with its metric."""
+    if not plan.taps:
+        return []
+    known = {*plan.taps, "logits"}
+    return [
+        (op, "rounding_units" if known.issuperset(op.inputs) else "segment_noise_units")
+        for op in graph(plan.hparams.n_layer)
+        if op.name in known
+    ]
+
+
+def expected(plan: Plan) -> Iterable[Key]:
+    return [
+        (case.name, op.name, metric + mode)
+        for case in plan.cases
+        for mode in modes(case)
+        for op, metric in judged(plan)
+    ]
+
+
+def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
+    failures: list[Finding] = []  # told last: one diagnosis is sought for all of a kind
+    diagnosed: dict[str, int] = defaultdict(int)
+    for record in loaded.records:
+        for mode, cuts in modes(shape_of(record)).items() if plan.taps else ():
+            run = loaded.decode(record, cuts) if cuts else loaded.prefill(record)
+            captured = run.taps | {"logits": run.logits}
+            scenes = [
+                Examined(loaded, record, captured, op, metric + mode, tuple(cuts))
+                for op, metric in judged(plan)
+                if all(name in captured for name in needed(op, metric))
+            ]
+            for scene, worst in zip(scenes, examine(scenes), strict=True):
+                finding = scene.finding(*worst, diagnosed)
+                if finding.value <= finding.most:
+                    yield finding.told("")
+                else:
+                    failures.append(finding)
+    yield from conclude(failures)
+
+
+def needed(op: Op, metric: str) -> tuple[str, ...]:
+    """What must be captured to examine an operation by itself, or as the end of a segment."""
+    return (op.name,) if metric.startswith("segment") else (op.name, *op.inputs)
+
+
+class Examined(NamedTuple):
+    """One operation of one run."""
+
+    loaded: Loaded
+    record: Record
+    captured: Mapping[str, np.ndarray]
+    op: Op
+    metric: str
+    cuts: tuple[int, ...] = ()
+    held: str = "all"  # which weights are to be those of the declared dtype (bounds.HELD)
+    cast: bool = False  # whether the input of a product is rounded to it, too
+
+    def finding(self, value: float, detail: str, diagnosed: dict[str, int]) -> Finding:
+        """What its greatest error, in units, says; a failure is diagnosed, unless many like it were."""
+        most = local_limit(self.op.kind, self.loaded.target.dtype).most
+        if self.judged_alone() and value > most / 2 and (others := self.others()):
+            tried = zip(others, examine(others), strict=True)
+            other, found = min(tried, key=lambda each: rounding.rank(each[1]))
+            if found[0] <= min(most, value):
+                return other.finding(*found, diagnosed)
+        if self.judged_alone() and value <= most and self.inherits_nan():
+            value, detail = math.nan, INHERITED
+        left = {}
+        place = (self.op.name.partition("/")[2] or self.op.kind) + self.metric
+        if self.judged_alone() and value > most and diagnosed[place] < EXAMPLES:
+            diagnosed[place] += 1
+            left = matching.explain(self.scene())
+        positions = self.record.tokens.size
+        return Finding(self.record.name, self.op, self.metric, value, detail, most, left, positions)
+
+    def others(self) -> list["Examined"]:
+        """The same, by other honest ways to compute at the declared dtype."""
+        if (self.held, self.cast) != ("all", False) or self.op.kind in ("attention", "gelu", "add"):
+            return []
+        held = rounding.ways(self.loaded.target.dtype)[1:]
+        other = [self._replace(held=each) for each in held]
+        if held and self.op.kind in ("linear", "head"):  # who casts it may tap it as it was before
+            other += [self._replace(held=each, cast=True) for each in ("all", "matrices")]
+        return other
+
+    def judged_alone(self) -> bool:
+        """By its own rounding, and not as the end of a segment."""
+        return not self.metric.startswith("segment")
+
+    def params(self) -> Mapping[str, np.ndarray]:
+        return rounding.weights_at(self.loaded.params, self.loaded.target.dtype, self.held)
+
+    def inputs(self) -> list[np.ndarray]:
+        inputs = [self.captured[name] for name in self.op.inputs]
+        if self.cast:
+            inputs = [dtypes.round_nearest(x, self.loaded.target.dtype) for x in inputs]
+        return [np.asarray(x, np.float64) for x in inputs]
+
+    def blocks(self) -> list[slice]:
+        """The columns of its result in parts, to convert only so much of a weight at a time."""
+        if self.op.kind not in ("linear", "head"):
+            return [slice(None)]
+        width = self.captured[self.op.name].shape[-1]
+        step = max(1, BLOCK // self.captured[self.op.inputs[0]].shape[-1])
+        return [slice(start, min(start + step, width)) for start in range(0, width, step)]
+
+    def weights(self, columns: slice) -> Mapping[str, np.ndarray]:
+        """The weights that some columns of its result are made of."""
+        params, scope = self.loaded.params, self.op.name
+        if self.op.kind == "head":
+            part = {"wte": params["wte"][columns]}
+        elif self.op.kind == "linear":
+            part = {f"{scope}/{leaf}": params[f"{scope}/{leaf}"][..., columns] for leaf in "wb"}
+        else:
+            return self.params()
+        return rounding.weights_at(part, self.loaded.target.dtype, self.held)
+
+    def part(self, columns: slice) -> tuple[float, str]:
+        """The greatest error in some columns of its result, in units, and where it is."""
+        exact, size = self.exact(self.inputs(), self.weights(columns))
+        got = self.captured[self.op.name][..., columns]
+        units = rounding.units(got, exact, size)
+        if self.inherits_nan():  # what NaN reaches cannot be judged, and the row will say so
+            units[~np.isfinite(exact)] = 0
+        place = np.unravel_index(np.argmax(units), units.shape)  # of a NaN, if there is one
+        row, position, column = (int(i) for i in place)
+        at = [row, position, column + (columns.start or 0)]
+        return float(units[place]), f"at {at}: got {got[place]:.9g}, right is {exact[place]:.9g}"
+
+    def inherits_nan(self) -> bool:
+        """An input is not finite: even where the operation is right, its result is no good."""
+        return not all(np.isfinite(self.captured[name]).all() for name in self.op.inputs)
+
+    def exact(
+        self, inputs: list[np.ndarray], params: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        hparams, tokens = self.loaded.hparams, self.record.tokens
+        result = oracle.apply(self.op, inputs, params, hparams, tokens)
+        roundoff = Roundoff.of(self.loaded.target.dtype)
+        return result, rounding.bound(self.op, inputs, result, params, hparams, roundoff)
+
+    def scene(self) -> matching.Scene:
+        inputs, params = self.inputs(), self.params()
+        exact, size = self.exact(inputs, params)
+        taps = {
+            name: np.asarray(value, np.float64)
+            for name, value in self.captured.items()
+            if value.shape == (inputs or [exact])[0].shape
+        }
+        return matching.Scene(
+            self.op,
+            inputs,
+            np.asarray(self.captured[self.op.name], np.float64),
+            exact,
+            size,
+            taps,
+            params,
+            self.loaded.hparams,
+            self.record.tokens,
+            self.cuts,
+        )
+
+    def segment(self) -> tuple[float, str]:
+        """The error of all operations since the captured ones, in units of their own noise."""
+        dtype = self.loaded.target.dtype
+        starts: list[str] = []
+        exact = self.recompute(oracle.EXACT, starts)
+        drawn = [
+            self.recompute(noise.arithmetic(dtype, np.random.default_rng([0, draw])), [])
+            for draw in range(SEGMENT_DRAWS)
+        ]
+        floor = dtypes.UNIT_ROUNDOFF[dtype] * float(np.abs(exact).max())
+        unit = max(floor, *(max_abs(value, exact) for value in drawn))
+        value = max_abs(self.captured[self.op.name], exact) / unit
+        return value, f"recomputed from {', '.join(dict.fromkeys(starts)) or 'the tokens'}"
+
+    def recompute(self, arithmetic: oracle.Arithmetic, starts: list[str]) -> np.ndarray:
+        """The operation from the nearest captured taps before it; each in between is made once."""
+        loaded, tokens = self.loaded, self.record.tokens
+        wanted, way = {self.op.name}, list[Op]()
+        for op in reversed(graph(loaded.hparams.n_layer)):
+            if op.name in wanted:
+                way.insert(0, op)
+                wanted.update(set(op.inputs) - self.captured.keys())
+        starts += [name for op in way for name in op.inputs if name in self.captured]
+        made: dict[str, np.ndarray] = {}
+        for i, op in enumerate(way):
+            inputs = [arithmetic.weight({**self.captured, **made}[name]) for name in op.inputs]
+            made[op.name] = oracle.apply(op, inputs, loaded.params, loaded.hparams, tokens, arithmetic)
+            later = {self.op.name, *(name for other in way[i + 1 :] for name in other.inputs)}
+            made = {name: value for name, value in made.items() if name in later}
+        return made[self.op.name]
+
+
+def examine(scenes: list[Examined]) -> list[tuple[float, str]]:
+    """The greatest error of each in units, and where it is.
+
+    Operations that are judged alone go side by side, in blocks; segments one after the other, for each
+    may be a whole layer, with all that it needs in between.
+    """
+    alone = [scene for scene in scenes if scene.judged_alone()]
+    parts = [(scene, columns) for scene in alone for columns in scene.blocks()]
+    found = iter(parallel.each(lambda part: part[0].part(part[1]), parts))
+
+    def worst(scene: Examined) -> tuple[float, str]:
+        if not scene.judged_alone():
+            return scene.segment()
+        own = list(itertools.islice(found, len(scene.blocks())))
+        return max(own, key=rounding.rank)
+
+    return [worst(scene) for scene in scenes]
+
+
+def conclude(findings: list[Finding]) -> Iterator[Measurement]:
+    """Failures, with the diagnosis that all failures at the same kind of place agree on."""
+    groups: dict[str, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        if finding.left:
+            groups[place_of(finding)].append(finding)
+    agreed = {place: agree(group) for place, group in groups.items()}
+    for finding in findings:
+        words = ""
+        if finding.detail == INHERITED:
+            words = INHERITED
+        if finding.value > finding.most and place_of(finding) in agreed:
+            words = tell(finding, agreed[place_of(finding)])
+        yield finding.told(words)
+
+
+def place_of(finding: Finding) -> str:
+    """The same operation in all layers, and prefill apart from decode."""
+    leaf = finding.op.name.partition("/")[2] or finding.op.kind
+    return f"{leaf} {finding.metric}"
+
+
+def agree(group: list[Finding]) -> tuple[str, float, float]:
+    """The mistake under which the least is left over all findings, with before and after.
+
+    The first on the shelf wins where several are as good: particular ones stand before general ones.
+    """
+    telling = [finding for finding in group if finding.positions >= matching.FEW]
+    group = telling or group
+    names = [name for name in group[0].left if all(name in finding.left for finding in group)]
+    worst = {name: max(finding.left[name] for finding in group) for name in names}
+    least = min(worst.values(), default=math.inf)
+    name = next((name for name in names if worst[name] <= 1.2 * least + 0.1), "")
+    return name, max(finding.value for finding in group), least
+
+
+def tell(finding: Finding, agreed: tuple[str, float, float]) -> str:
+    """The diagnosis in words, led by its name where it holds."""
+    name, _, after = agreed
+    if finding.left and not explains(finding, after):  # several mistakes at one kind of place
+        name, after = min(finding.left.items(), key=lambda item: item[1])
+    before = finding.value
+    if not name:
+        return "no known mistake applies"
+    text = matching.text_of(name)
+    if explains(finding, after):
+        return f"{name}: {text} explains it: {before:.3g} rounding units fall to {after:.2g}"
+    return f"no known mistake explains it (nearest: {text}: {before:.3g} to {after:.3g})"
+
+
+def explains(finding: Finding, after: float) -> bool:
+    """Back at rounding level; or all but, when the error was greater by orders of magnitude."""
+    most = finding.most
+    nearly = after <= 8 * most and after <= finding.value / 100
+    return after <= most or nearly or (math.isfinite(after) and after <= finding.value * 1e-4)

@@ -1,0 +1,76 @@
+"""Logits of every position agree with the float64 truth.
+
+Four views, each in units of its own noise: the greatest difference, the root mean square, the KL
+divergence of the next-token distribution, and the five likeliest tokens, where an exchange counts
+only if the two logits are further apart than honest rounding could bridge.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from gpt2_parity.contract.limits import limit, near_tie
+from gpt2_parity.contract.plan import Key, Plan
+from gpt2_parity.contract.rows import Measurement
+from gpt2_parity.implementation.loaded import Loaded
+from gpt2_parity.mistakes import whole_model
+from gpt2_parity.reference import distance, parallel
+
+METRICS = ("noise_units", "rms_noise_units", "kl_noise_units", "top5_wrong")
+TOP = 5
+
+
+def expected(plan: Plan) -> Iterable[Key]:
+    return [(case.name, "logits", metric) for case in plan.cases for metric in METRICS]
+
+
+def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
+    unexplained: dict[str, list[Measurement]] = {}  # by case, until the reason is known
+    for record in loaded.records:
+        got, want = loaded.logits(record), record.logits
+        greatest, rms, kl = record.logits_noise(loaded.target.dtype)
+        divergence, difference, strays, wrong = views(got, want, near_tie(greatest))
+        values = (difference / greatest, strays / rms, divergence / kl, wrong)
+        detail = f"greatest difference {difference:.3g}"
+        measured = [
+            Measurement(record.name, "logits", metric, value, detail)
+            for metric, value in zip(METRICS, values, strict=True)
+        ]
+        if not plan.taps and np.isfinite(got).all() and any(map(beyond, measured)):
+            unexplained[record.name] = measured
+        else:
+            yield from measured
+    if unexplained:
+        records = [record for record in loaded.records if record.name in unexplained]
+        words = whole_model.explain(loaded, records)
+        for found in (found for measured in unexplained.values() for found in measured):
+            yield found._replace(diagnosis=words.get(found.case, "") if beyond(found) else "")
+
+
+def views(got: np.ndarray, want: np.ndarray, tie: float) -> list[float]:
+    """KL divergence (nats), greatest difference, its root mean square and wrong top tokens."""
+    four: list[Callable[[np.ndarray, np.ndarray], float]] = [  # the longest first
+        distance.kl_divergence,
+        distance.max_abs,
+        distance.rms,
+        functools.partial(top_wrong, tie=tie),
+    ]
+    return parallel.each(lambda view: view(got, want), four)
+
+
+def beyond(found: Measurement) -> bool:
+    """Whether a diagnosis is called for; whether it fails is for judge.py to say."""
+    allowed = limit("logits", found.scope, found.metric)
+    return allowed is not None and not found.value <= allowed.most
+
+
+def top_wrong(got: np.ndarray, want: np.ndarray, tie: float) -> float:
+    """Tokens among got's top five that want ranks below its own fifth by more than tie."""
+    if not np.isfinite(got).all():
+        return float("nan")
+    wrong = 0
+    for g, w in zip(got.reshape(-1, got.shape[-1]), want.reshape(-1, want.shape[-1]), strict=True):
+        chosen, fifth = np.argpartition(g, -TOP)[-TOP:], np.partition(w, -TOP)[-TOP]
+        wrong += int((w[chosen] < fifth - tie).sum())
+    return float(wrong)

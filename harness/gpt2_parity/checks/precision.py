@@ -1,0 +1,152 @@
+"""Every matrix product is computed in the precision that was declared, as its error tells.
+
+The fingerprint: the root-mean-square error of a product, given its own input, is compared with
+what the declared precision makes of it. ``bits_lost`` is the base-2 logarithm of their ratio: about 0 or
+less when honest, 11 to 13 for TF32 passed off as float32. What fits the error best is named, and an
+implementation that computes in a higher precision than it declares is told so.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt2_parity.contract.architecture import Op, graph
+from gpt2_parity.contract.dtypes import DROPPED_BITS, UNIT_ROUNDOFF
+from gpt2_parity.contract.plan import Key, Plan
+from gpt2_parity.contract.rows import Measurement
+from gpt2_parity.implementation.loaded import Loaded
+from gpt2_parity.mistakes.registry import narrow
+from gpt2_parity.reference import parallel, rounding
+
+COLUMNS = 32  # output channels that are looked at, evenly spread
+ROWS = 64  # and positions, likewise: 2048 errors give their root mean square to a few per cent
+WIDER = ": wider than declared"  # which passes, and is told
+SLACK = 1.5  # bits by which an honest error may exceed the expected one
+
+
+class Product(NamedTuple):
+    """A part of one matrix product: x [rows, n_in] @ w [n_in, columns] + b."""
+
+    x: np.ndarray
+    w: np.ndarray
+    b: np.ndarray
+    got: np.ndarray
+    norm: float  # mean square of ||x w||_2
+
+
+def products(plan: Plan) -> list[Op]:
+    known = {*plan.taps, "logits"}
+    ops = graph(plan.hparams.n_layer)
+    return [
+        op
+        for op in ops
+        if op.kind in ("linear", "head") and op.name in known and known.issuperset(op.inputs)
+    ]
+
+
+def expected(plan: Plan) -> Iterable[Key]:
+    return [(plan.cases[-1].name, op.name, "bits_lost") for op in products(plan)]
+
+
+def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
+    record, dtype = loaded.records[-1], loaded.target.dtype
+    run = loaded.prefill(record)
+    captured = run.taps | {"logits": run.logits}
+    ops = [op for op in products(plan) if op.name in captured and op.inputs[0] in captured]
+    yield from parallel.each(
+        lambda op: fingerprint(record.name, op, captured, loaded.params, dtype), ops
+    )
+
+
+def fingerprint(
+    case: str,
+    op: Op,
+    captured: Mapping[str, np.ndarray],
+    params: Mapping[str, np.ndarray],
+    declared: str,
+) -> Measurement:
+    """bits_lost of one product, with the measured precision named in the detail."""
+    found = take(op, captured, rounding.weights_at(params, declared))
+    lost = bits_lost(found, declared)
+    if declared in DROPPED_BITS:
+        whole = take(op, captured, params)
+        wider = bits_lost(whole, declared)
+        if wider < lost - 1:  # the weights are kept wider than declared
+            found, lost = whole, wider
+    measured = name_precision(found)
+    detail = f"measured {measured}, declared {declared}"
+    if rank(measured) < rank(declared):
+        detail += WIDER
+    return Measurement(case, op.name, "bits_lost", lost, detail)
+
+
+def take(op: Op, captured: Mapping[str, np.ndarray], params: Mapping[str, np.ndarray]) -> Product:
+    """Evenly spread columns of a product, all float64."""
+    head = op.kind == "head"
+    x, got = (captured[name].reshape(-1, captured[name].shape[-1]) for name in (op.inputs[0], op.name))
+    rows, columns = spread(len(x), ROWS), spread(got.shape[1], COLUMNS)
+    # rows of wte are picked before it is turned: np.take would first copy all of a turned table
+    w = params["wte"][columns].T if head else np.take(params[f"{op.name}/w"], columns, axis=1)
+    b = np.zeros(len(columns)) if head else params[f"{op.name}/b"][columns]
+    parts = (x[rows], w, b, got[np.ix_(rows, columns)])
+    x, w, b, got = (np.asarray(part, np.float64) for part in parts)
+    return Product(x, w, b, got, float(np.mean((x * x) @ (w * w))))
+
+
+def spread(n: int, most: int) -> np.ndarray:
+    """At most so many of n indices, evenly spread."""
+    return np.unique(np.linspace(0, n - 1, min(most, n)).astype(int))
+
+
+def error(product: Product, cast: str | None = None) -> float:
+    """RMS error of the result, against exact factors or against factors rounded to a format."""
+    x, w = product.x, product.w
+    if cast:
+        x, w = narrow(cast)(x), narrow(cast)(w)
+    return float(np.sqrt(np.mean((product.got - (x @ w + product.b)) ** 2)))
+
+
+def expectation(product: Product, dtype: str, inputs: float = 0.0) -> float:
+    """RMS error of an honest product at dtype; inputs: unit roundoff to which factors are cut."""
+    u, a, tiny = rounding.Roundoff.of(dtype)
+    result = np.mean(product.got**2) + np.mean(product.b**2)  # a sum may start from the bias
+    storing = np.mean(product.got**2) * u**2 / 3
+    summing = (product.norm + result) * a**2 * (1 + len(product.w) / 6)
+    return float(np.sqrt(storing + summing + inputs**2 * product.norm * 2 / 3)) + tiny
+
+
+def bits_lost(product: Product, dtype: str) -> float:
+    wrong = error(product)
+    return math.log2(max(wrong / expectation(product, dtype), 2.0**-60)) if wrong == wrong else math.nan
+
+
+ORDER = ("float64", "float32", "TF32", "float16", "bfloat16")
+
+
+def rank(name: str) -> int:
+    """How coarse a precision is; what is none of the known ones is coarser than all."""
+    return ORDER.index(name) if name in ORDER else len(ORDER)
+
+
+def name_precision(product: Product) -> str:
+    """The finest precision that accounts for the error of a product."""
+    wrong = error(product)
+    if not math.isfinite(wrong):
+        return "no precision at all (NaN or infinite)"
+    for dtype in ("float64", "float32"):
+        if wrong <= 2**SLACK * expectation(product, dtype):
+            return dtype
+    fits = [dtype for dtype in DROPPED_BITS if np.array_equal(narrow(dtype)(product.got), product.got)]
+    for name, dtype in (("TF32", "tf32"), ("bfloat16", "bfloat16")):
+        near = expectation(product, "float32") * 2**SLACK
+        if dtype not in fits and error(product, dtype) <= near:
+            return name
+    for dtype in ("float16", "bfloat16"):
+        if dtype in fits and wrong <= 2**SLACK * expectation(product, dtype):
+            return dtype
+    for dtype in ("float16", "bfloat16"):
+        if wrong <= 2**SLACK * expectation(product, "float32", UNIT_ROUNDOFF[dtype]):
+            return f"about {dtype}, in factors or sums"
+    return "coarser than bfloat16 factors: sums in low precision, or wrong"

@@ -1,0 +1,38 @@
+"""Models of other sizes are computed rightly, too, and the first one stays as it was beside another.
+
+The model under test may have as many heads as layers, and then nothing else could tell whether an
+implementation mixes them up, or has a size written down that it ought to be given. And it may have
+less of everything than official models have: layers past the tenth, positions past a kernel's block.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from gpt2_parity.contract.plan import Key, Plan
+from gpt2_parity.contract.rows import Measurement
+from gpt2_parity.implementation import auxiliary_models
+from gpt2_parity.implementation.auxiliary_models import DEEP, LONG, SECOND, both_ways
+from gpt2_parity.implementation.loaded import Loaded, chunk_cuts
+
+BESIDES = "first_model_besides"
+LATE = [1000]  # of the long model's tokens: what comes then is decoded
+
+
+def expected(plan: Plan) -> Iterable[Key]:
+    asked = [(SECOND, "prefill"), (SECOND, "decode"), (SECOND, BESIDES)]
+    asked += [(DEEP, "prefill"), (LONG, "prefill"), (LONG, "decode")]
+    return [(case, scope, "noise_units") for case, scope in asked]
+
+
+def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
+    last = loaded.records[-1]
+    want = loaded.logits(last)  # while it is the only model
+    with auxiliary_models.beside(loaded) as (other, record):
+        yield from both_ways(other, chunk_cuts(record.tokens.shape[1]))
+        ways = (loaded.forward(last.tokens)[0], loaded.in_chunks(last.tokens, [1]))
+        units = float(np.max([loaded.units(got, want, last) for got in ways]))  # NaN stays NaN
+        yield Measurement(SECOND, BESIDES, "noise_units", units)
+    for name, cuts in {DEEP: [], LONG: LATE}.items():
+        with auxiliary_models.beside(loaded, name) as (other, _):
+            yield from both_ways(other, cuts)

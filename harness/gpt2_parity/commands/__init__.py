@@ -1,0 +1,4 @@
+"""The commands of parity, one kind a file; cli.py puts them together.
+
+May import everything but the entry points.
+"""

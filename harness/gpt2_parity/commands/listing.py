@@ -1,0 +1,49 @@
+"""parity list: what there is."""
+
+import ast
+
+from rich.markup import escape
+from rich.table import Table
+
+from gpt2_parity.checks import CHECKS
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.implementation import discovery
+from gpt2_parity.model import catalogue
+from gpt2_parity.reference import golden
+from gpt2_parity.report import terminal
+
+
+def show() -> None:
+    """List implementations, models and checks."""
+    console = terminal.console()
+    for title, rows in {
+        "implementations (impls/gpt2_NAME.py)": [(name, docline(name)) for name in discovery.names()],
+        "engines (impls/engine_NAME.py; verified where named)": [
+            (name, docline(name)) for name in discovery.engines()
+        ],
+        "models": [(name, availability(name)) for name in ("micro", *catalogue.OFFICIAL)],
+        "checks": [(name, (check.__doc__ or "").splitlines()[0]) for name, check in CHECKS.items()],
+    }.items():
+        table = Table(title=title, title_justify="left", show_header=False)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+
+
+def docline(name: str) -> str:
+    """The first line of an implementation's docstring, read without importing its framework."""
+    source = discovery.find(name).source()
+    try:
+        text = ast.get_docstring(ast.parse(source.read_bytes())) if source else None
+        return (text or "").partition("\n")[0]
+    except (SyntaxError, ValueError) as error:
+        return f"is not Python: {error}"
+
+
+def availability(name: str) -> str:
+    try:
+        where = catalogue.locate(name)
+        golden.read_manifest(where)
+    except CannotJudge as error:
+        return str(error).partition(". ")[0]
+    return f"ready: {where.checkpoint}"

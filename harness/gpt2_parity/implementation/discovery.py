@@ -1,0 +1,156 @@
+"""Finding implementations: by name in impls/, by module name, or by the path of a file."""
+
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.files import shipped
+
+IMPLS = shipped.folder("impls")
+PREFIX = "gpt2_"  # of a specimen: our own code
+ENGINE = "engine_"  # of an adapter that feeds somebody else's engine from our weights
+
+
+class Found(NamedTuple):
+    """An implementation that has been located but not imported."""
+
+    name: str  # as shown in results
+    module: str  # the absolute path of a .py file, or the dotted name of a module
+    attribute: str = ""  # of that module, such as "Backend" or "registry.gpt2"; empty: the module itself
+
+    @property
+    def is_file(self) -> bool:
+        return self.module.endswith(".py")
+
+    def load(self) -> Any:
+        """The module, or the object in it. Raises whatever importing it raises, or AttributeError."""
+        found: Any = (
+            _import_file(Path(self.module)) if self.is_file else importlib.import_module(self.module)
+        )
+        try:
+            return (
+                functools.reduce(getattr, self.attribute.split("."), found) if self.attribute else found
+            )
+        except AttributeError as error:
+            raise AttributeError(f"{self.module} has no {self.attribute} ({error})") from error
+
+    @property
+    def argument(self) -> str:
+        """What to give to --impl to name it: relative to the working folder where it lies in there,
+
+        so that the command in a report works for others and does not show anybody's folders.
+        """
+        if self.is_file and Path(self.module).parent == IMPLS:
+            return self.name
+        suffix = f":{self.attribute}" if self.attribute else ""
+        return self.module.removeprefix(f"{Path.cwd()}/") + suffix
+
+    def source(self) -> Path | None:
+        """The file that holds it, found without importing it; None where it is not one file."""
+        if self.is_file:
+            return Path(self.module)
+        spec = _spec(self.module)
+        return Path(spec.origin) if spec and spec.origin and spec.has_location else None
+
+
+def split(argument: str) -> tuple[str, str]:
+    """MODULE:attribute or PATH.py:attribute in two parts; the attribute is "" where none is named."""
+    head, colon, attribute = argument.rpartition(":")
+    if colon and attribute.replace(".", "").isidentifier():
+        return head, attribute
+    return argument, ""
+
+
+def names() -> list[str]:
+    """Names of the specimens in impls/: what is verified where nothing is named."""
+    return sorted(path.stem.removeprefix(PREFIX) for path in IMPLS.glob(f"{PREFIX}*.py"))
+
+
+def engines() -> list[str]:
+    """Names of the engines in impls/: verified only where they are named."""
+    return sorted(path.stem.removeprefix(ENGINE) for path in IMPLS.glob(f"{ENGINE}*.py"))
+
+
+def find(name: str) -> Found:
+    """Locate NAME in impls/, PATH.py[:attribute] or MODULE[:attribute].
+
+    Raises CannotJudge where there is none.
+    """
+    for prefix, shipped_names in ((PREFIX, names()), (ENGINE, engines())):
+        if name in shipped_names:  # before any installed module of that name, such as transformers
+            return Found(name, str(IMPLS / f"{prefix}{name}.py"))
+    module, attribute = split(name)
+    if module.endswith(".py"):
+        path = _file(name, module)
+        return Found(attribute or path.stem, str(path), attribute)
+    try:
+        spec = _spec(module)
+    except (ImportError, ValueError):  # how a finder says that this is not a name
+        spec = None
+    if spec is None:
+        raise CannotJudge(
+            f"implementation {name!r}: not one of {', '.join(names() + engines())}, "
+            "not an importable module and not the path of a .py file"
+        )
+    return Found(attribute or module, module, attribute)
+
+
+def _file(name: str, text: str) -> Path:
+    try:
+        path = Path(text).resolve()
+        if path.is_file():
+            return path
+    except (OSError, RuntimeError, ValueError) as error:  # too long; a loop of links; a null byte
+        raise CannotJudge(f"implementation {name}: no such file ({error})") from error
+    raise CannotJudge(f"implementation {name}: no such file")
+
+
+def find_all(arguments: Sequence[str]) -> list[Found]:
+    """Locate each. Raises CannotJudge where two would have the same name in the results."""
+    found = [find(argument) for argument in arguments]
+    for one in found:
+        same = [arguments[i] for i, other in enumerate(found) if other.name == one.name]
+        if len(same) > 1:
+            raise CannotJudge(
+                f"implementations {' and '.join(same)}: all would be {one.name!r} in the results; "
+                "name each once, and give their files different names"
+            )
+    return found
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """The spec of a module, found without importing anything, not even its parent package."""
+    spec: ModuleSpec | None = None
+    folders: list[str] | None = None
+    parts = name.split(".")
+    for i, part in enumerate(parts, 1):
+        if not part or "\0" in part:
+            return None
+        full = ".".join(parts[:i])
+        # None: the import system names the target too, and asv's finder has no default for it
+        found = (finder.find_spec(full, folders, None) for finder in sys.meta_path)
+        spec = next((spec for spec in found if spec is not None), None)
+        if spec is None or (spec.submodule_search_locations is None and i < len(parts)):
+            return None
+        folders = spec.submodule_search_locations
+    return spec
+
+
+def _import_file(path: Path) -> ModuleType:
+    name = f"parity_impl_{path.stem}"  # never shadows an installed module of the file's name
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise CannotJudge(f"{path}: cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(path.parent) not in sys.path:  # as for a script, but last: its json.py must not replace ours
+        sys.path.append(str(path.parent))
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,229 @@
+"""An implementation under examination: loaded on one target, called only through here.
+
+What it returns is brought to the host, copied at once (so that a buffer it reuses cannot rewrite
+evidence) and held to the contract's shapes. What it is given is its own: weights and tokens that it
+writes into are not those that it is judged by.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpt2_parity.contract.architecture import HParams, parameter_shapes, tap_names, tap_width
+from gpt2_parity.contract.interface import ContractBroken, Target
+from gpt2_parity.contract.plan import Plan
+from gpt2_parity.files import safetensors_mmap
+from gpt2_parity.model import weight_layout
+from gpt2_parity.reference.distance import max_abs
+from gpt2_parity.reference.records import Record, shape_of
+
+
+def chunk_cuts(n: int) -> list[int]:
+    """Where n tokens are cut for decoding in chunks: uneven, one token first and one last."""
+    return sorted({1, n // 3, n // 2 + 1, n - 1} - {0, n}) if n > 1 else []
+
+
+def describe(value: Any) -> str:
+    """A value as a complaint names it: float32 array (1, 9, 512), or the name of its type."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} array {value.shape}"
+    size = f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
+    return f"{type(value).__name__}{size}"
+
+
+class Tapped(NamedTuple):
+    """What one forward pass gave, on the host."""
+
+    logits: np.ndarray
+    taps: dict[str, np.ndarray]
+    present: Any
+
+
+class Loaded:
+    """One implementation, with its model; params are those that it is judged by."""
+
+    def __init__(
+        self,
+        impl: Any,
+        model: Any,
+        target: Target,
+        params: Mapping[str, np.ndarray],
+        hparams: HParams,
+        records: Sequence[Record],
+        decode: Callable[[Sequence[int]], str] = str,
+    ):
+        self.impl, self.model, self.target = impl, model, target
+        self.params, self.hparams = params, hparams
+        self.records, self.text = records, decode
+        self._logits: dict[str, np.ndarray] = {}
+        self._latest: tuple[str, Tapped] | None = None
+
+    @classmethod
+    def load(
+        cls, impl: Any, target: Target, weights: Path, hparams: HParams, *rest: Any, **named: Any
+    ) -> "Loaded":
+        """With its model, loaded from a mapping of its own, which is gone where it makes copies."""
+        model = impl.load(weight_layout.params_for(impl, weights), hparams, **target._asdict())
+        return cls(impl, model, target, safetensors_mmap.Glances(weights), hparams, *rest, **named)
+
+    def plan(self) -> Plan:
+        """Raises ContractBroken for a promise of taps that the contract does not have."""
+        known = tap_names(self.hparams.n_layer)
+        promised = getattr(self.impl, "TAPS", None)
+        if promised is None:  # no promise: what a first probe delivers is what must come ever after
+            promised = self.tapped(self.records[0].tokens).taps
+        elif promised == "all":
+            promised = known
+        elif unknown := set(promised) - set(known):
+            raise ContractBroken(f"TAPS promises {sorted(unknown)}, which are no taps of the contract")
+        taps = tuple(name for name in known if name in promised)
+        cases = tuple(shape_of(record) for record in self.records)
+        optional = ("generate", "loss_and_grads")
+        offers = (getattr(self.impl, name, None) is not None for name in optional)
+        return Plan(self.hparams, cases, taps, *offers)
+
+    def broken(self) -> str:
+        """What a single good token raises now; "" where it does not.
+
+        An assertion that failed on a CUDA device fails all that the process asks of it from then on.
+        """
+        try:
+            self.forward(np.zeros((1, 1), np.int32))
+        except (Exception, SystemExit) as error:
+            return " ".join(str(error).split())[:200] or type(error).__name__
+        return ""
+
+    def forward(
+        self,
+        tokens: np.ndarray,
+        past: Any = None,
+        tap: Callable[[str, Any], None] | None = None,
+    ) -> tuple[np.ndarray, Any]:
+        """Logits [batch, n, n_vocab] on the host, and the cache.
+
+        Raises ContractBroken for a bad shape.
+        """
+        returned = self.returned(tokens, past, tap)
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise ContractBroken(
+                f"forward returned {describe(returned)}, the contract says (logits, cache)"
+            )
+        logits, present = returned
+        return self.host("logits", logits, tokens.shape), present
+
+    def in_chunks(self, tokens: np.ndarray, cuts: Sequence[int]) -> np.ndarray:
+        """Logits [batch, n, n_vocab] of tokens that go through the cache in chunks."""
+        parts, past = [], None
+        for chunk in np.split(tokens, cuts, axis=1):
+            logits, past = self.forward(chunk, past)
+            parts.append(logits)
+        return np.concatenate(parts, axis=1)
+
+    def returned(self, tokens: np.ndarray, past: Any, tap: Callable[[str, Any], None] | None) -> Any:
+        """Whatever its forward returns."""
+        return self.impl.forward(self.model, np.array(tokens), past, tap)
+
+    def generated(self, tokens: np.ndarray, n_new: int) -> np.ndarray:
+        """Ids of its own loop. Raises ContractBroken unless they are integers [batch, n_new]."""
+        ids = np.array(self.impl.generate(self.model, np.array(tokens), n_new))
+        if ids.shape != (shape := (len(tokens), n_new)) or not np.issubdtype(ids.dtype, np.integer):
+            raise ContractBroken(f"generate returned {describe(ids)}, the contract says int32 {shape}")
+        return ids
+
+    def host(self, name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+        """A copy on the host of logits or of a tap.
+
+        Raises ContractBroken unless it is [*shape, width].
+        """
+        axes = "[batch, n, n_vocab] of every position" if name == "logits" else "[batch, n, width]"
+        return self.array(name, value, (*shape, tap_width(name, self.hparams)), axes)
+
+    def array(self, name: str, value: Any, shape: tuple[int, ...], axes: str) -> np.ndarray:
+        """A copy on the host of what an implementation returned.
+
+        Raises ContractBroken unless it is floating and of that shape.
+        """
+        given = self.impl.numpy(value)
+        if not isinstance(given, np.ndarray):
+            raise ContractBroken(f"numpy(x) returned {describe(given)}, the contract says a NumPy array")
+        if given.dtype.name == "bfloat16":  # not NumPy's own: JAX's arrays become these
+            given = given.astype(np.float32)
+        if given.shape != shape or not np.issubdtype(given.dtype, np.floating):
+            raise ContractBroken(
+                f"{name} is {describe(given)}, the contract says floating {shape}: {axes}"
+            )
+        return np.array(given)
+
+    def logits(self, record: Record) -> np.ndarray:
+        """The prefill of a record's tokens without taps; computed once."""
+        if record.name not in self._logits:
+            self._logits[record.name] = self.forward(record.tokens)[0]
+        return self._logits[record.name]
+
+    def tapped(self, tokens: np.ndarray, past: Any = None) -> "Tapped":
+        """One forward pass with taps on.
+
+        Raises ContractBroken for a tap unknown, repeated or misshapen.
+        """
+        taps: dict[str, np.ndarray] = {}
+        known = frozenset(tap_names(self.hparams.n_layer))
+
+        def tap(name: str, value: Any) -> None:
+            if name not in known:
+                raise ContractBroken(f"tap {name!r} is not in the contract; names must match exactly")
+            if name in taps:
+                raise ContractBroken(f"tap {name} came twice in one forward pass")
+            taps[name] = self.host(name, value, tokens.shape)
+
+        logits, present = self.forward(tokens, past, tap)
+        return Tapped(logits, taps, present)
+
+    def loss_and_grads(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """ "loss" [], and the gradients that are there by checkpoint name, on the host.
+
+        Raises ContractBroken for what is no pair of them, a name unknown and a gradient misshapen.
+        """
+        return self.gradients(self.impl.loss_and_grads(self.model, np.array(tokens)))
+
+    def gradients(self, returned: Any) -> dict[str, np.ndarray]:
+        """What loss_and_grads returned, on the host. Raises ContractBroken likewise."""
+        pair = isinstance(returned, tuple) and len(returned) == 2
+        if not pair or not isinstance(returned[1], Mapping):
+            raise ContractBroken(
+                f"loss_and_grads returned {describe(returned)}, "
+                "the contract says (loss, gradients by checkpoint name)"
+            )
+        loss, grads = returned
+        shapes = parameter_shapes(self.hparams)
+        if unknown := [name for name in grads if name not in shapes]:
+            raise ContractBroken(
+                f"loss_and_grads gave a gradient by {unknown[0]!r}, which is no weight's name"
+            )
+        given = {"loss": np.array(float(loss))}
+        for name, value in grads.items():
+            given[name] = self.array(
+                f"the gradient by {name}", value, shapes[name], "that of its weight"
+            )
+        return given
+
+    def prefill(self, record: Record) -> "Tapped":
+        """The tapped prefill of a record; the latest one is kept, for the checks share it."""
+        if self._latest is None or self._latest[0] != record.name:
+            self._latest = (record.name, self.tapped(record.tokens))
+        return self._latest[1]
+
+    def decode(self, record: Record, cuts: Sequence[int]) -> "Tapped":
+        """The record's tokens through the cache in chunks, logits and taps put together again."""
+        parts, past = [], None
+        for tokens in np.split(record.tokens, cuts, axis=1):
+            parts.append(self.tapped(tokens, past))
+            past = parts[-1].present
+        names = [name for name in parts[0].taps if all(name in part.taps for part in parts)]
+        taps = {name: np.concatenate([part.taps[name] for part in parts], axis=1) for name in names}
+        return Tapped(np.concatenate([part.logits for part in parts], axis=1), taps, past)
+
+    def units(self, got: np.ndarray, want: np.ndarray, record: Record) -> float:
+        """Greatest difference of logits in noise units of the record at the declared precision."""
+        return max_abs(got, want) / record.noise(self.target.dtype)

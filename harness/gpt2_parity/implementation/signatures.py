@@ -1,0 +1,111 @@
+"""Does a module keep the form of the contract? Everything that is missing, said at once and kindly.
+
+What its functions return when they are called is held to the contract by loaded.py; here it is only
+whether they can be called as they will be.
+"""
+
+import inspect
+from typing import Any, NamedTuple
+
+from gpt2_parity.contract.dtypes import DTYPES
+from gpt2_parity.contract.interface import CannotJudge, ContractBroken, Target
+from gpt2_parity.model import weight_layout
+
+
+class Function(NamedTuple):
+    """One function of the contract, and how it will be called."""
+
+    signature: str
+    gives: str
+    arguments: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
+
+
+REQUIRED = {
+    "targets": Function("targets()", 'the (device, dtype) pairs that run here, as [("cpu", "float32")]'),
+    "load": Function(
+        "load(params, hparams, *, device, dtype)",
+        "the model; params are float32 arrays by checkpoint name, w as [n_in, n_out]",
+        ("params", "hparams"),
+        ("device", "dtype"),
+    ),
+    "forward": Function(
+        "forward(model, tokens, past=None, tap=None)",
+        "(logits [batch, n, n_vocab] of every position of tokens [batch, n], cache)",
+        ("model", "tokens", "past", "tap"),
+    ),
+    "numpy": Function("numpy(x)", "x on the host, as a NumPy array", ("x",)),
+}
+OPTIONAL = {
+    "generate": Function(
+        "generate(model, tokens, n_new)",
+        "the greedy continuation, int32 [batch, n_new]",
+        ("model", "tokens", "n_new"),
+    ),
+    "loss_and_grads": Function(
+        "loss_and_grads(model, tokens)",
+        "the mean next-token cross entropy (nats), and its gradients by checkpoint name",
+        ("model", "tokens"),
+    ),
+}
+GUIDE = "parity new NAME writes a commented skeleton"
+
+
+def check(impl: Any) -> list[Target]:
+    """The targets that an implementation offers. Raises ContractBroken with every complaint there is."""
+    complaints = [
+        text for name, function in REQUIRED.items() if (text := complaint(impl, name, function))
+    ]
+    complaints += [
+        text
+        for name, function in OPTIONAL.items()
+        if getattr(impl, name, None) is not None and (text := complaint(impl, name, function))
+    ]
+    try:
+        weight_layout.of(impl)
+    except CannotJudge as error:
+        complaints.append(str(error))
+    if complaints:
+        raise ContractBroken(f"not yet an implementation: {'; '.join(complaints)}. {GUIDE}")
+    return offered(impl.targets())
+
+
+def complaint(impl: Any, name: str, function: Function) -> str:
+    """What is wrong with one function, or ""."""
+    found = getattr(impl, name, None)
+    if found is None:
+        return f"it lacks {function.signature}, which returns {function.gives}"
+    if not callable(found):
+        return f"{name} is no function but {type(found).__name__}; expected {function.signature}"
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):  # some compiled functions do not tell theirs
+        return ""
+    try:
+        signature.bind(*function.arguments, **dict.fromkeys(function.keywords))
+    except TypeError as error:
+        return f"{name}{signature} cannot be called as {function.signature} ({error})"
+    return ""
+
+
+def offered(targets: Any) -> list[Target]:
+    """What targets() returned.
+
+    Raises ContractBroken for anything but distinct pairs of known precision.
+    """
+    try:
+        pairs = [tuple(pair) for pair in targets]
+    except TypeError as error:
+        raise ContractBroken(
+            f"targets() returned {targets!r:.100}; {REQUIRED['targets'].gives}"
+        ) from error
+    for pair in pairs:
+        if len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
+            raise ContractBroken(f"targets() offers {pair!r:.100}; expected (device, dtype), two words")
+        if pair[1] not in DTYPES:
+            raise ContractBroken(
+                f"targets() offers dtype {pair[1]!r:.50}; judged are {', '.join(DTYPES)}"
+            )
+    if len(set(pairs)) != len(pairs):
+        raise ContractBroken(f"targets() offers the same target twice: {pairs!r:.200}")
+    return [Target(*pair) for pair in pairs]

@@ -1,0 +1,17 @@
+"""Known mistakes, one file for each kind of operation, and how an error is matched against them.
+
+A mistake computes what an operation would give if it were done wrongly in one named way.
+May import: reference, contract.
+"""
+
+from gpt2_parity.mistakes import (  # isort: skip  (the order in which they are tried)
+    embedding,
+    layer_norm,
+    products,
+    attention,
+    gelu,
+    additions,
+    any_operation,
+)
+
+__all__ = ["additions", "any_operation", "attention", "embedding", "gelu", "layer_norm", "products"]

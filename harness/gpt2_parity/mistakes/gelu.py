@@ -1,0 +1,44 @@
+"""Mistakes in the activation."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from gpt2_parity.mistakes.registry import simple
+from gpt2_parity.reference import oracle
+
+
+def tanh_form(
+    x: np.ndarray, cubic: float = 0.044715, root: float = math.sqrt(2 / math.pi)
+) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(root * (x + cubic * x**3)))
+
+
+def logistic(x: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(x / 2))
+
+
+def half_table(x: np.ndarray) -> np.ndarray:
+    """GELU looked up by the input's float16 bits, result stored as float16."""
+    rounded = np.asarray(x, np.float16).astype(np.float64)
+    return np.asarray(oracle.gelu(rounded), np.float16).astype(np.float64)
+
+
+_ERF = np.vectorize(math.erf, otypes=[float])
+_GELUS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
+    "erf_gelu": ("erf instead of tanh GELU", lambda x: 0.5 * x * (1 + _ERF(x / math.sqrt(2)))),
+    "sigmoid_gelu": ("x sigmoid(1.702 x) instead of tanh GELU", lambda x: x * logistic(1.702 * x)),
+    "relu": ("ReLU instead of GELU", lambda x: np.maximum(x, 0)),
+    "silu": ("SiLU instead of GELU", lambda x: x * logistic(x)),
+    "gelu_skipped": ("no activation at all", lambda x: x),
+    "gelu_without_half": ("the factor 1/2 is missing", lambda x: 2 * oracle.gelu(x)),
+    "gelu_cubic_missing": ("the cubic term is missing", lambda x: tanh_form(x, cubic=0.0)),
+    "gelu_cubic_0.44715": ("0.44715 instead of 0.044715", lambda x: tanh_form(x, cubic=0.44715)),
+    "gelu_cubic_0.0447": ("0.0447 instead of 0.044715", lambda x: tanh_form(x, cubic=0.0447)),
+    "gelu_root_0.8": ("0.8 instead of sqrt(2/pi)", lambda x: tanh_form(x, root=0.8)),
+    "gelu_root_0.7979": ("0.7979 instead of sqrt(2/pi)", lambda x: tanh_form(x, root=0.7979)),
+    "gelu_float16_table": ("GELU from a table indexed by and stored in float16", half_table),
+}  # fmt: skip
+for _name, (_text, _gelu) in _GELUS.items():
+    simple(_name, _text, "gelu", lambda s, f=_gelu: f(s.inputs[0]))  # type: ignore[misc]

@@ -1,0 +1,205 @@
+"""Mistakes in matrix products: the linear layers and the tied head."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from gpt2_parity.mistakes.registry import FEW, Scene, mistake, narrow, simple
+
+
+def linear(scene: Scene, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    return x @ w + scene.weight("b")
+
+
+simple("no_bias", "the bias b is not added", "linear", lambda s: s.inputs[0] @ s.weight("w"))
+simple("bias_twice", "the bias b is added twice", "linear", lambda s: s.exact + s.weight("b"))
+
+
+@mistake("transposed", "w is used transposed", "linear")
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    w = scene.weight("w")
+    if w.shape[0] == w.shape[1]:
+        yield linear(scene, scene.inputs[0], w.T)
+    yield linear(scene, scene.inputs[0], w.reshape(w.shape[::-1]).T)
+
+
+def truncate_tf32(x: np.ndarray) -> np.ndarray:
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32) & np.uint32(0xFFFFE000)
+    return bits.view(np.float32).astype(np.float64)
+
+
+def product(scene: Scene, cast: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """x @ w with both factors cast, then the bias, unharmed."""
+    x = cast(scene.inputs[0])
+    if scene.op.kind == "head":
+        return x @ cast(scene.params["wte"]).T
+    return linear(scene, x, cast(scene.params[f"{scene.op.name}/w"]))
+
+
+simple_kinds = ("linear", "head")
+
+
+# XLA fuses a layer norm or GELU into the product: its factor then has digits that the tap has not
+@mistake(
+    "tf32_inputs",
+    "the factors are rounded to TF32 before they are multiplied",
+    *simple_kinds,
+    flips=True,
+)
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    for cast in (narrow("tf32"), truncate_tf32):
+        rounded = product(scene, cast)
+        yield rounded
+        yield but_for_some_chunks(scene, rounded)
+
+
+def but_for_some_chunks(scene: Scene, altered: np.ndarray) -> np.ndarray:
+    """Right in the chunks where that is nearer: cuBLAS multiplies single rows without tensor cores."""
+    parts = (np.split(array, scene.cuts, axis=1) for array in (scene.got, scene.exact, altered))
+    chosen = [
+        min(right, wrong, key=lambda made, got=got: float(np.max(np.abs(got - made))))  # type: ignore[misc]
+        for got, right, wrong in zip(*parts, strict=True)
+    ]
+    return np.concatenate(chosen, axis=1)
+
+
+mistake(
+    "bfloat16_inputs",
+    "the factors are rounded to bfloat16 before they are multiplied",
+    *simple_kinds,
+    flips=True,
+)(lambda s: iter([product(s, narrow("bfloat16"))]))
+
+
+@mistake(
+    "float16_inputs", "the factors are rounded to float16 before they are multiplied", *simple_kinds
+)
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    with np.errstate(over="ignore"):
+        yield product(scene, lambda x: np.asarray(x, np.float16).astype(np.float64))
+
+
+def reweighted(scene: Scene, cast: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The product with the weights alone cast."""
+    if scene.op.kind == "head":
+        return scene.inputs[0] @ cast(scene.params["wte"]).T
+    return linear(scene, scene.inputs[0], cast(scene.params[f"{scene.op.name}/w"]))
+
+
+mistake("bfloat16_weights", "the weights were rounded to bfloat16", *simple_kinds)(
+    lambda s: iter([reweighted(s, narrow("bfloat16"))])
+)
+mistake("float16_weights", "the weights were rounded to float16", *simple_kinds)(
+    lambda s: iter([reweighted(s, lambda w: np.asarray(w, np.float16).astype(np.float64))])
+)
+
+
+@mistake("int8_weights", "the weights were quantised to int8", *simple_kinds)
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    def quantised(w: np.ndarray, axis: int | None) -> np.ndarray:
+        scale = np.asarray(np.abs(w).max(axis=axis, keepdims=True) / 127, np.float32)
+        return np.asarray(np.round(w / scale) * scale, np.float64)
+
+    for axis in (None, 0, 1):
+        yield reweighted(scene, lambda w, axis=axis: quantised(w, axis))  # type: ignore[misc]
+
+
+def worst_column(scene: Scene) -> tuple[int, np.ndarray]:
+    """The output channel with the greatest error, and its error at every position."""
+    error = (scene.got - scene.exact).reshape(-1, scene.got.shape[-1])
+    column = int(np.argmax(np.max(np.abs(error) / scene.size.reshape(error.shape), axis=0)))
+    return column, error[:, column]
+
+
+@mistake("one_bias", "a single bias is off", "linear")
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    """The column with the greatest error, fitted by a constant."""
+    column, error = worst_column(scene)
+    if len(error) >= FEW:
+        mended = scene.exact.copy()
+        mended[..., column] += error.mean()
+        yield mended
+
+
+@mistake("one_weight", "a single weight is off", *simple_kinds)
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    """The column with the greatest error, fitted by a multiple of the input channel that fits best."""
+    column, error = worst_column(scene)
+    if len(error) < FEW:
+        return
+    x = scene.inputs[0].reshape(len(error), -1)
+    fit = (x.T @ error) / np.maximum((x * x).sum(axis=0), 1e-300)
+    left = ((error[:, None] - x * fit) ** 2).sum(axis=0)
+    row = int(np.argmin(left))
+    mended = scene.exact.copy()
+    mended[..., column] += fit[row] * scene.inputs[0][..., row]
+    yield mended
+
+
+@mistake(
+    "columns_swapped", "output channels are exchanged (rows or columns of the weights)", *simple_kinds
+)
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    error = np.abs(scene.got - scene.exact) / scene.size
+    bad = np.flatnonzero(error.reshape(-1, error.shape[-1]).max(axis=0) > 16)
+    if 2 <= len(bad) <= 64:
+        got, exact = (x.reshape(-1, x.shape[-1])[:, bad] for x in (scene.got, scene.exact))
+        nearest = np.abs(got[:, :, None] - exact[:, None, :]).max(axis=0).argmin(axis=1)
+        mended = scene.exact.copy()
+        mended[..., bad] = scene.exact[..., bad[nearest]]
+        yield mended
+
+
+@mistake("inputs_swapped", "two input channels meet each other's weights", *simple_kinds)
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    """Two rows i, j of w exchanged add (x_j - x_i)(w_i - w_j): an error of rank one."""
+    if scene.op.kind != "linear":
+        return
+    w, x = scene.weight("w"), scene.inputs[0].reshape(-1, scene.inputs[0].shape[-1])
+    error = (scene.got - scene.exact).reshape(len(x), -1)
+    direction = np.linalg.svd(error, full_matrices=False)[2][0]
+    best, pair = math.inf, (0, 0)
+    for i in range(len(w)):  # of the swapped pair, the difference of the rows lies along the error
+        gap = w[i] - w  # [n_in, n_out]
+        off = (gap * gap).sum(axis=1) - (gap @ direction) ** 2
+        off[i] = math.inf
+        j = int(np.argmin(off))
+        if off[j] < best:
+            best, pair = float(off[j]), (i, j)
+    i, j = pair
+    swapped = w.copy()
+    swapped[[i, j]] = w[[j, i]]
+    yield linear(scene, scene.inputs[0], swapped)
+
+
+simple(
+    "head_shifted",
+    "the head's rows are those of the neighbouring tokens",
+    "head",
+    lambda s: np.roll(s.exact, 1, axis=-1),
+)
+mistake("head_scaled", "the logits are scaled by 1 / sqrt(n_embd)", "head")(
+    lambda s: iter([s.exact / math.sqrt(s.hparams.n_embd)])
+)
+
+
+@mistake("head_without_ln_f", "the head reads the last block's output, not ln_f's", "head")
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    last = f"h{scene.hparams.n_layer - 1}"
+    if last in scene.taps:
+        yield scene.again([scene.taps[last]])
+
+
+@mistake(
+    "only_last_position",
+    "only the last position's logits are computed; the others are copies or zero",
+    "head",
+)
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    parts = np.split(scene.exact, scene.cuts, axis=1)
+    yield np.concatenate([np.broadcast_to(part[:, -1:], part.shape) for part in parts], axis=1)
+    zeros = [np.zeros_like(part) for part in parts]
+    for zero, part in zip(zeros, parts, strict=True):
+        zero[:, -1:] = part[:, -1:]
+    yield np.concatenate(zeros, axis=1)

@@ -1,0 +1,77 @@
+"""Where a model's checkpoint and its golden records are, by the model's name."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.files import shipped
+from gpt2_parity.model import checkpoint, synthetic
+
+GOLDEN = shipped.folder("golden")
+OFFICIAL = tuple(synthetic.OFFICIAL)
+SHAPE = "shape:"  # the same sizes with generated weights
+
+
+class Model(NamedTuple):
+    """A name and its two folders."""
+
+    name: str
+    checkpoint: Path
+    records: Path
+
+    @property
+    def argument(self) -> str:
+        """What to give to --model to name it."""
+        return (
+            self.name if named_checkpoints().get(self.name) == self.checkpoint else str(self.checkpoint)
+        )
+
+
+def named_checkpoints() -> dict[str, Path]:
+    """Where the checkpoints are that have a name; a folder of such a name is somewhere else."""
+    home = checkpoint.home() / "models"
+    return {"micro": GOLDEN / "micro"} | {
+        name: home / name.replace(":", "-") for size in OFFICIAL for name in (size, SHAPE + size)
+    }
+
+
+def locate(name: str) -> Model:
+    """micro, an official size in the cache, shape:SIZE, or a folder in OpenAI's layout.
+
+    A shape's weights are generated when it is first asked for.
+
+    Raises CannotJudge for an unknown name and for an official size that is not there.
+    """
+    if name == "micro":
+        return Model(name, named_checkpoints()[name], GOLDEN / "records" / "micro")
+    if name in OFFICIAL:
+        directory = named_checkpoints()[name]
+        if not directory.is_dir():
+            raise CannotJudge(
+                f"model {name}: not at {directory}. Get it with: parity fetch {name}, or put OpenAI's "
+                f"seven files there ({', '.join(checkpoint.FILES)})"
+            )
+        return Model(name, directory, checkpoint.home() / "records" / name)
+    if (size := name.removeprefix(SHAPE)) in OFFICIAL:
+        directory = named_checkpoints()[name]
+        synthetic.ensure(directory, synthetic.OFFICIAL[size])
+        return Model(name, directory, checkpoint.home() / "records" / f"shape-{size}")
+    if folder := _folder(name):
+        found = checkpoint.hashes(folder)
+        sha = found[synthetic.WEIGHTS if synthetic.WEIGHTS in found else checkpoint.DATA]
+        records = checkpoint.home() / "records" / f"{folder.resolve().name}-{sha[:12]}"
+        return Model(folder.resolve().name, folder, records)
+    what = "no such folder" if "/" in name else "unknown"
+    raise CannotJudge(
+        f"model {name!r}: {what}. Name micro, one of {', '.join(OFFICIAL)}, "
+        "shape: and one of these, or a folder with a checkpoint in OpenAI's layout"
+    )
+
+
+def _folder(name: str) -> Path | None:
+    """The folder of that name, if there is one. A name may be anything, too long for a path, say."""
+    try:
+        directory = Path(name).expanduser()
+        return directory if name and directory.is_dir() else None  # "" would be where we are
+    except (OSError, RuntimeError, ValueError):  # ValueError: a null byte; RuntimeError: ~nobody
+        return None

@@ -1,0 +1,83 @@
+"""Byte-level BPE from a checkpoint's own vocab.bpe and encoder.json, through tiktoken."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import tiktoken
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+
+from gpt2_parity.contract.architecture import HParams
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.files import strict_json
+from gpt2_parity.model import checkpoint
+
+END_OF_TEXT = "<|endoftext|>"
+# How GPT-2 cuts text into words before merging (Radford et al. 2019; OpenAI's encoder.py).
+PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+
+class Tokenizer:
+    """Text to token ids and back, with the tokenizer files of one checkpoint."""
+
+    def __init__(self, directory: Path, n_vocab: int):
+        """Raises CannotJudge where the files are missing, disagree, or are not n_vocab entries."""
+        vocab, encoder = directory / "vocab.bpe", directory / "encoder.json"
+        # tiktoken's own cache is keyed by path: a changed file would come back stale.
+        os.environ["TIKTOKEN_CACHE_DIR"] = ""
+        try:
+            ids = strict_json.read(encoder)
+            if wrong := [name for name, i in ids.items() if type(i) is not int]:
+                raise ValueError(f"the id of {wrong[0]!r} is no integer")
+            ranks = data_gym_to_mergeable_bpe_ranks(str(vocab), str(encoder))
+        except Exception as error:  # assertion, key, JSON, decode and I/O errors alike
+            raise CannotJudge(
+                f"{vocab} and {encoder}: not a byte-level BPE that agrees with itself ({error!r})"
+            ) from error
+        if len(ids) != n_vocab:
+            raise CannotJudge(f"{encoder}: {len(ids)} entries, hparams say {n_vocab}")
+        if ids.get(END_OF_TEXT) != len(ranks):
+            last = f"{END_OF_TEXT} has id {ids.get(END_OF_TEXT)}, expected the last, {len(ranks)}"
+            raise CannotJudge(f"{encoder}: {last}")
+        self.end_of_text = len(ranks)
+        self._bpe = tiktoken.Encoding(
+            "gpt2-local",
+            pat_str=PATTERN,
+            mergeable_ranks=ranks,
+            special_tokens={END_OF_TEXT: self.end_of_text},
+        )
+
+    @property
+    def n_vocab(self) -> int:
+        return self._bpe.n_vocab
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text; "<|endoftext|>" in it is plain text, never the special token."""
+        return self._bpe.encode_ordinary(text)
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Token ids of any bytes; those that are not UTF-8 become one token each."""
+        text = data.decode("utf-8", "surrogateescape")
+        ids: list[int] = []
+        for piece in re.split("([\udc80-\udcff])", text):
+            if len(piece) == 1 and "\udc80" <= piece <= "\udcff":
+                ids.append(self._bpe.encode_single_token(piece.encode("utf-8", "surrogateescape")))
+            else:
+                ids += self.encode(piece)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; bytes that are not UTF-8 come out as replacement characters."""
+        return self._bpe.decode(list(ids))
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The exact bytes of ids."""
+        return self._bpe.decode_bytes(list(ids))
+
+
+def tokenizer_of(directory: Path, hparams: HParams) -> Tokenizer | None:
+    """The checkpoint's tokenizer; None for a generated model, which has none."""
+    if "vocab.bpe" not in checkpoint.files(directory):
+        return None
+    return Tokenizer(directory, hparams.n_vocab)

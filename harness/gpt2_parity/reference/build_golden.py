@@ -1,0 +1,225 @@
+"""How records become golden, and how stored ones are held against the oracle again.
+
+Two oracles that share no code, NumPy and TensorFlow in float64, must agree within the limits for
+float64 at every tap and every logit; only then is the manifest written, and without a manifest
+there is no golden. Where a clone of openai/gpt-2 is given, OpenAI's own code is a third oracle: its
+float32 logits must agree within the limits for float32 (see official.py).
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt2_parity.contract import dtypes, limits
+from gpt2_parity.contract.architecture import tap_names
+from gpt2_parity.contract.interface import CannotJudge, Target
+from gpt2_parity.files import atomic, digest, safetensors_mmap
+from gpt2_parity.implementation.discovery import find
+from gpt2_parity.model import checkpoint
+from gpt2_parity.model.catalogue import Model
+from gpt2_parity.model.tokenizer import tokenizer_of
+from gpt2_parity.reference import openai_source
+from gpt2_parity.reference.distance import max_abs
+from gpt2_parity.reference.golden import FORMAT, SEAL, read, seal
+from gpt2_parity.reference.records import KEPT, Case, Record, cases, make_record
+
+
+def build(
+    model: Model,
+    progress: Callable[[str], None] = lambda text: None,
+    official_source: Path | None = None,
+) -> dict[str, Any]:
+    """Make all records of a model anew, prove them, and put them in place at once.
+
+    official_source: a clone of openai/gpt-2, whose model must agree too. Returns the manifest.
+    Raises CannotJudge where the oracles disagree; nothing is written then.
+    """
+    loaded = checkpoint.load(model.checkpoint)
+    tokenizer = tokenizer_of(model.checkpoint, loaded.hparams)
+    todo = cases(loaded.hparams, tokenizer)
+    published: dict[str, np.ndarray] = {}
+    if official_source is not None:
+        progress("OpenAI's own code")
+        published = openai_source.logits(
+            official_source, loaded, {case.name: case.tokens for case in todo}
+        )
+    progress("TensorFlow float32")
+    single = tensorflow(loaded, "float32")
+    rounded = {case.name: single(case.tokens, lambda *_: None) for case in todo}
+    del single  # its weights go before float64 ones come
+    double = tensorflow(loaded, "float64")
+    with atomic.aside(model.records) as place:
+        folder = place / "new"
+        manifest = _manifest(model, loaded)
+        if official_source is not None:
+            manifest["oracles"].append(openai_source.describe(official_source))
+        for case in todo:
+            progress(case.name)
+            truth = make_record(case, loaded.params, loaded.hparams)
+            entry = _prove(truth, double)
+            if published:
+                entry |= _prove_official(truth, published[case.name])
+            if tokenizer is not None:
+                entry["greedy_text"] = [tokenizer.decode(row) for row in truth.arrays["greedy"].tolist()]
+            path = folder / f"{case.name}.safetensors"
+            safetensors_mmap.write(path, {**truth.arrays, "logits_tensorflow": rounded[case.name]})
+            manifest["cases"][case.name] = entry | {"sha256": digest.sha256(path)}
+        atomic.write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+        atomic.write_text(folder / SEAL, seal(folder / "manifest.json"))
+        _replace(folder, model.records)
+    return manifest
+
+
+def tensorflow(loaded: checkpoint.Checkpoint, dtype: str) -> Callable[..., Any]:
+    """The TensorFlow specimen, loaded in dtype on the CPU: (tokens, tap) -> logits on the host."""
+    try:
+        impl = find("tensorflow").load()
+    except ImportError as error:
+        raise CannotJudge(
+            f"the second oracle needs TensorFlow; pip install tensorflow ({error})"
+        ) from error
+    target = Target("cpu", dtype)._asdict()
+    model = impl.load(loaded.params, loaded.hparams, **target)
+
+    def forward(tokens: np.ndarray, tap: Callable[[str, np.ndarray], None]) -> np.ndarray:
+        logits, _ = impl.forward(model, tokens, tap=lambda name, x: tap(name, impl.numpy(x)))
+        return impl.numpy(logits)
+
+    return forward
+
+
+def _manifest(model: Model, loaded: checkpoint.Checkpoint) -> dict[str, Any]:
+    import tensorflow as tf
+
+    return {
+        "format": FORMAT,
+        "model": model.name,
+        "hparams": loaded.hparams._asdict(),
+        "checkpoint_sha256": loaded.sha256,
+        "oracles": [
+            "NumPy float64 (gpt2_parity/reference/oracle.py)",
+            "TensorFlow float64 (impls/gpt2_tensorflow.py)",
+        ],
+        "versions": {"numpy": np.__version__, "tensorflow": tf.__version__},
+        "storage": "float64 as computed: storing adds no error",
+        "kept_positions": KEPT,
+        "cases": {},
+    }
+
+
+def _prove(truth: Record, second: Callable[..., Any]) -> dict[str, Any]:
+    """The agreement of the two oracles on a record; raises CannotJudge beyond the float64 limit."""
+    units: dict[str, float] = {}
+    positions = truth.arrays["positions"]
+
+    def tap(name: str, value: np.ndarray) -> None:  # compared as they come, and none is kept
+        units[name] = apart(truth, name, value[:, positions])
+
+    logits = second(truth.tokens, tap)
+    units["logits"] = apart(truth, "logits", logits)
+    where, worst = worst_of(truth, units)
+    if not worst <= limits.NOISE.most:
+        raise CannotJudge(
+            f"golden {truth.name}: the oracles disagree at {where} by {worst:.3g} float64 noise units "
+            f"(at most {limits.NOISE.most:g}); nothing was written"
+        )
+    return {
+        "agreement_noise_units": worst,
+        "agreement_worst_at": where,
+        "agreement_logits_max_abs": max_abs(logits, truth.logits),
+    }
+
+
+def apart(truth: Record, name: str, value: np.ndarray) -> float:
+    """How far a second float64 evaluation is from a record in float64 noise units.
+
+    value: a tap [batch, kept, width] at the kept positions, or the logits of every position.
+    """
+    want = truth.logits if name == "logits" else truth.tap(name)
+    return max_abs(value, want) / truth.noise("float64", name)
+
+
+def worst_of(truth: Record, units: Mapping[str, float]) -> tuple[str, float]:
+    """Where two evaluations are furthest apart, and how far; NaN is further than anything.
+
+    Raises CannotJudge where a tap or the logits were not compared.
+    """
+    if lacking := [name for name in (*tap_names(truth.n_layer), "logits") if name not in units]:
+        raise CannotJudge(f"golden {truth.name}: the second oracle gave no {lacking[0]}")
+    return max(units.items(), key=lambda item: (math.isnan(item[1]), item[1]))
+
+
+def _prove_official(truth: Record, logits: np.ndarray) -> dict[str, float]:
+    """How far OpenAI's own float32 logits are from a record; raises CannotJudge beyond the limit."""
+    units = max_abs(logits, truth.logits) / truth.noise("float32")
+    if not units <= limits.NOISE.most:
+        raise CannotJudge(
+            f"golden {truth.name}: OpenAI's src/model.py disagrees at logits by {units:.3g} float32 "
+            f"noise units (at most {limits.NOISE.most:g}); nothing was written"
+        )
+    return {
+        "official_noise_units": units,
+        "official_logits_max_abs": max_abs(logits, truth.logits),
+    }
+
+
+def _replace(new: Path, place: Path) -> None:
+    """Swap a finished folder in; the old one is kept until the new one is in place."""
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def verify(model: Model, progress: Callable[[str], None] = lambda text: None) -> None:
+    """Recompute every record and compare all that it holds.
+
+    Raises CannotJudge, naming the record, where a stored value is further from today's float64
+    oracle than rounding explains, or where a record lacks an array.
+    """
+    loaded, records = read(model)
+    for stored in records:
+        progress(stored.name)
+        n_new = stored.arrays["greedy"].shape[1]
+        case = Case(stored.name, np.asarray(stored.tokens), n_new)
+        today = make_record(case, loaded.params, loaded.hparams)
+        for name, words in (
+            ("greedy", "ids are not what the oracle chooses"),
+            ("positions", "are others"),
+        ):
+            if not np.array_equal(stored.arrays[name], today.arrays[name]):
+                raise CannotJudge(f"golden {stored.name}: its {name} {words}; remake it")
+        _check_noise(stored, today)
+        units = {name: apart(stored, name, today.tap(name)) for name in tap_names(stored.n_layer)}
+        units["logits"] = apart(stored, "logits", today.logits)
+        if n_new:
+            margins = max_abs(stored.arrays["margins"], today.arrays["margins"])
+            units["margins"] = margins / (2 * today.noise("float64"))  # a difference of two logits
+        official = max_abs(stored.arrays["logits_tensorflow"], today.logits)
+        units["logits_tensorflow"] = official / today.noise("float32")
+        where, worst = worst_of(stored, units)
+        if not worst <= limits.NOISE.most:
+            raise CannotJudge(
+                f"golden {stored.name}: {where} is {worst:.3g} noise units from the oracle; "
+                f"remake it with: parity golden build --model {model.argument}"
+            )
+
+
+def _check_noise(stored: Record, today: Record) -> None:
+    """A forged unit would widen every limit, so the stored ones must be about what is measured."""
+    most = limits.REMEASURED.most
+    for dtype in dtypes.DTYPES:
+        for name in (*tap_names(stored.n_layer), "logits"):
+            share = stored.noise(dtype, name) / today.noise(dtype, name)
+            if not 1 / most <= share <= most:
+                raise CannotJudge(
+                    f"golden {stored.name}: its {dtype} noise at {name} is {share:.3g} x the measured "
+                    f"(at most {most:g} x, either way)"
+                )

@@ -1,0 +1,160 @@
+"""The golden records: what is true of a checkpoint, and how it is kept.
+
+A record belongs to one case (a batch of tokens) and holds, as safetensors:
+
+    tokens              int32   [batch, n]
+    positions           int32   [kept]          positions at which taps are kept
+    taps/{name}         float64 [batch, kept, width]
+    logits              float64 [batch, n, n_vocab]
+    logits_tensorflow   float32 [batch, n, n_vocab]   (stored records only)
+    greedy, margins     int32, float64 [batch, n_new]
+    noise/{dtype}/...   see noise.py
+
+prove.py makes them, and writes a manifest only where independent oracles agree; without a manifest
+there is no golden.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt2_parity.contract import dtypes
+from gpt2_parity.contract.architecture import HParams, tap_names, tap_width
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.files import digest, safetensors_mmap, strict_json
+from gpt2_parity.model import checkpoint
+from gpt2_parity.model.catalogue import Model
+from gpt2_parity.reference import noise
+from gpt2_parity.reference.records import FRESH, KEPT, Record
+
+FORMAT = 1
+SEAL = "manifest.json.sha256"
+ENTRY = {  # what the manifest says of each case
+    "agreement_noise_units": float,
+    "agreement_worst_at": str,
+    "agreement_logits_max_abs": float,
+    "sha256": str,
+}
+
+
+def seal(manifest: Path) -> str:
+    """The manifest's own SHA-256, in the format of sha256sum."""
+    return f"{digest.sha256(manifest)}  {manifest.name}\n"
+
+
+def read_manifest(model: Model) -> dict[str, Any]:
+    """The manifest. Raises CannotJudge, naming the remedy, where it is missing or of another format."""
+    path = model.records / "manifest.json"
+    remedy = f"make it with: parity golden build --model {model.argument}"
+    try:
+        manifest = strict_json.read(path)
+    except OSError as error:
+        changed = _of_other_weights(model.records)
+        raise CannotJudge(f"{path}: no golden record ({error.strerror}{changed}); {remedy}") from error
+    except ValueError as error:
+        raise CannotJudge(f"{path}: not JSON ({error}); {remedy}") from error
+    sealed = path.with_name(SEAL)
+    if not sealed.is_file() or sealed.read_bytes() != seal(path).encode():
+        raise CannotJudge(
+            f"{path}: SHA-256 is not what {sealed.name} beside it says; restore or {remedy}"
+        )
+    known = isinstance(manifest, dict) and type(manifest.get("format")) is int
+    if not known or manifest["format"] != FORMAT:
+        raise CannotJudge(f"{path}: not a golden manifest of format {FORMAT}; {remedy}")
+    if fault := _fault(manifest, checkpoint.files(model.checkpoint)):
+        raise CannotJudge(f"{path}: {fault}; {remedy}")
+    return manifest
+
+
+def _of_other_weights(records: Path) -> str:
+    """Words about records of a folder of that name, whose weights were others; "" if there are none."""
+    if not (named := re.fullmatch("(.+)-[0-9a-f]{12}", records.name)):
+        return ""
+    like = re.compile(re.escape(named[1]) + "-[0-9a-f]{12}")
+    others = sorted(path.name for path in records.parent.glob("*") if like.fullmatch(path.name))
+    return f"; of other weights there are {', '.join(others)}: have these changed?" if others else ""
+
+
+def _fault(manifest: dict[str, Any], files: tuple[str, ...]) -> str:
+    """What a manifest says that no build writes; "" if nothing. Names of cases become names of files."""
+    if not isinstance(manifest.get("model"), str):
+        return "does not name its model"
+    if not isinstance(manifest.get("cases"), dict) or not manifest["cases"]:
+        return "lists no cases"
+    for name, entry in manifest["cases"].items():
+        if not re.fullmatch("[a-z0-9_]{1,40}", name) or name == FRESH:
+            return f"case {name!r} is no name of a record"
+        types = {key: type(entry.get(key)) for key in ENTRY} if isinstance(entry, dict) else {}
+        if types != ENTRY:
+            return f"case {name!r} has not {', '.join(ENTRY)}"
+    shas = manifest.get("checkpoint_sha256")
+    if not isinstance(shas, dict) or shas.keys() != set(files):
+        return "does not give the SHA-256 of every checkpoint file"
+    return ""
+
+
+def read(model: Model) -> tuple[checkpoint.Checkpoint, list[Record]]:
+    """The checkpoint and its records, every file of both checked against the manifest.
+
+    Raises CannotJudge, naming the file, for anything missing, stale or tampered with.
+    """
+    manifest = read_manifest(model)
+    loaded = checkpoint.load(model.checkpoint, manifest["checkpoint_sha256"])
+    records = []
+    for name, entry in manifest["cases"].items():
+        path = model.records / f"{name}.safetensors"
+        if digest.sha256(path) != entry["sha256"]:
+            raise CannotJudge(
+                f"{path}: SHA-256 is not what manifest.json says; "
+                f"restore it or remake it with: parity golden build --model {model.argument}"
+            )
+        stored = Record(name, safetensors_mmap.read(path), loaded.hparams.n_layer)
+        check(stored, loaded.hparams, path)
+        records.append(stored)
+    return loaded, records
+
+
+def check(stored: Record, hparams: HParams, path: Path) -> None:
+    """Raise CannotJudge, naming file and array, unless a record is of the form that build writes."""
+    tokens, greedy = stored.arrays.get("tokens"), stored.arrays.get("greedy")
+    if tokens is None or tokens.ndim != 2 or greedy is None or greedy.ndim != 2:
+        raise CannotJudge(f"{path}: tokens or greedy is missing or not [batch, n]")
+    needed = _form(hparams, tokens.shape, greedy.shape[1])
+    if lacking := sorted(needed.keys() - stored.arrays.keys()):
+        raise CannotJudge(f"{path}: the record lacks {', '.join(lacking)}")
+    if unknown := sorted(stored.arrays.keys() - needed.keys()):
+        raise CannotJudge(f"{path}: the record has unknown {', '.join(unknown)}")
+    for name, (dtype, shape, below) in needed.items():
+        array = stored.arrays[name]
+        if array.dtype != dtype or array.shape != shape:
+            raise CannotJudge(f"{path}: {name} is {array.dtype} {array.shape}, expected {dtype} {shape}")
+        inside = np.isfinite(array) if not below else (array >= 0) & (array < below)
+        if not inside.all() or (name.startswith("noise/") and not array.all()):
+            raise CannotJudge(f"{path}: {name} has values that are NaN, infinite or out of range")
+    if tokens.size == 0 or not tokens.shape[1] + greedy.shape[1] <= hparams.n_ctx:
+        raise CannotJudge(f"{path}: no tokens, or more with greedy than n_ctx {hparams.n_ctx}")
+
+
+def _form(
+    hparams: HParams, shape: tuple[int, ...], n_new: int
+) -> dict[str, tuple[str, tuple[int, ...], float]]:
+    """dtype, shape and, unless 0, the bound of the values (from 0) of every array of a record."""
+    batch, n = shape
+    names, kept = tap_names(hparams.n_layer), min(n, KEPT)
+    wide = (batch, n, hparams.n_vocab)
+    form: dict[str, tuple[str, tuple[int, ...], float]] = {
+        "tokens": ("int32", (batch, n), hparams.n_vocab),
+        "positions": ("int32", (kept,), n),
+        "logits": ("float64", wide, 0),
+        "logits_tensorflow": ("float32", wide, 0),
+        "greedy": ("int32", (batch, n_new), hparams.n_vocab),
+        "margins": ("float64", (batch, n_new), np.inf),
+    }
+    for name in names:
+        form[f"taps/{name}"] = ("float64", (batch, kept, tap_width(name, hparams)), 0)
+    for dtype in dtypes.DTYPES:
+        form[f"noise/{dtype}/taps"] = ("float64", (noise.DRAWS, len(names)), np.inf)
+        form[f"noise/{dtype}/logits"] = ("float64", (noise.DRAWS, 3), np.inf)
+    return form

@@ -1,0 +1,206 @@
+"""How large honest rounding can make the error of one operation: the unit of the local check.
+
+For each kind of operation, a bound on the elementwise error of its result, given its own input, at
+the declared precision. The error divided by the bound is a pure number, in *rounding units*, that
+means the same for every layer, width, outlier and dtype.
+
+u is the unit roundoff of the declared dtype, a that of the sums (float32 below float32: half
+precision is for storing and multiplying, and hardware adds in float32).
+
+    linear, head  u |y| + a sqrt(n_in) (||x w||_2 + |y| + |b|). n_in rounding errors of random sign
+                  add up like sqrt(n_in) times the typical partial sum, which is ||x w||_2 where terms
+                  cancel and |y| where they do not (Higham & Mary 2019, SIAM J. Sci. Comput. 41(5)).
+                  Tighter by up to sqrt(n_in) than |x| |w|, and so able to see one weight of thousands
+                  that is off by 1 %. Below float32 a linear layer has u |y - b| more, for who rounds the
+                  product, adds the bias and rounds again.
+    layer_norm    u (|y| + |b| + |g| / s (|x| + mean|x|) + |y - b| mean(x^2) / s^2), s^2 = var + epsilon:
+                  the centred difference, its scaling, and a variance computed in one pass or two.
+    attention     the relative error of each probability is that of exp, whose argument is off by
+                  u |score| + a sqrt(head) |q||k| / sqrt(head); carried through the average over values.
+    gelu          u (|y| + |x| / 2 (1 + |z| sech^2 z)), z the argument of tanh: rounding of z, of tanh
+                  near -1 where 1 + tanh cancels, and of the product.
+    add           u (|y| + |branch| + |b|): one rounding, or two where the branch is rounded for the tap
+                  only, or its bias b is added to the residual by itself.
+    embedding     u |y|: one rounding.
+
+Sources: N. J. Higham, Accuracy and Stability of Numerical Algorithms (2nd ed.), chapters 2 to 4.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt2_parity.contract import dtypes
+from gpt2_parity.contract.architecture import HParams, Op
+from gpt2_parity.contract.dtypes import UNIT_ROUNDOFF
+from gpt2_parity.reference import oracle
+from gpt2_parity.reference.distance import difference, paired
+
+# The least step of a dtype near zero: what underflow or a flush to zero may take away.
+TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-24}
+
+HUGE = 1e14  # beyond, squares and products might not fit float32
+
+
+class Roundoff(NamedTuple):
+    """What rounding does at a declared dtype."""
+
+    u: float  # of a stored result
+    a: float  # of each step of a sum
+    tiny: float
+
+    @classmethod
+    def of(cls, dtype: str) -> "Roundoff":
+        u = UNIT_ROUNDOFF[dtype]
+        return cls(u, min(u, UNIT_ROUNDOFF["float32"]), TINY[dtype])
+
+
+# How weights may be held where a dtype below float32 is declared, by which of them are rounded to it:
+# all; matrices, while biases, norms and positions stay float32 (mixed precision); all but wte, the tied
+# head, which often stays float32; or none.
+HELD = ("all", "matrices", "all but wte", "none")
+
+
+def ways(dtype: str) -> tuple[str, ...]:
+    """How weights may be held where a dtype is declared, what it says first."""
+    return HELD if dtype in dtypes.DROPPED_BITS else HELD[:1]
+
+
+def weights_at(
+    params: Mapping[str, np.ndarray], dtype: str, held: str = "all"
+) -> Mapping[str, np.ndarray]:
+    """The weights as an implementation of a declared dtype holds them: rounded to nearest."""
+    return Rounded(params, dtype, held) if dtype in dtypes.DROPPED_BITS and held != "none" else params
+
+
+class Rounded(Mapping[str, np.ndarray]):
+    """A view of weights that rounds each one when it is asked for, and keeps none."""
+
+    def __init__(self, params: Mapping[str, np.ndarray], dtype: str, held: str = "all"):
+        self.params, self.dtype, self.held = params, dtype, held
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        matrix = name == "wte" or name.endswith("/w")
+        if (self.held == "matrices" and not matrix) or (self.held == "all but wte" and name == "wte"):
+            return self.params[name]
+        return dtypes.round_nearest(self.params[name], self.dtype)
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self.params)
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+
+def bound(
+    op: Op,
+    inputs: list[np.ndarray],
+    result: np.ndarray,
+    params: Mapping[str, np.ndarray],
+    hparams: HParams,
+    roundoff: Roundoff,
+) -> np.ndarray:
+    """The elementwise rounding bound of an operation, of the shape of its exact result."""
+    u, _, tiny = roundoff
+    match op.kind:
+        case "linear":
+            w, b = params[f"{op.name}/w"], params[f"{op.name}/b"]
+            size = product(inputs[0], w, b, result, roundoff)
+            if u > roundoff.a:  # below float32 the product may be rounded before the bias is added
+                size += u * np.abs(result - b)
+        case "head":
+            size = product(inputs[0], params["wte"].T, 0.0, result, roundoff)
+        case "layer_norm":
+            size = u * layer_norm(inputs[0], result, params[f"{op.name}/g"], params[f"{op.name}/b"])
+        case "attention":
+            size = attention(inputs[0], result, hparams.n_head, roundoff)
+        case "gelu":
+            size = u * gelu(inputs[0], result)
+        case "add":
+            bias = params[f"{op.inputs[1]}/b"]  # of the branch's last product
+            size = u * (np.abs(result) + np.abs(inputs[1]) + np.abs(bias))
+        case _:  # embedding
+            size = u * np.abs(result)
+    size += tiny
+    return size
+
+
+def light(x: np.ndarray) -> np.ndarray:
+    """x in float32 where that holds what is made of it: half the time, and digits enough for a bound."""
+    return np.asarray(x, np.float32 if max(x.max(), -x.min()) < HUGE else np.float64)
+
+
+def product(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray | float, result: np.ndarray, roundoff: Roundoff
+) -> np.ndarray:
+    """For x [..., n_in] @ w [n_in, n_out] + b [n_out]: of summing n_in products, and of storing."""
+    u, a, _ = roundoff
+    share = a * math.sqrt(len(w))
+    x = light(x)
+    w = np.asarray(w, x.dtype)
+    norm = (x * x) @ (w * w)
+    np.sqrt(norm, out=norm)
+    norm += np.abs(b)
+    norm *= share
+    size = np.abs(result)
+    size *= u + share
+    size += norm
+    return size
+
+
+def layer_norm(x: np.ndarray, result: np.ndarray, g: np.ndarray, b: np.ndarray) -> np.ndarray:
+    x = light(x)
+    size = np.abs(x)
+    mean_size = size.mean(axis=-1, keepdims=True)
+    mean_square = np.vecdot(x, x)[..., None] / x.shape[-1]
+    s2 = np.var(x, axis=-1, keepdims=True) + oracle.EPSILON
+    centring = np.abs(g) / np.sqrt(s2) * (size + mean_size)
+    scaling = np.abs(result - b) * (mean_square / s2)
+    return np.abs(result) + np.abs(b) + centring + scaling
+
+
+def attention(qkv: np.ndarray, result: np.ndarray, n_head: int, roundoff: Roundoff) -> np.ndarray:
+    u, a, _ = roundoff
+    q, k, v = oracle.split_heads(light(qkv), n_head)
+    scores = q @ k.swapaxes(-1, -2) * (1 / math.sqrt(q.shape[-1]))
+    # absolute error of each score: of the sum of products, and of its own rounding
+    shift = a * (np.abs(q) @ np.abs(k).swapaxes(-1, -2)) + 2 * u * np.abs(scores)
+    probs = oracle.softmax(oracle.causal(scores))
+    # a probability is off by its own score's error, and by the normaliser's
+    relative = shift + np.sum(probs * shift, axis=-1, keepdims=True) + 4 * u
+    spread = (probs * (relative + a * math.sqrt(k.shape[-2]))) @ np.abs(v)
+    return oracle.merge_heads(spread) + u * np.abs(result)
+
+
+def gelu(x: np.ndarray, result: np.ndarray) -> np.ndarray:
+    x = np.abs(light(x))
+    near = np.minimum(x, 30)  # beyond, sech^2 is nothing, and a cube might overflow
+    z = 0.044715 * near * near
+    z += 1
+    z *= near
+    z *= math.sqrt(2 / math.pi)
+    decay = np.exp(-2 * z)
+    z *= 4 * decay
+    decay += 1
+    z /= decay * decay  # z sech^2 z
+    z += 1
+    x *= z
+    size = np.abs(result)
+    size += 0.5 * x
+    return size
+
+
+def units(got: np.ndarray, exact: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Elementwise error in rounding units. Raises ValueError for different shapes or nothing."""
+    gap = difference(got, exact)
+    paired(gap, size)
+    np.abs(gap, out=gap)
+    gap /= size
+    return gap
+
+
+def rank(found: tuple[float, str]) -> tuple[bool, float]:
+    """The order of errors, each with where it is: NaN is worse than any number."""
+    return math.isnan(found[0]), found[0]

@@ -1,0 +1,63 @@
+"""Single values as the page shows them: a number, a share of a limit, a shaded cell."""
+
+import math
+import re
+from typing import NamedTuple
+
+from gpt2_parity.contract.rows import Row
+
+
+class Cell(NamedTuple):
+    """One cell of a table: its text, the class that shades it, and what it says when pointed at."""
+
+    text: str
+    shade: str
+    title: str = ""
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number in few characters: 0.31, 5.69e3."""
+    if value is None:
+        return "none"
+    if 100 <= abs(value) < 1000:
+        return f"{value:.0f}"
+    return re.sub(r"e\+?(-?)0*(\d+)", r"e\1\2", f"{value:.{digits}g}")
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """1.23 s, 45.6 ms, 512 MB."""
+    if value is None:
+        return ""
+    if unit == "bytes":
+        return f"{value / 1e6:.0f} MB" if value >= 1e7 else f"{value / 1e6:.2f} MB"
+    if value < 0.9995e-3:
+        return f"{value * 1e6:.3g} µs"
+    return f"{value * 1e3:.3g} ms" if value < 0.9995 else f"{value:.3g} s"
+
+
+def severity(row: Row) -> float:
+    """How far beyond its limit a row is: its ratio; what is no number is beyond everything."""
+    if row.verdict == "fail" and row.ratio is None:
+        return math.inf
+    return row.ratio or 0.0
+
+
+def times(ratio: float) -> str:
+    """A share of a limit: 45 %, 356 times the limit."""
+    if math.isinf(ratio):
+        return "no number"
+    return f"{ratio:.0%} of the limit" if ratio <= 1 else f"{number(ratio)} times the limit"
+
+
+def shaded(text: str) -> Cell:
+    if text.startswith("FAIL"):
+        return Cell(text, "bad2")
+    if not text.endswith("%"):
+        return Cell(text, "none")
+    return Cell(text, shade(int(text[:-1]) / 100))
+
+
+def shade(ratio: float) -> str:
+    """The class of a share of a limit: three within it, three beyond."""
+    steps = {0.1: "ok0", 0.5: "ok1", 1.0: "ok2", 10.0: "bad1", 1000.0: "bad2"}
+    return next((name for most, name in steps.items() if ratio <= most), "bad3")

@@ -1,0 +1,369 @@
+"""Two runs side by side: what got better, worse, slower, new or lost.
+
+Measurements of a verification are matched by name, exactly. A verdict that changes is a finding; a
+number that moves within its limit is not, and is shown as drift only. Each is measured once, so
+there is nothing to be said about chance: two runs with the same seed differ because something changed.
+
+Times have samples, and chance. Two sets of samples are compared by ranks (Mann & Whitney 1947), which
+assumes nothing about how times are distributed; the interval of their ratio is the one of Hodges and
+Lehmann that belongs to that test. Where samples are too few to show any change, it says "cannot tell".
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.contract.rows import Row, label
+from gpt2_parity.files import atomic
+from gpt2_parity.report import cells, markdown, page, results, runs, speed
+from gpt2_parity.report.runs import Run
+
+ALPHA = 0.01  # many rows are compared, so one in twenty would cry wolf in every comparison
+WORTH = 1.05  # a change of a few per cent comes and goes with the state of a machine between two runs
+GOOD, BAD = ("pass", "verified"), ("fail", "wrong output", "crashed")
+# kinds of change -> whether it is a regression
+KINDS = {"worse": True, "gone": True, "slower": True, "larger": True, "better": False, "faster": False,
+         "smaller": False, "new": False, "changed": False, "cannot tell": False}  # fmt: skip
+
+
+class Change(NamedTuple):
+    """One difference between two runs, or one question that the samples cannot answer."""
+
+    kind: str
+    who: str  # implementation, device, dtype
+    where: str
+    before: str
+    after: str
+    note: str
+
+
+class Drift(NamedTuple):
+    """How the errors of one check moved, over its measurements that are not zero in both runs."""
+
+    who: str
+    check: str
+    n: int
+    ratio: float  # median of after / before
+    before: str  # share of the limit, at worst
+    after: str
+
+
+class Comparison(NamedTuple):
+    """What two runs differ in."""
+
+    names: tuple[str, str]
+    changes: list[Change]
+    drifts: list[Drift]
+    same: int  # measurements whose verdict is what it was
+    notes: list[str]
+
+    @property
+    def regressed(self) -> bool:
+        return any(KINDS[change.kind] for change in self.changes)
+
+
+def compare(before: Path, after: Path) -> Comparison:
+    """Two runs, folders or saved results.json files. Raises CannotJudge where they do not compare."""
+    one, two = runs.read([before])[0], runs.read([after])[0]
+    names = (str(before), str(after))
+    changes: list[Change] = []
+    drifts: list[Drift] = []
+    notes: list[str] = []
+    same = 0
+    if (one.results is None) != (two.results is None) and (one.bench is None) != (two.bench is None):
+        raise CannotJudge(f"{before} and {after}: one is a verification and the other a benchmark")
+    if one.results and two.results:
+        comparable(one.results.environment, two.results.environment, names)
+        changes, same = verdicts(one.results.rows, two.results.rows)
+        drifts = drift(one.results.rows, two.results.rows)
+        if one.results.environment.get("seed") != two.results.environment.get("seed"):
+            notes.append("The seeds differ: the case fresh has other tokens in each run.")
+    elif one.results or two.results:
+        kind = "gone" if one.results else "new"
+        changes.append(
+            Change(kind, "all", results.NAME, "", "", f"only one of the runs has {results.NAME}")
+        )
+    found, unchanged, words = speeds(one, two, names)
+    order = list(KINDS)
+    changes = sorted([*changes, *found], key=lambda change: order.index(change.kind))
+    return Comparison(names, changes, drifts, same + unchanged, notes + words)
+
+
+def comparable(one: dict[str, Any], two: dict[str, Any], names: tuple[str, str]) -> None:
+    """Raise CannotJudge where two runs were not made on the same model."""
+    for key in ("model", "checkpoint_sha256"):
+        if one.get(key) != two.get(key):
+            values = f" ({one.get(key)} and {two.get(key)})" if key == "model" else ""
+            raise CannotJudge(
+                f"{names[0]} and {names[1]}: not comparable, {key} differs{values}; "
+                "compare two runs of the same model"
+            )
+
+
+# -- verdicts
+
+Name = tuple[str, ...]
+
+
+def keyed(rows: Iterable[Row]) -> dict[Name, Row]:
+    """Rows by what they measure; the worst where a run has several of one name."""
+    found: dict[Name, Row] = {}
+    for row in rows:
+        key = row[:8]
+        if key not in found or (row.verdict == "fail" and found[key].verdict != "fail"):
+            found[key] = row
+    return found
+
+
+def verdicts(before: Sequence[Row], after: Sequence[Row]) -> tuple[list[Change], int]:
+    """Changes of verdict, and how many measurements kept theirs.
+
+    What is gone is a regression: it was looked at, and is not any more. A target that is gone or
+    new as a whole is one change.
+    """
+    one, two = keyed(before), keyed(after)
+    whole_before, whole_after = ({key[:4] for key in found} for found in (one, two))
+    changes = [gone_or_new("gone", key, one) for key in sorted(whole_before - whole_after)]
+    changes += [gone_or_new("new", key, two) for key in sorted(whole_after - whole_before)]
+    same = 0
+    keys = dict.fromkeys([*one, *two])
+    check = Row._fields.index("check")
+    for key in sorted(keys, key=lambda key: key[check] != "local"):  # causes before what inherits them
+        if key[:4] not in whole_before & whole_after:
+            continue
+        a, b = one.get(key), two.get(key)
+        if a and b and a.verdict == b.verdict:
+            same += 1
+            continue
+        if change := changed(a, b):
+            changes.append(change)
+    return changes, same
+
+
+def gone_or_new(kind: str, key: Name, rows: dict[Name, Row]) -> Change:
+    """A target that only one of the runs has; a new one that fails is worse, not new."""
+    own = [row for row in rows.values() if row[:4] == key]
+    counts = results.headline(own)
+    if kind == "new":
+        failed = any(row.verdict == "fail" for row in own)
+        return Change("worse" if failed else "new", label(own[0]), "all of it", "", counts, "new")
+    return Change("gone", label(own[0]), "all of it", counts, "", "it was not run")
+
+
+def changed(a: Row | None, b: Row | None) -> Change | None:
+    """One measurement whose verdict is another, or that only one run has."""
+    row = b or a
+    if row is None:
+        return None
+    before, after = (f"{r.verdict}: {results.say(r)}" if r else "" for r in (a, b))
+    if b and b.verdict == "fail":
+        kind = "worse"
+    elif b is None:
+        kind = "gone" if a and a.verdict == "pass" else "better"
+    elif a is None:
+        kind = "new"
+    elif b.verdict == "pass":
+        kind = "better"
+    else:
+        kind = "worse" if a.verdict == "pass" else "changed"
+    note = (b.diagnosis or b.detail) if b else "not measured any more"
+    return Change(kind, label(row), f"{results.place(row)} {row.metric}".strip(), before, after, note)
+
+
+def drift(before: Sequence[Row], after: Sequence[Row]) -> list[Drift]:
+    """By target and check: how far errors moved, in the median of their ratios."""
+    one, two = keyed(before), keyed(after)
+    groups: dict[tuple[str, str], list[tuple[Row, Row]]] = defaultdict(list)
+    for key, row in one.items():
+        if key in two and row.value and two[key].value and row.value * (two[key].value or 0) > 0:
+            groups[label(row), row.check].append((row, two[key]))
+    found = []
+    for (who, check), pairs in groups.items():
+        ratio = median((b.value or 0) / (a.value or 1) for a, b in pairs)
+        if any(a.value != b.value for a, b in pairs):
+            sides = (max(cells.severity(row) for row in side) for side in zip(*pairs, strict=True))
+            found.append(Drift(who, check, len(pairs), ratio, *map(cells.times, sides)))
+    return found
+
+
+# -- speed and memory
+
+
+def speeds(one: Run, two: Run, names: tuple[str, str]) -> tuple[list[Change], int, list[str]]:
+    """Changes of speed and memory, how much stayed, and what must be said about the comparison."""
+    if one.bench is None and two.bench is None:
+        return [], 0, []
+    if one.bench is None or two.bench is None:
+        kind = "gone" if one.bench else "new"
+        return (
+            [Change(kind, "all", runs.BENCH, "", "", f"only one of the runs has {runs.BENCH}")],
+            0,
+            [],
+        )
+    made = [run.bench.get("environment", {}) for run in (one, two) if run.bench]
+    comparable(made[0], made[1], names)
+    notes = []
+    alike = all(made[0].get(key) == made[1].get(key) for key in ("machine", "threads"))
+    if not alike:
+        notes.append("Machine or threads differ: speed is shown, and not judged.")
+    rows = [
+        {tuple(row[k] for k in runs.WHICH): row for row in run.bench["rows"]}
+        for run in (one, two)
+        if run.bench
+    ]
+    changes, same = [], 0
+    for key in dict.fromkeys([*rows[0], *rows[1]]):
+        change = timed(rows[0].get(key), rows[1].get(key), alike)
+        if change:
+            changes.append(change)
+        else:
+            same += 1
+    return changes, same, notes
+
+
+def timed(a: dict[str, Any] | None, b: dict[str, Any] | None, alike: bool) -> Change | None:
+    """One row of a benchmark, before and after; None where nothing changed that matters."""
+    row = b or a or {}
+    who = "-".join(str(row[name]) for name in runs.WHICH[:3])
+    where = speed.title_of(*(row[name] for name in runs.WHICH[4:]))
+    before, after = (figure(r) for r in (a, b))
+    if a is None or b is None:
+        bad = row["verdict"] in BAD
+        kind = ("worse" if bad else "new") if a is None else "better" if bad else "gone"
+        return Change(kind, who, where, before, after, row["detail"])
+    if a["verdict"] != b["verdict"]:
+        kind = "better" if b["verdict"] in GOOD else "worse" if a["verdict"] in GOOD else "changed"
+        return Change(kind, who, where, before, after, b["detail"])
+    if b["verdict"] not in GOOD:
+        return None
+    ratio = Ratio.of(a["samples"], b["samples"])
+    if ratio.least_p > ALPHA:
+        few = f"{len(a['samples'])} and {len(b['samples'])} samples"
+        note = f"{ratio}: {few} are too few for any test at {ALPHA:g}"
+        return Change("cannot tell", who, where, before, after, note)
+    if ratio.p > ALPHA or 1 / WORTH < ratio.middle < WORTH:
+        return None
+    words = ("slower", "faster") if row["unit"] == "seconds" else ("larger", "smaller")
+    kind = words[ratio.middle < 1] if alike else "changed"
+    return Change(kind, who, where, before, after, f"{ratio}; rank test p = {ratio.p:.2g}")
+
+
+def figure(row: dict[str, Any] | None) -> str:
+    """The median of a row, or what there is instead."""
+    if row is None:
+        return ""
+    verified = row["verdict"] in GOOD and row["median"] is not None
+    return cells.quantity(row["median"], row["unit"]) if verified else str(row["verdict"])
+
+
+class Ratio(NamedTuple):
+    """How many times the first the second is, with the interval that the ranks allow."""
+
+    middle: float
+    low: float
+    high: float
+    p: float  # two-sided, of the rank test
+    least_p: float  # the least that so many samples could give
+
+    def __str__(self) -> str:
+        if self.least_p > ALPHA:
+            return f"{self.middle:.3g} times"
+        return f"{self.middle:.3g} times ({self.low:.3g} to {self.high:.3g} at {1 - ALPHA:.0%})"
+
+    @classmethod
+    def of(cls, a: Sequence[float], b: Sequence[float]) -> "Ratio":
+        """b against a, both positive. Without samples on both sides nothing can be told."""
+        n, m = len(a), len(b)
+        if not n or not m or min(*a, *b) <= 0:
+            return cls(math.nan, 0.0, math.inf, 1.0, 1.0)
+        steps = sorted(math.log(y / x) for x in a for y in b)
+        chances = rank_distribution(n, m)
+        # U counts pairs in which b is greater; ties count half, rounded towards no difference
+        u = sum(step > 0 for step in steps) + sum(step == 0 for step in steps) / 2
+        tail = sum(chances[: math.ceil(min(u, n * m - u)) + 1])
+        cut = next((k for k in range(n * m) if sum(chances[: k + 1]) > ALPHA / 2), 0)
+        low, high = (math.exp(steps[max(cut - 1, 0)]), math.exp(steps[-max(cut, 1)]))
+        return cls(math.exp(median(steps)), low, high, min(1.0, 2 * tail), min(1.0, 2 * chances[0]))
+
+
+@cache
+def rank_distribution(n: int, m: int) -> tuple[float, ...]:
+    """Chance of every value 0 ... n m of Mann and Whitney's U where nothing differs.
+
+    The ways to draw n of n + m ranks, counted by their sum: the coefficients of the Gaussian
+    binomial, as exact integers.
+    """
+    ways = [1] + [0] * (n * m)
+    for i in range(1, n + 1):
+        for k in range(n * m, m + i - 1, -1):  # times 1 - q^(m + i)
+            ways[k] -= ways[k - m - i]
+        for k in range(i, n * m + 1):  # divided by 1 - q^i
+            ways[k] += ways[k - i]
+    total = sum(ways)
+    return tuple(way / total for way in ways)
+
+
+# -- as text
+
+
+def summary(found: Comparison) -> str:
+    """How many changes of each kind, and how much stayed."""
+    counts = [(kind, sum(change.kind == kind for change in found.changes)) for kind in KINDS]
+    return ", ".join([*(f"{n} {kind}" for kind, n in counts if n), f"{found.same} unchanged"])
+
+
+def job_summary(found: Comparison) -> str:
+    """The comparison for a job summary, under its limit of size."""
+    say = markdown.clip
+    lines = [f"# {say(found.names[0])} against {say(found.names[1])}", "", verdict(found), ""]
+    lines += [f"{note}\n" for note in found.notes]
+    lines += markdown.table(
+        ["", "implementation", "what", "before", "after", "note"],
+        [[sign(change), *map(say, change[1:])] for change in found.changes[:MOST]],
+    )
+    if len(found.changes) > MOST:
+        lines += ["", f"... and {len(found.changes) - MOST} more"]
+    if found.drifts:
+        lines += ["", "## Errors within their limits", ""]
+        lines += markdown.table(
+            DRIFT, [[say(text) for text in drift_cells(drift)] for drift in found.drifts[:MOST]]
+        )
+    return markdown.fit("\n".join(lines) + "\n", results.NAME)
+
+
+MOST = 200  # changes listed
+DRIFT = ["implementation", "check", "measurements", "after / before, median", "at worst before", "after"]
+
+
+def drift_cells(drift: Drift) -> list[str]:
+    return [drift.who, drift.check, str(drift.n), f"{drift.ratio:.3g}", drift.before, drift.after]
+
+
+def verdict(found: Comparison) -> str:
+    """One line: regressed or not, and the counts."""
+    return f"{'REGRESSION' if found.regressed else 'NO REGRESSION'}: {summary(found)}"
+
+
+def sign(change: Change) -> str:
+    """The kind of a change with a sign that needs no colour."""
+    return f"{'✘' if KINDS[change.kind] else '✔' if change.kind != 'cannot tell' else '?'} {change.kind}"
+
+
+def html(found: Comparison) -> str:
+    """The comparison as a page of the same make as report.html."""
+    return page.template("compare.html.j2").render(
+        found=found, verdict=verdict(found), summary=summary(found), header=DRIFT, most=MOST,
+        changes=[(KINDS[c.kind], sign(c), c) for c in found.changes[:MOST]],
+        drifts=[drift_cells(drift) for drift in found.drifts],
+    )  # fmt: skip
+
+
+def write(found: Comparison, out: Path) -> None:
+    """compare.md and compare.html into out. Raises CannotJudge where that fails."""
+    atomic.write_text(out / "compare.md", job_summary(found))
+    atomic.write_text(out / "compare.html", html(found))

@@ -1,0 +1,95 @@
+"""The files of a run: results.json, junit.xml, report.md, report.html, all from the same rows."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpt2_parity.contract.rows import Results, Row, label
+from gpt2_parity.files import atomic
+from gpt2_parity.report import page, results, runs
+from gpt2_parity.report.markdown import clip, escape, fit, table
+from gpt2_parity.report.results import MOST, NAME, columns, grid, headline, notes, pick, place, said, say
+from gpt2_parity.verdict import explain
+
+NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # not even as &#...;
+
+
+def write(outcome: Results, out: Path) -> None:
+    """Write all four files into out, each all or nothing. Raises CannotJudge where that fails."""
+    document = {
+        "schema": results.SCHEMA,
+        "environment": outcome.environment,
+        "rows": [row._asdict() for row in outcome.rows],
+    }
+    text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    whole = text.encode("utf-8", "replace").decode()  # half a surrogate is no text
+    atomic.write_text(out / NAME, whole)
+    atomic.write_text(out / "junit.xml", junit(outcome.rows))
+    atomic.write_text(out / "report.md", job_summary(outcome))
+    atomic.write_text(out / "report.html", page.html([runs.Run(out.name, outcome)]))
+
+
+def junit(rows: Sequence[Row]) -> str:
+    """JUnit XML: a suite for each implementation and target, a test case for each row."""
+    root = ET.Element("testsuites", name="gpt2-parity")
+    suites: dict[str, ET.Element] = {}
+    for row in rows:
+        name = label(row)
+        suite = suites.setdefault(name, ET.SubElement(root, "testsuite", name=name))
+        test = ".".join(part for part in (row.case, row.scope, row.metric) if part) or row.check
+        case = ET.SubElement(suite, "testcase", classname=f"{name}.{row.check}", name=test)
+        if row.verdict == "fail":
+            failure = ET.SubElement(case, "failure", message=say(row))
+            failure.text = row.detail
+        elif row.verdict != "pass":
+            ET.SubElement(case, "skipped", message=f"{row.verdict}: {row.detail}")
+    cells = grid(rows)
+    for name, suite in suites.items():
+        suite.set("tests", str(len(suite)))
+        suite.set("failures", str(len(suite.findall("testcase/failure"))))
+        suite.set("skipped", str(len(suite.findall("testcase/skipped"))))
+        properties = ET.Element("properties")  # the share of each limit used, as in the reports
+        for check, value in cells[name].items():
+            ET.SubElement(properties, "property", name=check, value=value)
+        suite.insert(0, properties)
+    ET.indent(root)
+    text = ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+    return NO_XML.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def job_summary(outcome: Results) -> str:
+    """report.md: verdicts, failures first, the grid, what the run was made with.
+
+    A job summary has a limit, whatever the run: long lists and long words are cut, and say so.
+    """
+    rows, names = outcome.rows, columns(outcome.rows)
+    title = escape(str(outcome.environment["model"]))
+    lines = [f"# GPT-2 parity: {title}", "", headline(rows), ""]
+    failures = [row for row in rows if row.verdict == "fail"]
+    if failures:
+        for name, told in explain.tell(rows).items():
+            shown = [f"{clip(paragraph)}\n" for paragraph in told[:MOST]]
+            lines += [f"## {escape(name)}", "", *shown]
+        lines += [f"## Failures: {len(failures)}", "", *map(failure_line, failures[:MOST]), ""]
+        if len(failures) > MOST:
+            lines += [f"... and {len(failures) - MOST} more in {NAME}", ""]
+    if told := notes(rows):
+        lines += ["## Known, or to be known", "", *(f"- {clip(line)}" for line in told[:MOST]), ""]
+    lines += ["## Share of each limit used", ""]
+    lines += table(
+        ["", *names],
+        [[clip(name), *pick(cells, names)] for name, cells in grid(rows).items()],
+    )
+    lines += ["", "## Greedy text after the seed prompt", ""]
+    lines += table(
+        ["", "text"], [[clip(name), clip(text)] for name, text in results.greedy_texts(rows).items()]
+    )
+    made_with = json.dumps(outcome.environment, indent=1).replace("`", "'")
+    lines += ["", "## Made with", "", "```json", made_with, "```", ""]
+    return fit("\n".join(lines), NAME)
+
+
+def failure_line(row: Row) -> str:
+    return f"- **{clip(label(row))}** {clip(place(row))}: {clip(said(row))}"

@@ -1,0 +1,74 @@
+"""The page itself: rows in, one HTML file out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from gpt2_parity.contract.rows import Row
+from gpt2_parity.files import atomic
+from gpt2_parity.report import plots, results
+from gpt2_parity.report.cells import number
+from gpt2_parity.report.noise import noise
+from gpt2_parity.report.operations import panels
+from gpt2_parity.report.precision import precision
+from gpt2_parity.report.runs import Run, made_with, merge, models, read
+from gpt2_parity.report.speed import contestants, speed
+from gpt2_parity.report.texts import texts
+from gpt2_parity.report.verdicts import STATES, Target, headline, matrix, targets, worst
+
+
+def write(paths: Sequence[Path], out: Path) -> None:
+    """The report of one or several runs. Raises CannotJudge where it cannot be read or written."""
+    atomic.write_text(out, html(read(paths)))
+
+
+def html(runs: Sequence[Run]) -> str:
+    """The page."""
+    rows = merge(runs)
+    found = targets(rows)
+    timed = contestants(runs)
+    judged = worst([*((t.label, t.state) for t in found), *((e.label, e.state) for e in timed)])
+    return template("report.html.j2").render(
+        state=next(iter(judged.values()), "open"),
+        states=STATES,
+        headline=headline(judged) + but_for(rows),
+        notes=results.notes(rows),
+        models=models(runs),
+        counts=results.headline(rows),
+        targets=sorted(found, key=lambda target: list(STATES).index(target.state)),
+        matrix=matrix(found),
+        columns=[name.replace("_", " ") for name in results.columns(rows)],
+        keys={part: keys(part, found) for part in ("operations", "noise")},
+        panels=panels([(target.style, target.rows) for target in found]),
+        noise=noise(found),
+        texts=texts(rows),
+        precision=precision(found),
+        contestants=sorted(timed, key=lambda contestant: list(STATES).index(contestant.state)),
+        speed=speed(runs),
+        runs=[made_with(run) for run in runs],
+    )
+
+
+def but_for(rows: Sequence[Row]) -> str:
+    """What the ledger knows, after the headline."""
+    n = sum(row.verdict == "known" for row in rows)
+    return f", but for {n} known disagreement{'s' * (n > 1)}" if n else ""
+
+
+def keys(part: str, found: Sequence[Target]) -> list[tuple[str, str]]:
+    """The key to the lines of a part of the page: swatch and label."""
+    return [(plots.swatch(f"{part}{target.style}", target.style), target.label) for target in found]
+
+
+def template(name: str) -> jinja2.Template:
+    """A template of this package; everything put into it is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gpt2_parity.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    return environment.get_template(name)

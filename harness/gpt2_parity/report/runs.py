@@ -1,0 +1,100 @@
+"""Runs as they are read from folders, brought together, and told what they were made with."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.contract.rows import Results, Row
+from gpt2_parity.report import results
+
+BENCH = "bench.json"
+BENCH_SCHEMA = 1
+WHICH = ("implementation", "device", "dtype", "model", "phase", "metric", "n_past", "n", "batch")
+BENCH_KEYS = {*WHICH, "samples", "median", "low", "high", "unit", "verdict", "detail", "roofline"}
+BENCH_KEYS |= {"tokens_per_second"}
+
+
+class Run(NamedTuple):
+    """What one folder holds: results of a verification, of a benchmark, or both."""
+
+    name: str
+    results: Results | None
+    bench: dict[str, Any] | None = None
+
+
+def read(paths: Sequence[Path]) -> list[Run]:
+    """The runs in folders (or saved results.json files). Raises CannotJudge where there are none."""
+    runs = []
+    for path in paths:
+        bench = path / BENCH
+        has_results = not path.is_dir() or (path / results.NAME).exists() or not bench.exists()
+        found = results.load(path) if has_results else None
+        runs.append(Run(path.resolve().name, found, read_bench(bench) if bench.exists() else None))
+    return runs
+
+
+def read_bench(path: Path) -> dict[str, Any]:
+    """bench.json. Raises CannotJudge where it is missing, damaged, or of another schema."""
+    document = results.parse(path, BENCH_SCHEMA)
+    rows = document.get("rows")
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and set(row) >= BENCH_KEYS for row in rows
+    ):
+        raise CannotJudge(f"{path}: rows without {', '.join(sorted(BENCH_KEYS))}; run parity bench anew")
+    return document
+
+
+def merge(runs: Sequence[Run]) -> list[Row]:
+    """The rows of all runs. What would carry a name twice gets its model's or its run's beside it."""
+    rows = [(i, row) for i, run in enumerate(runs) if run.results for row in run.results.rows]
+    several = len({row.model for _, row in rows}) > 1
+    homes: dict[tuple[str, ...], set[int]] = defaultdict(set)
+    for i, row in rows:
+        homes[row[:4]].add(i)
+    found = []
+    for i, row in rows:
+        name = row.implementation + f" [{row.model}]" * several
+        if len(homes[row[:4]]) > 1:
+            name += f" [{runs[i].name} {i + 1}]"
+        found.append(row._replace(implementation=name))
+    return found
+
+
+def models(runs: Sequence[Run]) -> str:
+    """The names of the models that the runs were made with."""
+    environments = [e for run in runs for e in environments_of(run)]
+    return ", ".join(dict.fromkeys(str(e.get("model", "")) for e in environments if e.get("model")))
+
+
+def environments_of(run: Run) -> list[dict[str, Any]]:
+    """What the parts of a run were made with."""
+    found = [run.results.environment] if run.results else []
+    return found + ([run.bench.get("environment", {})] if run.bench else [])
+
+
+class Made(NamedTuple):
+    """A run: its name, the commands that repeat it, and the rest of its environment as pairs."""
+
+    name: str
+    commands: list[str]
+    pairs: list[tuple[str, list[tuple[str, str]]]]
+
+
+def made_with(run: Run) -> Made:
+    """The environment of a run; a value is a list of (name, text), the name "" for one alone."""
+    commands, pairs = [], []
+    for environment in environments_of(run):
+        if environment.get("command"):
+            commands.append(str(environment["command"]))
+        for name, value in environment.items():
+            if name == "command":
+                continue
+            inner = value.items() if isinstance(value, dict) else [("", value)]
+            pairs.append((name.replace("_", " "), [(str(key), plain(item)) for key, item in inner]))
+    return Made(run.name, commands, list({str(pair): pair for pair in pairs}.values()))
+
+
+def plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

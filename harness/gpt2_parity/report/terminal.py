@@ -1,0 +1,202 @@
+"""What a person sees in the terminal: progress while it runs, then a table and the failures."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from gpt2_parity.checks import CHECKS
+from gpt2_parity.contract.rows import Results, Row, exit_code, label
+from gpt2_parity.report import results
+from gpt2_parity.run.runner import Progress as Report
+from gpt2_parity.verdict import explain
+
+if TYPE_CHECKING:  # what draws and what fetches is not needed for a verdict
+    from gpt2_parity.published.known_answers import Answer
+    from gpt2_parity.report.compare import Comparison
+
+WORDS = {0: "[green]PASS[/green]", 1: "[bold red]FAIL[/bold red]", 2: "[yellow]NO VERDICT[/yellow]"}
+SHOWN = 8  # paragraphs for each implementation; the files have every failure
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Report]:
+    """A bar for each implementation and target, filled check by check."""
+    shape = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*shape, console=console, transient=True) as bars:
+        tasks = {}
+
+        def report(name: str, target: str, done: int) -> None:
+            text = escape(f"{name} {target or 'starting'}")
+            if text not in tasks:
+                tasks[text] = bars.add_task(text, total=len(CHECKS) if target else None)
+            bars.update(tasks[text], completed=done, visible=True)
+            for other, task in tasks.items():  # who starts is done with it once something else is told
+                if other.endswith(" starting") and other != text:
+                    bars.update(task, visible=False)
+
+        yield report
+
+
+@contextmanager
+def downloads(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar for each file: how much is here, how fast it comes, how long it will take."""
+    shape = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
+    with Progress(*shape, TransferSpeedColumn(), TimeRemainingColumn(), console=console) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(name: str, here: int, total: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(escape(name), total=total)
+            bars.update(tasks[name], completed=here, total=total)
+
+        yield report
+
+
+def console() -> Console:
+    """Standard output; where that is a file or a pipe, wide enough for the table."""
+    found = Console()
+    return found if found.is_terminal else Console(width=180)
+
+
+def show(console: Console, found: Results) -> None:
+    """The table of implementations x checks, the greedy texts, and every failure's first lines."""
+    rows = found.rows
+    title = f"{found.environment['model']}: share of each limit used"
+    for table in tables(console, title, results.grid(rows), results.columns(rows)):
+        console.print(table)
+    for name, text in results.greedy_texts(rows).items():
+        console.print(f"  {escape(name):28} {escape(text)}", highlight=False, soft_wrap=True)
+    for name, told in explain.tell(rows).items():
+        console.print(f"\n[bold red]{escape(name)}[/bold red]", highlight=False)
+        for paragraph in told[:SHOWN]:
+            console.print(f"  {escape(paragraph)}", highlight=False, soft_wrap=True)
+        if len(told) > SHOWN:
+            console.print(
+                f"  ... and {len(told) - SHOWN} more; results.json, which --out writes, has all of them"
+            )
+    for line in results.notes(rows):
+        console.print(f"- {escape(line)}", highlight=False)
+    for row in rows:
+        if row.verdict == "skipped":
+            console.print(f"- {escape(label(row))}: {escape(row.detail)}", highlight=False)
+    if (cuda := found.environment["cuda"]) != "present":
+        console.print(f"  cuda: {cuda}", highlight=False, markup=False)
+    console.print(f"  seed of the fresh tokens: {found.environment['seed']}", highlight=False)
+    console.print(verdict(rows))
+
+
+Grid = Mapping[str, Mapping[str, str]]  # implementation, check, the share of the limit used
+
+
+def tables(console: Console, title: str, grid: Grid, names: Sequence[str]) -> Iterator[Table]:
+    """Implementations x checks, in as few tables as a narrow terminal needs to show every word whole."""
+    unbounded = console.options.update(width=sys.maxsize)
+    shown: list[str] = []
+    for name in names:
+        wider = table_of(title, grid, [*shown, name])
+        if shown and console.measure(wider, options=unbounded).maximum > console.width:
+            yield table_of(title, grid, shown)
+            title, shown = "", []
+        shown.append(name)
+    yield table_of(title, grid, shown)
+
+
+def table_of(title: str, grid: Grid, names: Sequence[str]) -> Table:
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("implementation", no_wrap=True)
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right", overflow="fold")
+    for name, cells in grid.items():
+        table.add_row(escape(name), *(paint(value) for value in results.pick(cells, names)))
+    return table
+
+
+def answers(console: Console, title: str, found: Sequence["Answer"]) -> None:
+    """Every fact with its source, what was expected, what was got, and the verdict; then the count."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("fact", "verdict", "expected", "got", "source"):
+        table.add_column(name, overflow="fold")
+    for answer in found:
+        if answer.verdict != "not run":
+            expected = brief(answer.fact.get("expected", answer.fact.get("file")))
+            got = "; ".join(part for part in (brief(answer.got), answer.detail) if part)
+            cells = (answer.fact["id"], answer.verdict, expected, got, answer.fact["source"])
+            table.add_row(*(paint(escape(cell)) for cell in cells))
+    console.print(table)
+    for answer in found:
+        if answer.verdict == "not run":
+            console.print(
+                f"  not run: {answer.fact['id']}: {answer.detail}", markup=False, highlight=False
+            )
+    verdicts = [answer.verdict for answer in found]
+    counts = ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(sorted(verdicts)))
+    console.print(f"{WORDS[1 if 'fail' in verdicts else 0 if 'pass' in verdicts else 2]}: {counts}")
+
+
+def brief(value: object) -> str:
+    """A value on one line: numbers to six digits, and the beginning of what is long."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        text = ", ".join(f"{key} {brief(each)}" for key, each in value.items())
+    elif isinstance(value, list):
+        text = f"[{', '.join(map(brief, value))}]"
+    else:
+        text = value if isinstance(value, str) and value[:1] in "-0123456789" else repr(value)
+    return text if len(text) <= 48 else f"{text[:45]}..."
+
+
+def paint(value: str) -> str:
+    return f"[bold red]{value}[/bold red]" if value == "fail" or value.startswith("FAIL") else value
+
+
+def verdict(rows: list[Row]) -> str:
+    """The last line."""
+    return f"{WORDS[exit_code(rows)]}: {results.headline(rows)}"
+
+
+CHANGES = 40  # lines of a comparison; its files have more
+
+
+def show_comparison(console: Console, found: "Comparison") -> None:
+    """A line for each change, then the verdict."""
+    from gpt2_parity.report import compare
+
+    title = f"{found.names[0]} against {found.names[1]}"
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("", "implementation", "what", "before", "after", "note"):
+        table.add_column(name, overflow="fold")
+    for change in found.changes[:CHANGES]:
+        texts = [compare.sign(change), *change[1:]]
+        style = "red" if compare.KINDS[change.kind] else None
+        table.add_row(*map(escape, texts), style=style)
+    if found.changes:
+        console.print(table)
+    if len(found.changes) > CHANGES:
+        console.print(f"  ... and {len(found.changes) - CHANGES} more")
+    for drift in found.drifts:
+        moved = f"{drift.n} errors moved, median ratio {drift.ratio:.3g}"
+        console.print(f"  {escape(drift.who)} {drift.check}: {moved}", highlight=False)
+    for note in found.notes:
+        console.print(f"  {note}", highlight=False)
+    colour = "bold red" if found.regressed else "green"
+    console.print(f"[{colour}]{compare.verdict(found)}[/{colour}]", highlight=False)

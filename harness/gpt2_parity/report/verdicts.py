@@ -1,0 +1,128 @@
+"""Who is right: one target, the whole run in a sentence, and the matrix of checks."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from gpt2_parity.contract.rows import Row, exit_code, label
+from gpt2_parity.report import results
+from gpt2_parity.report.cells import Cell, severity, shaded, times
+from gpt2_parity.report.operations import Heat, heat
+from gpt2_parity.verdict import explain
+from gpt2_parity.verdict.attribution import introduces
+
+STATES = {  # state -> sign, word; in the order in which they are shown
+    "wrong": ("✘", "wrong"),
+    "crashed": ("✘", "crashed"),
+    "open": ("?", "no verdict"),
+    "skipped": ("-", "skipped"),
+    "right": ("✔", "right"),
+}
+VERBS = {"wrong": ("is ", "are "), "crashed": ("", ""), "open": ("has ", "have ")}
+VERBS |= {"skipped": ("was ", "were ")}  # before the word of a state, of one and of several
+
+
+class Target(NamedTuple):
+    """One implementation on one device: all that the page says about it."""
+
+    label: str
+    style: int  # of its lines and bars
+    state: str
+    counts: str
+    share: str  # of its limit that the worst measurement used, and where
+    findings: list[explain.Finding]
+    heat: Heat | None
+    failures: list[tuple[str, str]]  # where, what
+    more: int  # failures that are not listed
+    rows: list[Row]
+
+
+def targets(rows: Sequence[Row]) -> list[Target]:
+    """Implementations and devices, in the order of the rows."""
+    by_label: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_label[label(row)].append(row)
+    told = explain.findings(rows)
+    found = []
+    for style, (who, own) in enumerate(by_label.items()):
+        failed = [row for row in own if row.verdict == "fail"]
+        failed.sort(key=lambda row: (introduces(row), severity(row)), reverse=True)
+        listed = [(results.place(row), results.said(row)) for row in failed[: results.MOST]]
+        more = len(failed) - len(listed)
+        found.append(
+            Target(
+                who, style, state_of(own), results.headline(own), share(own),
+                gather(told.get(who, [])), heat(own), listed, more, own,
+            )
+        )  # fmt: skip
+    return found
+
+
+def gather(found: list[explain.Finding]) -> list[explain.Finding]:
+    """Findings that one mistake explains as one, under the worst of them."""
+    groups: dict[Any, list[explain.Finding]] = defaultdict(list)
+    for i, finding in enumerate(found):
+        mistake, explains, _ = finding.why.partition(" explains it: ")
+        groups[mistake if explains else i].append(finding)
+    heads = [
+        max(group, key=lambda f: severity(f.worst) if f.worst else 0.0) for group in groups.values()
+    ]
+    where = [", ".join(finding.where for finding in group) for group in groups.values()]
+    return [finding._replace(where=words) for finding, words in zip(heads, where, strict=True)]
+
+
+def state_of(rows: list[Row]) -> str:
+    """right, wrong, crashed, skipped, or open: nothing that decides."""
+    if any(row.verdict == "fail" and row.check in ("process", "load") for row in rows):
+        return "crashed"
+    if {row.verdict for row in rows} == {"skipped"}:
+        return "skipped"
+    return ("right", "wrong", "open")[exit_code(rows)]
+
+
+def headline(states: Mapping[str, str]) -> str:
+    """The verdict on the whole run in a sentence, from the state of each implementation."""
+    total = len(states)
+    if not total:
+        return "Nothing was judged"
+    counts = Counter(states.values())
+    if counts["right"] == total:
+        return {1: "It is right", 2: "Both are right"}.get(total, f"All {total} are right")
+    parts: list[str] = []
+    for state in STATES:
+        if state != "right" and (n := counts[state]):
+            one, several = VERBS[state]
+            who = "It" if total == 1 else f"{n} of {total}" if not parts else str(n)
+            parts.append(f"{who} {several if n > 1 else one}{STATES[state][1]}")
+    return ", ".join(parts)
+
+
+def worst(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The worst state of each name, the worst names first."""
+    order = list(STATES)
+    found: dict[str, str] = {}
+    for name, state in pairs:
+        found[name] = min(found.get(name, state), state, key=order.index)
+    return dict(sorted(found.items(), key=lambda pair: order.index(pair[1])))
+
+
+def share(rows: list[Row]) -> str:
+    """The worst measurement by the share of its limit that it used."""
+    judged = [row for row in rows if row.verdict in ("pass", "fail")]
+    if not judged:
+        return rows[0].detail
+    ends = [row for row in judged if row.check in ("process", "load")]
+    causes = [row for row in judged if row.verdict == "fail" and introduces(row)]
+    row = max(ends or causes or judged, key=severity)
+    check = row.check.replace("_", " ")
+    if math.isinf(severity(row)):
+        return f"{check}: {row.detail}"
+    return f"{times(severity(row))}: {check} {row.case} {row.scope}".rstrip()
+
+
+def matrix(found: Sequence[Target]) -> list[tuple[Target, list[Cell]]]:
+    """Targets x checks, with the very cells of report.md."""
+    names = results.columns(row for target in found for row in target.rows)
+    cells = results.grid(row for target in found for row in target.rows)
+    return [(target, [shaded(cells[target.label].get(name, "")) for name in names]) for target in found]

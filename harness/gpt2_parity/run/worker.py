@@ -1,0 +1,171 @@
+"""The process in which one implementation runs: python -m harness.worker JOB.json LIFELINE
+
+It measures and writes what it measured, line by line, into a journal that its parent reads; it
+judges nothing. A crash here is that implementation's verdict, and the journal keeps what came before.
+"""
+
+import faulthandler
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Collection, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from gpt2_parity.checks import CHECKS
+from gpt2_parity.contract.architecture import HParams
+from gpt2_parity.contract.interface import ContractBroken, Target
+from gpt2_parity.contract.plan import Plan
+from gpt2_parity.files import safetensors_mmap
+from gpt2_parity.implementation import discovery, signatures
+from gpt2_parity.implementation.loaded import Loaded
+from gpt2_parity.model.tokenizer import tokenizer_of
+from gpt2_parity.reference.records import Record
+
+Journal = Callable[..., None]
+SINCE = "raises at whatever it is asked since the check "
+FRAMEWORKS = ("numpy", "jax", "torch", "tensorflow", "tensorflow-cpu")
+ENGINES = (
+    *("transformers", "ctranslate2", "llama-cpp-python", "onnxruntime", "tinygrad", "keras-hub"),
+    *("gguf", "onnx", "keras"),
+)
+
+
+def main(order: str, lifeline: str) -> None:
+    """Run a job: where, name, targets, resume, require, journal, threads, and what run.prepare says."""
+    faulthandler.enable()
+    threading.Thread(target=end_with_parent, args=(int(lifeline),), daemon=True).start()
+    sys.path.append(os.getcwd())  # a module beside the user; last, for its json.py is not ours
+    job = json.loads(Path(order).read_text(encoding="utf-8"))
+    keep_to(job["threads"])
+    owner = os.getpid()
+    with Path(job["journal"]).open("a", encoding="utf-8") as file:
+
+        def journal(event: str, **data: Any) -> None:
+            if os.getpid() != owner:  # a fork that came back here must not speak for its parent
+                os._exit(1)
+            file.write(json.dumps({"event": event, **data}) + "\n")
+            file.flush()
+
+        run(job, journal)
+
+
+def end_with_parent(lifeline: int) -> None:
+    """Wait for the end of a pipe whose other end is the parent's, then end: no orphan works on."""
+    os.read(lifeline, 1)
+    os._exit(1)
+
+
+def keep_to(threads: int | None) -> None:
+    """Keep to so many processors, where the system can tell a process to; libraries count them."""
+    if threads is not None and hasattr(psutil.Process, "cpu_affinity"):
+        process = psutil.Process()
+        process.cpu_affinity(process.cpu_affinity()[:threads])
+
+
+def run(job: dict[str, Any], journal: Journal) -> None:
+    """Introduce the implementation, then measure it on each target."""
+    try:
+        impl = discovery.Found(**job["implementation"]).load()
+        offered = signatures.check(impl)
+    except BaseException as error:
+        journal("broken", message=explain(error))
+        raise
+    journal("hello", targets=offered, versions=versions())
+    if job["require"] and job["require"] not in {target.device for target in offered}:
+        return  # the parent says so
+    hparams = HParams(**job["hparams"])
+    weights = Path(job["weights"])
+    records = [
+        Record(name, safetensors_mmap.Glances(Path(path)), hparams.n_layer)
+        for name, path in job["records"].items()
+    ]
+    tokenizer = tokenizer_of(Path(job["tokenizer"]), hparams)
+    decode = tokenizer.decode if tokenizer else str
+    wanted = offered if job["targets"] is None else [Target(*target) for target in job["targets"]]
+    for target in (target for target in offered if target in wanted):
+        journal("begin", target=target)
+        done = job["resume"]["checks"] if job["resume"]["target"] == list(target) else ()
+        if not measure(impl, target, weights, hparams, records, decode, journal, done):
+            return  # the other targets get a process in which something works
+        journal("end", target=target)
+
+
+def measure(
+    impl: Any,
+    target: Target,
+    weights: Path,
+    hparams: HParams,
+    records: Sequence[Record],
+    decode: Callable[[Sequence[int]], str],
+    journal: Journal,
+    done: Collection[str] = (),
+) -> bool:
+    """Every check on one target that is not done. What a check raises ends it and no other.
+
+    False where the implementation raises at whatever it is asked from then on: what would be asked later
+    would blame the wrong mechanism.
+    """
+    try:
+        loaded = Loaded.load(impl, target, weights, hparams, records, decode)
+        plan = loaded.plan()
+    except (Exception, SystemExit) as error:
+        journal("broken", message=explain(error))
+        return True
+    works = bool(done)  # until a check has been made, nothing is known to
+    journal("plan", **plan_as_json(plan))
+    for name, check in CHECKS.items():
+        if name in done:
+            continue
+        journal("checking", check=name)
+        try:
+            with np.errstate(all="ignore"):  # an implementation may have made NumPy raise
+                for measurement in check.measure(loaded, plan):
+                    journal("measured", check=name, measurement=measurement)
+                    works = True
+        except (Exception, SystemExit) as error:
+            journal("error", check=name, message=explain(error))
+            if works and (now := loaded.broken()):
+                journal("lost", target=target, message=f"{SINCE}{name.replace('_', ' ')}: {now}")
+                return False
+        journal("checked", check=name)
+    return True
+
+
+def plan_as_json(plan: Plan) -> dict[str, Any]:
+    """What the implementation says about itself; the parent knows the rest of the plan."""
+    return {"taps": plan.taps, "generates": plan.generates, "differentiates": plan.differentiates}
+
+
+def explain(error: BaseException) -> str:
+    """One line: what, and where in the implementation's own code."""
+    if isinstance(error, ContractBroken):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    file, line = (frames[-1].filename, frames[-1].lineno) if frames else ("", 0)
+    if isinstance(error, SyntaxError):  # which was met where it was imported
+        file, line = error.filename or "", error.lineno
+    where = f" at {Path(file).name}:{line}" if file else ""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}{where}: {text}"[:500]
+
+
+def versions() -> dict[str, str]:
+    """Versions of the frameworks and engines that are installed, by distribution."""
+    found = {}
+    for name in FRAMEWORKS + ENGINES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
