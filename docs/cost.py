@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 
 from gpt2_parity.bench.process import TUNED
-from gpt2_parity.checks import CHECKS
+from gpt2_parity.checks.registry import CAPABILITIES, CHECKS
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.files import atomic, safetensors_mmap
@@ -84,7 +84,7 @@ def measure(name: str, record: str, weights: str, hparams: HParams) -> dict[str,
     module.targets()  # a framework may only now be imported
     peaks = [peak()]
     loaded = Loaded.load(module, Target("cpu", "float32"), Path(weights), hparams, [case])
-    plan = loaded.plan()
+    plan = loaded.plan(CAPABILITIES)
     loaded.tapped(case.tokens)
     peaks.append(peak())
 

@@ -128,7 +128,7 @@ def found(frame: "pd.DataFrame") -> str:
         return f"nothing wrong in {(frame.verdict == 'pass').sum()} measurements"
     counts = failed.groupby("check", sort=False).size()
     checks = ", ".join(f"{check} ({count})" for check, count in counts.items())
-    explained = failed[failed.diagnosis != ""]
+    explained = failed[failed.mistake != ""]
     shown = (failed if explained.empty else explained).sort_values("ratio", ascending=False).iloc[0]
     return f"fails in {checks}. At worst, {shown.blame}: {shown.diagnosis or shown.detail}"
 

@@ -36,15 +36,15 @@ from faults import FAULTS, IN_LAYER, Fault, plant
 from gpt2_parity.checks import local
 from gpt2_parity.contract.architecture import graph, kind_of
 from gpt2_parity.contract.interface import Target
-from gpt2_parity.contract.limits import LOCAL, local_limit
 from gpt2_parity.contract.rows import Row, exit_code
 from gpt2_parity.files import atomic
 from gpt2_parity.implementation.discovery import find
 from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.model import catalogue, checkpoint
-from gpt2_parity.reference import records
+from gpt2_parity.reference import records, rounding
 from gpt2_parity.run import runner, supervisor
 from gpt2_parity.run.runner import Prepared
+from gpt2_parity.verdict import explain
 from gpt2_parity.verdict.attribution import collapse
 from variants import VARIANTS
 
@@ -112,9 +112,7 @@ def diagnoses(rows: Iterable[Row]) -> list[str]:
     Gradients are traced to where they go wrong on their way back, not explained.
     """
     failed = (row for row in rows if row.verdict == "fail" and row.check != "gradients")
-    texts = [row.diagnosis for row in failed if row.diagnosis]
-    names = [text.partition(":")[0] if " explains it: " in text else "?" for text in texts]
-    return sorted(set(names))
+    return sorted({row.mistake or "?" for row in failed if explain.diagnosis(row)})
 
 
 def rightly(blame: Iterable[str], expected: Iterable[str]) -> bool:
@@ -193,7 +191,8 @@ def try_variant(name: str, model: str, seeds: int, device: str = "cpu") -> Alarm
                 used = max(used, row.ratio or 0)
                 if row.verdict == "fail":
                     alarms.append(
-                        f"seed {seed}: {row.check} {row.case} {row.scope} {row.value} {row.detail}"
+                        f"seed {seed}: {row.check} {row.case} {row.scope} {row.value} "
+                        f"{explain.detail(row)}"
                     )
                 if row.check == "local" and row.value is not None and "segment" not in row.metric:
                     kind = kind_of(row.scope)
@@ -292,7 +291,7 @@ def caught_activation(
 
 def beyond(loaded: Loaded, record: Any, captured: Any, op: Any) -> bool:
     [(value, _)] = local.examine([local.Examined(loaded, record, captured, op, "rounding_units")])
-    return value > local_limit(op.kind, loaded.target.dtype).most
+    return value > rounding.LIMITS.of(op.kind, loaded.target.dtype).most
 
 
 def summary(changed: str, kind: str, caught: list[float]) -> Power:
@@ -329,7 +328,7 @@ def show_alarms(console: Console, alarms: list[Alarm]) -> None:
 
 def show_greatest(console: Console, alarms: list[Alarm]) -> None:
     """Of the specimens as they are, over all models and seeds."""
-    kinds = list(LOCAL)
+    kinds = list(rounding.WIDE)
     table = Table(
         title="honest float32's greatest local figure, in rounding units", title_justify="left"
     )
@@ -339,7 +338,7 @@ def show_greatest(console: Console, alarms: list[Alarm]) -> None:
         mine = [alarm.greatest for alarm in alarms if alarm.name == name]
         greatest = (max(one[kind] for one in mine) for kind in kinds)
         table.add_row(name.removesuffix("_plain"), *(f"{value:.2f}" for value in greatest))
-    table.add_row("allowed", *(f"{LOCAL[kind].most:.0f}" for kind in kinds))
+    table.add_row("allowed", *(f"{rounding.WIDE[kind].most:.0f}" for kind in kinds))
     console.print(table)
 
 

@@ -22,7 +22,7 @@ def save(folder, rows=None, bench=None, **environment):
     folder.mkdir(parents=True)
     made = MODEL | environment
     if rows is not None:
-        document = {"schema": 1, "environment": made, "rows": [found._asdict() for found in rows]}
+        document = {"schema": 2, "environment": made, "rows": [found._asdict() for found in rows]}
         (folder / results.NAME).write_text(json.dumps(document))
     if bench is not None:
         made = {"machine": "one", "threads": 2} | made
@@ -153,7 +153,9 @@ def test_the_interval_covers_the_true_ratio_as_often_as_it_says():
 
 def test_the_command_tells_in_three_ways_and_exits_1_on_a_regression(tmp_path):
     one = save(tmp_path / "a", rows=[PASS], bench=[times(1.0)])
-    two = save(tmp_path / "b", rows=[row(detail="<script>|")], bench=[times(1.5, seed=1)], seed=2)
+    two = save(
+        tmp_path / "b", rows=[row(evidence={"note": "<script>|"})], bench=[times(1.5, seed=1)], seed=2
+    )
     done = parity("compare", one, two, "--out", tmp_path / "out")
     assert done.returncode == 1, done.stderr
     page = Page((tmp_path / "out" / "compare.html").read_text())

@@ -24,6 +24,7 @@ from gpt2_parity.model import catalogue
 from gpt2_parity.reference import oracle
 from gpt2_parity.report import files
 from gpt2_parity.run import runner
+from gpt2_parity.verdict import explain
 from gpt2_parity.verdict.judge import Judge
 
 FLOAT32 = Target("cpu", "float32")
@@ -108,7 +109,7 @@ def test_an_engine_comes_to_its_known_verdict(name, home):
         return
     assert {row.blame for row in failed} == {"logits"}
     assert {"logits", "kv_cache", "lengths"} <= {row.check for row in failed}
-    reasons = {row.diagnosis.partition(":")[0] for row in failed if row.check == "logits"}
+    reasons = {row.mistake for row in failed if row.check == "logits"}
     assert reasons == {"gelu_float16_table"}
 
 
@@ -128,7 +129,7 @@ def boxed(module):
 def said(rows):
     """The diagnoses of wrong logits, by name, and where blame falls."""
     failed = [row for row in rows if row.verdict == "fail"]
-    names = {row.diagnosis.partition(": ")[0] for row in failed if row.check == "logits"}
+    names = {row.mistake for row in failed if row.check == "logits"}
     return names, {row.blame for row in failed}
 
 
@@ -153,16 +154,18 @@ def test_a_float16_cache_is_diagnosed_in_and_out_of_the_box(prepared, tmp_path):
     module = plant(Fault("float16_cache", [edit], frozenset(), "float16_cache", frozenset()), tmp_path)
     assert said(examine(boxed(module), prepared, only=QUICK)) == ({"float16_cache"}, {"logits"})
     local = [
-        row for row in examine(module, prepared, only=QUICK) if row.check == "local" and row.diagnosis
+        row
+        for row in examine(module, prepared, only=QUICK)
+        if row.check == "local" and explain.diagnosis(row)
     ]
-    assert {row.diagnosis.partition(": ")[0] for row in local} == {"float16_cache"}
+    assert {row.mistake for row in local} == {"float16_cache"}
 
 
 def test_an_unknown_mistake_in_a_black_box_is_said_to_be_unexplained(prepared, tmp_path):
     edit = ("y *= 0.5", "y *= 0.5 + 0.01 * np.sin(9 * some)")
     module = plant(Fault("strange", [edit], frozenset(), "", frozenset()), tmp_path)
     rows = examine(boxed(module), prepared, only=QUICK)
-    told = {row.diagnosis for row in rows if row.check == "logits" and row.verdict == "fail"}
+    told = {explain.diagnosis(row) for row in rows if row.check == "logits" and row.verdict == "fail"}
     assert told
     assert all(text.startswith("no known mistake, made in every layer, explains it") for text in told)
 

@@ -11,6 +11,7 @@ from gpt2_parity.contract import dtypes, limits
 from gpt2_parity.contract.architecture import HParams, tap_names
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.files import digest, safetensors_mmap
+from gpt2_parity.implementation import second_oracle
 from gpt2_parity.model import catalogue, checkpoint, synthetic
 from gpt2_parity.model.catalogue import Model
 from gpt2_parity.model.tokenizer import Tokenizer
@@ -221,7 +222,7 @@ def test_oracles_that_disagree_write_nothing(copy, monkeypatch):
     monkeypatch.setattr(build_golden, "tensorflow", wrong)
     before = {path.name: path.read_bytes() for path in copy.records.iterdir()}
     with pytest.raises(CannotJudge, match=r"the oracles disagree at .* nothing was written"):
-        build_golden.build(copy)
+        build_golden.build(copy, second_oracle.tensorflow)
     assert {path.name: path.read_bytes() for path in copy.records.iterdir()} == before
     assert sorted(path.name for path in copy.records.parent.iterdir()) == ["micro", "records"]
 
@@ -248,7 +249,7 @@ def test_an_oracle_that_gives_nan_is_refused(copy, monkeypatch):
 
     monkeypatch.setattr(build_golden, "tensorflow", wrong)
     with pytest.raises(CannotJudge, match=r"disagree at h2/ln_2 by nan"):
-        build_golden.build(copy)
+        build_golden.build(copy, second_oracle.tensorflow)
 
 
 def test_evaluations_side_by_side_are_what_each_is_alone(prepared):
@@ -300,7 +301,7 @@ def test_building_anew_gives_the_same_records(copy):
         name: safetensors_mmap.read(copy.records / f"{name}.safetensors") for name in ("seed", "batch")
     }
     old = {case: {name: np.array(a) for name, a in arrays.items()} for case, arrays in old.items()}
-    manifest = build_golden.build(copy)
+    manifest = build_golden.build(copy, second_oracle.tensorflow)
     assert all(entry["agreement_noise_units"] <= 8 for entry in manifest["cases"].values())
     build_golden.verify(copy)
     for case, arrays in old.items():

@@ -5,14 +5,15 @@ import pytest
 
 from examine import FLOAT32, examine
 from faults import FAULTS, plant
-from gpt2_parity.checks import CHECKS
+from gpt2_parity.checks.registry import CAPABILITIES, CHECKS
 from gpt2_parity.contract.architecture import HParams, parameter_shapes
-from gpt2_parity.contract.limits import GRADIENT
+from gpt2_parity.checks.gradients import GRADIENT
 from gpt2_parity.implementation.discovery import find
 from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.model import synthetic
 from gpt2_parity.reference import gradient, oracle
 from gpt2_parity.reference.distance import log_softmax, max_abs
+from gpt2_parity.verdict import explain
 
 HPARAMS = HParams(n_vocab=30, n_ctx=8, n_embd=12, n_head=3, n_layer=2)
 TOKENS = np.random.default_rng(1).integers(0, 30, (2, 7)).astype(np.int32)
@@ -90,7 +91,7 @@ def test_a_forward_spoilt_by_the_loss_is_seen_by_this_check_alone(prepared):
     impl = SimpleNamespace(**offered, forward=forward, loss_and_grads=loss_and_grads, TAPS=())
     checkpoint, record = prepared.checkpoint, prepared.records[-1]
     loaded = Loaded.load(impl, FLOAT32, checkpoint.weights, checkpoint.hparams, [record])
-    found = {each.scope: each for each in CHECKS["gradients"].measure(loaded, loaded.plan())}
+    found = {each.scope: each for each in CHECKS["gradients"].measure(loaded, loaded.plan(CAPABILITIES))}
     assert found["forward_after"].value > 1e3
     assert found["kept"].value == 0
 
@@ -113,7 +114,7 @@ def test_the_loss_and_every_weight_are_measured(prepared):
         (lambda loss, grads: (loss, list(grads)), "the contract says"),
         (
             lambda loss, grads: (loss, grads | {"head": grads["wte"]}),
-            "'head', which is no weight's name",
+            "'head', which is not the name of a weight",
         ),
         (lambda loss, grads: (loss, grads | {"wpe": grads["wpe"].T}), "the gradient by wpe is float32"),
         (lambda loss, grads: (loss, grads | {"wpe": None}), "numpy(x) returned|the gradient by wpe"),
@@ -124,7 +125,7 @@ def test_the_loss_and_every_weight_are_measured(prepared):
 def test_what_is_not_the_contracts_is_said(prepared, returned, words):
     rows = judged(prepared, loss_and_grads=lambda *args: returned(*truth(*args)))
     assert {row.verdict for row in rows} == {"fail"}
-    assert any(word in row.detail for row in rows for word in words.split("|"))
+    assert any(word in explain.detail(row) for row in rows for word in words.split("|"))
 
 
 def test_where_the_error_comes_in_is_said(prepared):
@@ -137,7 +138,7 @@ def test_where_the_error_comes_in_is_said(prepared):
     wrong = [row for row in rows if row.verdict == "fail"]
     assert {row.scope.partition("/")[0] for row in wrong} == {"h1", "h0", "wte", "wpe"}
     told = "on the way back from the loss it is wrong from h1/mlp/c_proj/w on"
-    assert {row.diagnosis for row in wrong} == {told}
+    assert {explain.diagnosis(row) for row in wrong} == {told}
     assert {row.blame for row in wrong} == {"gradients"}
 
 
@@ -153,5 +154,5 @@ def test_a_fault_of_the_way_back_is_caught_by_what_it_gives_and_not_by_a_crash(
     wrong = [row for row in rows if row.verdict == "fail"]
     assert {row.check for row in wrong} <= {"gradients", "bad_tokens"}  # where forward is spoilt as well
     assert {row.blame for row in wrong} == {"gradients"}
-    crashed = [row.detail for row in wrong if "Error" in row.detail]
+    crashed = [row.evidence for row in wrong if row.status == "error"]
     assert not crashed or "mixed_up" in fault.name

@@ -336,12 +336,12 @@ HOSTILE_TEXT = "\0\1\x1b[31m\x85\udc80\ud800\ufffe]]>&<script>|`\u202e"
 
 def test_what_an_implementation_says_cannot_spoil_the_files(tmp_path):
     row = Row(HOSTILE_TEXT, "cpu", "float32", HOSTILE_TEXT, "c", "logits", HOSTILE_TEXT, "noise_units", 9.0, 8.0, None,
-              "fail", HOSTILE_TEXT, HOSTILE_TEXT, HOSTILE_TEXT)  # fmt: skip
+              "fail", "error", HOSTILE_TEXT, HOSTILE_TEXT, {"error": HOSTILE_TEXT, HOSTILE_TEXT: 1})  # fmt: skip
     files.write(Results([row], {"model": HOSTILE_TEXT}), tmp_path)
     cases = list(ET.parse(tmp_path / "junit.xml").getroot().iter("testcase"))
     assert len(cases) == 1
     shown = HOSTILE_TEXT.encode("utf-8", "replace").decode()
-    assert results.read(tmp_path).detail[0] == shown
+    assert results.read(tmp_path).evidence[0]["error"] == shown
     shown, fence, _ = (tmp_path / "report.md").read_text(encoding="utf-8").partition("```json")
     assert fence
     assert "<script>" not in shown
@@ -711,7 +711,7 @@ FORGED = {
     "hello_with_numbers": b'{"event": "hello", "targets": [1], "versions": []}\n',
     "measured_nothing": b'{"event": "measured", "check": "logits", "measurement": []}\n',
     "end_before_begin": b'{"event": "end"}\n',
-    "plan_of_numbers": b'{"event": "plan", "taps": 3, "generates": 4, "differentiates": 5}\n',
+    "plan_of_numbers": b'{"event": "plan", "taps": 3, "offers": 4}\n',
     "nested_100000_deep": b"[" * 100_000 + b"\n",
     "nul_bytes": b"\0" * 100 + b"\n",
 }
@@ -740,10 +740,10 @@ def test_whatever_a_measurement_holds_can_be_judged_and_written(tmp_path_factory
     from gpt2_parity.contract.plan import CaseShape, Plan
     from gpt2_parity.verdict.judge import Judge
 
-    plan = Plan(TINY, (CaseShape("seed", 1, 4, 1),), ("embed",), False, False)
-    measured = [("logits", Measurement("seed", "logits", "noise_units", value, detail)),
-                ("local", Measurement("seed", "embed", "rounding_units", value, detail)),
-                (detail, Measurement(detail, "logits", detail, value))]  # fmt: skip
+    plan = Plan(TINY, (CaseShape("seed", 1, 4, 1),), ("embed",))
+    measured = [("logits", Measurement("seed", "logits", "noise_units", value, {detail: odd, "x": value})),
+                ("local", Measurement("seed", "embed", "rounding_units", value, {"at": detail})),
+                (detail, Measurement(detail, "logits", detail, value, {"error": detail}))]  # fmt: skip
     rows = Judge(detail, Target(detail, "float32"), "m").rows(plan, measured, {detail: detail})
     assert any(row.verdict == "fail" for row in rows)
     place = tmp_path_factory.getbasetemp() / "odd-results"

@@ -4,16 +4,20 @@ import math
 
 import pytest
 
-from gpt2_parity.checks import CHECKS
+from gpt2_parity.checks.greedy import CAPABILITY as GENERATE
+from gpt2_parity.checks.registry import CAPABILITIES, CHECKS
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import Target
-from gpt2_parity.contract.limits import LIMITS, LOCAL, NARROW, limit, local_limit, near_tie
+from gpt2_parity.contract.limits import limit_of, near_tie
 from gpt2_parity.contract.plan import CaseShape, Plan
 from gpt2_parity.contract.rows import Measurement, exit_code
+from gpt2_parity.reference import rounding
+from gpt2_parity.reference.rounding import NARROW, WIDE
+from gpt2_parity.verdict import explain
 from gpt2_parity.verdict.judge import Judge, expected
 
 HPARAMS = HParams(n_vocab=10, n_ctx=8, n_embd=4, n_head=2, n_layer=1)
-PLAN = Plan(HPARAMS, (CaseShape("one", 2, 8, 3),), ("embed", "ln_f"), True, False)
+PLAN = Plan(HPARAMS, (CaseShape("one", 2, 8, 3),), ("embed", "ln_f"), (GENERATE,))
 
 
 def perfect():
@@ -76,7 +80,7 @@ def test_measured_twice_fails():
 
 def test_an_error_after_the_last_measurement_still_fails():
     found = rows(perfect(), errors={"logits": "late"})
-    assert [row.detail for row in found if row.verdict == "fail"] == ["late"]
+    assert [explain.detail(row) for row in found if row.verdict == "fail"] == ["late"]
 
 
 def test_what_never_came_is_no_evidence_against_a_mechanism():
@@ -121,15 +125,13 @@ def test_lengths_are_at_fault_only_where_nothing_shorter_is_wrong(wrong, blamed)
 
 def test_logits_whose_input_was_not_tapped_say_so():
     found = rows([(check, m) for check, m in perfect() if (check, m.scope) != ("local", "logits")])
-    assert {row.detail for row in found if row.verdict == "fail"} == {
-        "missing: an input of it was not tapped"
-    }
+    assert {row.evidence["reason"] for row in found if row.verdict == "fail"} == {"input_not_tapped"}
 
 
 def test_a_loss_is_named_in_every_missing_row():
     found = [row for row in rows(perfect()[:3], lost="died of SIGSEGV") if row.verdict == "fail"]
     assert len(found) == len(perfect()) - 3
-    assert all("SIGSEGV" in row.detail for row in found)
+    assert all("SIGSEGV" in explain.detail(row) for row in found)
 
 
 def test_inconclusive_is_neither_pass_nor_fail():
@@ -154,7 +156,7 @@ def test_rows_of_the_embedding_that_were_not_looked_up_are_told():
     def of_weights(taps, n_vocab):
         plan = PLAN._replace(taps=taps, hparams=HPARAMS._replace(n_vocab=n_vocab))
         found = rows([], plan=plan)
-        return [row.detail for row in found if row.check == "weights" and row.verdict == "unlocalised"]
+        return [explain.detail(r) for r in found if (r.check, r.verdict) == ("weights", "unlocalised")]
 
     assert of_weights(("embed", "ln_f"), 10**6) == []
     assert of_weights(("ln_f",), 10) == []
@@ -166,32 +168,36 @@ def test_rows_of_the_embedding_that_were_not_looked_up_are_told():
 def test_every_metric_has_a_limit_with_a_reason(taps):
     for check, keys in expected(PLAN._replace(taps=taps)).items():
         for _, scope, metric in set(keys):
-            if metric != "near_ties":
-                assert len(limit(check, scope, metric).reason) > 40, (check, metric)
+            limit = limit_of(CHECKS[check].limits, scope, metric, "float32")
+            assert len(limit.reason) > 40, (check, metric)
 
 
 def test_limits_below_float32_are_no_looser_and_have_reasons_of_their_own():
-    for kind, single in LOCAL.items():
+    limits = CHECKS["local"].limits
+    for kind, single in WIDE.items():
         for dtype in ("bfloat16", "float16"):
-            narrow = local_limit(kind, dtype)
+            narrow = rounding.LIMITS.of(kind, dtype)
             assert narrow.most <= single.most
-            assert limit("local", "h0/mlp/gelu", "rounding_units_decode", dtype) == NARROW["gelu"]
+            assert limit_of(limits, "h0/mlp/gelu", "rounding_units_decode", dtype) == NARROW["gelu"]
             assert narrow == single or narrow.reason != single.reason
-        assert local_limit(kind, "float32") == local_limit(kind, "float64") == single
+        assert rounding.LIMITS.of(kind, "float32") == rounding.LIMITS.of(kind, "float64") == single
 
 
 def test_no_limit_without_a_measurement():
     used = {
-        (check, key[2])
+        (check, key[2].removesuffix("_decode"))
         for taps in (("embed", "h0", "ln_f"), ())
-        for check, keys in expected(PLAN._replace(taps=taps, differentiates=True)).items()
+        for check, keys in expected(PLAN._replace(taps=taps, offers=CAPABILITIES)).items()
         for key in keys
     }
-    assert set(LIMITS) <= used
+    assert {(check.name, metric) for check in CHECKS.values() for metric in check.limits} <= used
 
 
 def test_a_metric_without_a_limit_cannot_be_judged():
-    assert limit("logits", "logits", "cosine") is None
+    assert limit_of(CHECKS["logits"].limits, "logits", "cosine", "float32") is None
+    [row] = [r for r in rows([*perfect(), ("logits", Measurement("one", "logits", "cosine", 1.0))])
+             if r.metric == "cosine"]  # fmt: skip
+    assert row.verdict == "fail"
 
 
 def test_near_ties_scale_with_noise_only():
@@ -200,6 +206,7 @@ def test_near_ties_scale_with_noise_only():
 
 def test_a_check_that_expects_the_same_twice_is_refused(monkeypatch):
     key = ("one", "logits", "noise_units")
-    monkeypatch.setattr(CHECKS["logits"], "expected", lambda plan: [key, key])
+    doubled = CHECKS["logits"]._replace(expected=lambda plan: [key, key])
+    monkeypatch.setitem(CHECKS, "logits", doubled)
     with pytest.raises(ValueError, match="twice"):
         expected(PLAN)

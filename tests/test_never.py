@@ -11,7 +11,7 @@ import pytest
 
 from examine import examine
 from faults import FAULTS
-from gpt2_parity.checks import activations, logits
+from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.contract import limits
 from gpt2_parity.contract.rows import Row, exit_code
 from gpt2_parity.implementation.discovery import find
@@ -39,9 +39,15 @@ def failed(rows, check="logits"):
 
 
 def row(verdict):
-    return Row(
-        "x", "cpu", "float32", "m", "c", "logits", "s", "noise_units", 1.0, 8.0, 0.1, verdict, "", "", ""
-    )
+    figures = (1.0, 8.0, 0.1, verdict, "measured")
+    return Row("x", "cpu", "float32", "m", "c", "logits", "s", "noise_units", *figures, "", "", {})
+
+
+def measured_otherwise(monkeypatch, name, change):
+    """A check whose measurements go through change before they are judged."""
+    real = CHECKS[name].measure
+    measure = lambda loaded, plan: change(list(real(loaded, plan)))  # noqa: E731
+    monkeypatch.setitem(CHECKS, name, CHECKS[name]._replace(measure=measure))
 
 
 def test_an_empty_comparison_never_passes():
@@ -55,27 +61,23 @@ def test_nan_never_passes(prepared):
         found[0, 0, 0] = np.nan
         return found
 
-    assert len(failed(examine(with_logits(one_nan), prepared, only=QUICK))) == len(logits.METRICS)
+    assert len(failed(examine(with_logits(one_nan), prepared, only=QUICK))) == len(
+        CHECKS["logits"].limits
+    )
 
 
 def test_keys_are_never_intersected_or_cut_short(prepared, monkeypatch):
     """One measurement fewer than expected is one failure, by name."""
-    real = activations.measure
-    short = lambda loaded, plan: list(real(loaded, plan))[:-1]  # noqa: E731
-    monkeypatch.setattr(activations, "measure", short)
+    measured_otherwise(monkeypatch, "activations", lambda found: found[:-1])
     rows = failed(examine(find("numpy").load(), prepared, only=QUICK), "activations")
-    assert [(r.scope, r.detail) for r in rows] == [
-        ("ln_f", "missing: promised, but never tapped or measured")
-    ]
+    assert [(r.scope, r.status) for r in rows] == [("ln_f", "missing")]
 
 
 def test_names_never_match_by_substring(prepared, monkeypatch):
-    real = activations.measure
+    def renamed(found):
+        return [m._replace(scope=m.scope.replace("h3/ln_1", "h3/ln_11")) for m in found]
 
-    def renamed(loaded, plan):
-        return (m._replace(scope=m.scope.replace("h3/ln_1", "h3/ln_11")) for m in real(loaded, plan))
-
-    monkeypatch.setattr(activations, "measure", renamed)
+    measured_otherwise(monkeypatch, "activations", renamed)
     rows = failed(examine(find("numpy").load(), prepared, only=QUICK), "activations")
     assert {r.scope for r in rows} == {"h3/ln_1", "h3/ln_11"}
 
@@ -107,16 +109,17 @@ def test_a_failure_never_exits_0_and_is_never_downgraded():
 
 def test_a_limit_is_never_dropped_on_the_way(prepared, monkeypatch):
     """The number in the table is the one that judges: lowered, it fails what passed."""
-    key = ("logits", "noise_units")
-    tight = limits.Limit(1e-9, limits.LIMITS[key].reason)
+    check = CHECKS["logits"]
+    tight = check.limits["noise_units"]._replace(most=1e-9)
     assert not failed(examine(find("numpy").load(), prepared, only=QUICK))
-    monkeypatch.setitem(limits.LIMITS, key, tight)
+    tighter = check._replace(limits={**check.limits, "noise_units": tight})
+    monkeypatch.setitem(CHECKS, "logits", tighter)
     assert {r.limit for r in failed(examine(find("numpy").load(), prepared, only=QUICK))} == {1e-9}
 
 
 def test_a_limit_never_depends_on_the_size_of_an_array():
     """It is looked up by names alone, and the judge sees no arrays."""
-    assert list(inspect.signature(limits.limit).parameters) == ["check", "scope", "metric", "dtype"]
+    assert list(inspect.signature(limits.limit_of).parameters) == ["limits", "scope", "metric", "dtype"]
     assert "numpy" not in inspect.getsource(judge)
 
 

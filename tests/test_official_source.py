@@ -18,6 +18,7 @@ import peers
 from gpt2_parity.contract import limits
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.files import digest
+from gpt2_parity.implementation import second_oracle
 from gpt2_parity.model import catalogue
 from gpt2_parity.model.catalogue import Model
 from gpt2_parity.reference import build_golden, golden, openai_source
@@ -49,7 +50,7 @@ def copy(tmp_path, home):
 
 def test_its_logits_enter_the_agreement_figure(copy):
     before = sorted(path.name for path in copy.records.iterdir())
-    manifest = build_golden.build(copy, official_source=STAND_IN)
+    manifest = build_golden.build(copy, second_oracle.tensorflow, official_source=STAND_IN)
     for entry in manifest["cases"].values():
         # real float32 noise: neither nothing nor too much
         assert 0 < entry["official_noise_units"] <= limits.NOISE.most
@@ -67,7 +68,9 @@ def test_a_planted_error_makes_the_build_refuse(planted, copy):
     """The smallest of the usual mistakes: epsilon 1e-6."""
     before = {path.name: path.read_bytes() for path in copy.records.iterdir()}
     with pytest.raises(CannotJudge, match=r"OpenAI's src/model.py disagrees .* nothing was written"):
-        build_golden.build(copy, official_source=planted("variance + 1e-5", "variance + 1e-6"))
+        build_golden.build(
+            copy, second_oracle.tensorflow, official_source=planted("variance + 1e-5", "variance + 1e-6")
+        )
     assert {path.name: path.read_bytes() for path in copy.records.iterdir()} == before
 
 

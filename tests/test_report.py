@@ -15,15 +15,17 @@ import pytest
 from commands import SPECIMEN, parity
 from faults import FAULTS, source
 from gallery import CRASH
+from gpt2_parity.checks.greedy import CAPABILITY as GENERATE
 from gpt2_parity.contract.architecture import HParams, tap_names
 from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.contract.plan import CaseShape, Plan
-from gpt2_parity.contract.rows import Measurement, Results, Row
+from gpt2_parity.contract.rows import STATUSES, VERDICTS, Measurement, Results, Row
 from gpt2_parity.contract.rows import label as label_of
 from gpt2_parity.report import files, results, texts, verdicts
 from gpt2_parity.report import page as pages
 from gpt2_parity.report import runs as folders
 from gpt2_parity.report.markdown import MOST_BYTES
+from gpt2_parity.verdict import explain
 from gpt2_parity.verdict.judge import Judge, expected
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -96,7 +98,7 @@ def page_of(rows, environment=None, bench=None) -> str:
 
 def row(**change) -> Row:
     usual = Row("x", "cpu", "float32", "m", "c", "logits", "logits", "noise_units", 9.0, 8.0, 9 / 8,
-                "fail", "logits", "", "words")  # fmt: skip
+                "fail", "measured", "logits", "", {"note": "words"})  # fmt: skip
     return usual._replace(**change)
 
 
@@ -144,16 +146,18 @@ def test_all_four_files_have_the_same_numbers(runs, name):
 
     # failures: each listed value is one of the JSON's, and the three say it in the same words
     failed = [row for row in rows if row.verdict == "fail"]
-    said = Counter(f"{results.place(row)} {results.said(row)}" for row in failed)
+    said = Counter(f"{explain.location(row)} {explain.measured_and_seen(row)}" for row in failed)
     listed = [item for item in page.items if item.startswith(tuple(checks)) and item != "local"]
     assert len(listed) == min(len(failed), results.MOST)
     assert not Counter(listed) - said
     in_md = re.findall(r"^- \*\*.+?\*\* (.+)$", markdown, re.MULTILINE)
-    md_said = {f"{results.place(row)}: {results.said(row)}".replace("\\", "") for row in failed}
+    md_said = {
+        f"{explain.location(row)}: {explain.measured_and_seen(row)}".replace("\\", "") for row in failed
+    }
     assert len(in_md) == min(len(failed), results.MOST)
     assert set(in_md) <= md_said
     messages = Counter(failure.get("message") for failure in junit.iter("failure"))
-    assert messages == Counter(results.say(row) for row in failed)
+    assert messages == Counter(explain.measured(row) for row in failed)
 
     # every operation's worst error, in the maps of the page
     for label, cells in zip(
@@ -333,7 +337,9 @@ def test_who_passes_and_is_wrong_when_it_is_timed_is_wrong():
 
 def test_an_operation_that_gave_nothing_is_told_so_in_words():
     lost = {"check": "local", "scope": "h0/ln_1", "metric": "rounding_units"}
-    told = page_of([row(**lost, value=None, ratio=None, detail="NaN at [0, 1]")]).split("<figcaption>")
+    told = page_of([row(**lost, value=None, ratio=None, status="nan", evidence={})]).split(
+        "<figcaption>"
+    )
     assert any("no number at h0/ln_1: not finite, or it never came; limit 8" in text for text in told)
     sane = page_of([row(**lost)])
     assert "no number at" not in sane
@@ -343,7 +349,7 @@ def test_an_operation_that_gave_nothing_is_told_so_in_words():
 def synthetic(n_impls: int, value=0.7, hparams=HPARAMS) -> list[Row]:
     """Rows as a run of so many implementations on a large model writes them."""
     cases = [CaseShape(name, 1, 40, 16) for name in ("seed", "one", "two", "fresh")]
-    plan = Plan(hparams, tuple(cases), tap_names(hparams.n_layer), True, False)
+    plan = Plan(hparams, tuple(cases), tap_names(hparams.n_layer), (GENERATE,))
     keys = expected(plan)
     rows = []
     for i in range(n_impls):
@@ -352,7 +358,7 @@ def synthetic(n_impls: int, value=0.7, hparams=HPARAMS) -> list[Row]:
             (
                 check,
                 Measurement(
-                    *key, value if "units" in key[2] else 0.0, "at [0, 1, 2]: got 1, right is 2"
+                    *key, value if "units" in key[2] else 0.0, {"at": [0, 1, 2], "got": 1, "right": 2}
                 ),
             )
             for check, found in keys.items()
@@ -373,7 +379,7 @@ def test_five_implementations_of_48_layers_stay_below_3_megabytes(value):
 
 def test_markdown_stays_below_a_megabyte_whatever_the_run():
     rows = [
-        row(implementation=f"{'n' * 3000}{i}", detail="é" * 5000, diagnosis="d" * 5000, scope="s" * 900)
+        row(implementation=f"{'n' * 3000}{i}", evidence={"é" * 5000: "d" * 5000}, scope="s" * 900)
         for i in range(3000)
     ]
     environment = {"model": "m" * 10_000, "versions": {f"v{i}": "1" * 500 for i in range(5000)}}
@@ -411,11 +417,12 @@ def test_what_is_held_against_forward_alone_is_no_text_of_golden():
         0,
         0,
         "pass",
+        "measured",
         "",
         "",
-        "'a'",
+        {"text": "a"},
     )
-    itself = row._replace(scope="generate_by_forward", detail="")
+    itself = row._replace(scope="generate_by_forward", evidence={})
     [found] = texts.texts([row, itself])["seed"]
     assert (found.same, found.note) == ("a", "as golden")
 
@@ -431,12 +438,13 @@ def test_a_report_made_again_says_the_same(runs, tmp_path):
     [
         (None, "no such file; give the --out folder"),
         (
-            '{"schema": 1, "environment": {}, "rows": [{"implementation": "x"}]}',
-            "row 0 has not the columns",
+            '{"schema": 2, "environment": {}, "rows": [{"implementation": "x"}]}',
+            "missing required field `device` - at `$.rows[0]`",
         ),
-        ('{"schema": 1, "environment": {}, "rows": [NaN]}', "NaN is no JSON number"),
-        ('{"schema": 2, "environment": {}, "rows": []}', "not results of schema 1"),
-        ("[1]", "not results of schema 1"),
+        ('{"schema": 1, "environment": {}, "rows": [{"blame": 1}]}', "at `$.rows[0]"),
+        ('{"schema": 2, "environment": {}, "rows": [NaN]}', "NaN is no JSON number"),
+        ('{"schema": 3, "environment": {}, "rows": []}', "not results of schema 2"),
+        ("[1]", "not results of schema 2"),
     ],
 )
 def test_what_is_no_run_is_refused_in_one_line(tmp_path, content, message):
@@ -466,14 +474,51 @@ def test_the_schema_has_the_columns_and_verdicts_and_refuses_others(runs):
     validator.check_schema(SCHEMA)
     described = SCHEMA["$defs"]["row"]
     assert tuple(described["properties"]) == tuple(described["required"]) == Row._fields
-    assert tuple(described["properties"]["verdict"]["enum"]) == results.VERDICTS
+    assert tuple(described["properties"]["verdict"]["enum"]) == VERDICTS
+    assert tuple(described["properties"]["status"]["enum"]) == STATUSES
+    assert tuple(results.RowEntry.__struct_fields__) == Row._fields
     assert SCHEMA["properties"]["schema"]["const"] == results.SCHEMA
     good = json.loads((runs["clean"] / results.NAME).read_text())
     assert set(good["environment"]) == set(SCHEMA["properties"]["environment"]["properties"])
-    for change in ({"verdict": "ok"}, {"value": None}, {"blame": "h0"}, {"extra": 1}, {"ratio": "1"}):
+    for change in (
+        {"verdict": "ok"},
+        {"value": None},
+        {"blame": "h0"},
+        {"extra": 1},
+        {"status": "fine"},
+        {"evidence": "words"},
+        {"ratio": "1"},
+    ):
         bad = good | {"rows": [good["rows"][0] | change]}
         assert not validator.is_valid(bad), change
-    assert not validator.is_valid(good | {"schema": 2})
+    assert not validator.is_valid(good | {"schema": 1})
+
+
+def old_row(**change):
+    """A row of results.json of schema 1."""
+    names = "implementation device dtype model case check scope metric value limit ratio verdict blame"
+    words = ("x", "cpu", "float32", "m", "seed", "local", "h0/mlp/gelu", "rounding_units")
+    values = (*words, 99.0, 16.0, 6.2, "fail", "h0/mlp/gelu")
+    usual = dict(zip(names.split(), values, strict=True))
+    return usual | {"diagnosis": "", "detail": "at [0, 1, 2]"} | change
+
+
+def test_results_of_schema_1_are_still_read(tmp_path):
+    rows = [
+        old_row(
+            diagnosis="erf_gelu: erf instead of tanh GELU explains it: 99 rounding units fall to 0.6"
+        ),
+        old_row(scope="ln_f", value=None, ratio=None, detail="NaN: a comparison with NaN"),
+        old_row(scope="h1", value=None, ratio=None, detail="missing: it broke off"),
+        old_row(scope="h2", value=None, limit=None, ratio=None, verdict="unlocalised", detail="no tap"),
+    ]
+    document = {"schema": 1, "environment": {"model": "m"}, "rows": rows}
+    (tmp_path / results.NAME).write_text(json.dumps(document))
+    found = results.load(tmp_path).rows
+    assert [row.status for row in found] == ["measured", "nan", "missing", "not_asked"]
+    assert [row.mistake for row in found] == ["erf_gelu", "", "", ""]
+    assert [explain.detail(row) for row in found] == [row["detail"] for row in rows]
+    assert "erf instead of tanh GELU explains it" in page_of(found)
 
 
 def test_the_code_of_reading_results_runs(runs, tmp_path, monkeypatch):

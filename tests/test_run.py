@@ -17,7 +17,7 @@ from rich.console import Console
 from commands import SPECIMEN, command, module, parity
 from examine import examine
 from faults import FAULTS, plant
-from gpt2_parity.checks import CHECKS
+from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.commands.output_folder import alone, replacing
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.contract.rows import Row, exit_code

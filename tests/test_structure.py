@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "harness" / "gpt2_parity"
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 FRAMEWORKS = {"jax", "torch", "tensorflow", "transformers"}
 
 
@@ -28,33 +30,26 @@ def packages(path: Path, **kwargs) -> set[str]:
     return {name.partition(".")[0] for name in imports(path, **kwargs)}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "harness").rglob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", MODULES, ids=str)
 def test_the_harness_imports_no_specimen_and_no_framework_at_module_level(path):
+    path = PACKAGE / path
     assert not packages(path) & {"impls", "tests", "golden", "benchmarks"}
     assert not packages(path, top_level_only=True) & FRAMEWORKS
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "harness" / "gpt2_parity" / "checks").glob("[a-z]*.py")), ids=lambda p: p.stem
+    "path",
+    [path for path in sorted((PACKAGE / "checks").glob("[a-z]*.py")) if path.stem != "registry"],
+    ids=lambda p: p.stem,
 )
 def test_a_check_measures_and_does_not_judge(path):
     """Checks know neither the judge nor the run, nor each other."""
     found = imports(path)
     assert not {name for name in found if name.startswith(("gpt2_parity.verdict", "gpt2_parity.run"))}
     assert not {name for name in found if name.startswith("gpt2_parity.checks")}
-    assert "gpt2_parity.contract.limits.LIMITS" not in found
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "gpt2_parity",
-        "gpt2_parity.cli",
-        "gpt2_parity.run.worker",
-        "gpt2_parity.reference.golden",
-        "gpt2_parity.bench.worker",
-    ],
-)
+@pytest.mark.parametrize("module", ["cli", "run.worker", "reference.golden", "bench.worker"])
 def test_importing_the_harness_imports_no_framework(module):
     code = f"import sys, gpt2_parity.{module}; print(sorted({FRAMEWORKS!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -67,32 +62,106 @@ def test_the_test_above_can_fail():
     assert done.stdout.strip() == "['jax']"
 
 
-def arrows(root: Path) -> dict[str, set[str]]:
-    """Module -> modules of the same package that it imports, wherever in its text."""
-    paths = [path.relative_to(root.parent).with_suffix("") for path in root.rglob("*.py")]
-    modules = {".".join(path.parts).removesuffix(".__init__"): path for path in paths}
-    return {
-        name: imports(root.parent / path.with_suffix(".py")) & modules.keys() - {name}
-        for name, path in modules.items()
-    }
+# Who may import whom: a room is a folder of the package, or a module beside them. Each row lists all
+# that its room may import. The rooms come from the ground up: nothing imports what stands below it here.
+ROOMS = {
+    "contract": "",
+    "files": "contract",
+    "model": "files contract",
+    "reference": "model files contract",
+    "implementation": "reference model files contract",
+    "mistakes": "reference contract",
+    "checks": "mistakes implementation reference contract",
+    "verdict": "checks mistakes contract",
+    "report": "verdict checks files contract",
+    "run": "verdict checks implementation reference model files contract",
+    "published": "run implementation reference model files contract",
+    "bench": "report run verdict checks implementation reference model files contract",
+    "api": "report run verdict checks implementation reference model files contract",
+    "commands": "api bench published report run verdict checks implementation reference model files "
+    "contract",
+    "pytest_plugin": "api report verdict contract",
+    "cli": "commands contract",
+    "__main__": "cli",
+}
 
 
-def test_arrows_run_one_way():
-    order = list(TopologicalSorter(arrows(ROOT / "harness" / "gpt2_parity")).static_order())
-    assert (
-        order.index("gpt2_parity.contract.rows")
-        < order.index("gpt2_parity.verdict.judge")
-        < order.index("gpt2_parity.cli")
-    )
+def room_of(path: Path) -> str:
+    """The room of a module, by its path in the package."""
+    return path.parts[0] if len(path.parts) > 1 else path.stem
 
 
-def test_an_arrow_back_is_seen_even_inside_a_function(tmp_path):
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "first.py").write_text("from package import second\n")
-    (package / "second.py").write_text("def later():\n    from package.first import name\n")
+def imported_rooms(code: str) -> set[str]:
+    """The rooms that a module imports, wherever in its text."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("gpt2_parity.")}
+    return found & ROOMS.keys()
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p != Path("__init__.py")], ids=str)
+def test_a_room_imports_only_what_the_table_allows(path):
+    room = room_of(path)
+    allowed = {room, *ROOMS[room].split()}
+    assert imported_rooms((PACKAGE / path).read_text()) <= allowed
+
+
+def test_an_import_inside_a_function_is_seen():
+    code = "def later():\n    from gpt2_parity.run.runner import verify\n"
+    assert imported_rooms(code) == {"run"}
+
+
+def test_the_table_runs_one_way():
+    order = list(ROOMS)
+    for room, allowed in ROOMS.items():
+        assert all(order.index(below) < order.index(room) for below in allowed.split()), room
+
+
+def test_rooms_are_few_and_lie_on_few_levels():
+    arrows = {(room_of(path), other) for path in MODULES for other in rooms_beside(path)}
+    assert len(arrows) <= 120
+    levels: dict[str, int] = {}
+    for room in ROOMS:  # in order: what it imports has its level already
+        levels[room] = 1 + max((levels[other] for mine, other in arrows if mine == room), default=0)
+    assert max(levels.values()) <= 12
+
+
+def rooms_beside(path: Path) -> set[str]:
+    """The other rooms that a module imports."""
+    return imported_rooms((PACKAGE / path).read_text()) - {room_of(path)}
+
+
+def test_the_root_and_the_folders_are_few_and_say_what_they_are():
+    at_root = {path.stem for path in MODULES if len(path.parts) == 1} - {"__init__", "__main__"}
+    assert at_root <= {"api", "cli", "pytest_plugin"}
+    folders = {path.parts[0] for path in MODULES if len(path.parts) > 1}
+    assert folders == ROOMS.keys() - at_root - {"__main__"} - {"api", "cli", "pytest_plugin"}
+    for folder in folders:
+        text = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text()))
+        assert text, folder
+        assert "ay import" in text or "Imports nothing" in text, folder
+
+
+def imported_modules(path: Path, modules: set[str]) -> set[str]:
+    """The modules of the package that a module imports."""
+    return {name.removeprefix("gpt2_parity.") for name in imports(PACKAGE / path)} & modules
+
+
+def test_no_module_imports_itself_through_others():
+    names = {".".join(path.with_suffix("").parts): path for path in MODULES}
+    graph = {name: imported_modules(path, set(names)) - {name} for name, path in names.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)
+
+
+def test_a_circle_is_seen():
     with pytest.raises(CycleError):
-        list(TopologicalSorter(arrows(package)).static_order())
+        list(TopologicalSorter({"first": {"second"}, "second": {"first"}}).static_order())
 
 
 def test_the_top_level_is_the_agreed_one():
@@ -109,7 +178,7 @@ def test_the_top_level_is_the_agreed_one():
 
 def test_the_readme_names_every_check_and_counts_the_shelves_rightly():
     from faults import FAULTS
-    from gpt2_parity.checks import CHECKS
+    from gpt2_parity.checks.registry import CHECKS
     from variants import VARIANTS
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -126,3 +195,59 @@ def test_every_session_of_nox_says_what_it_does():
     sessions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list]
     assert {"parity", "tests", "lint", "golden", "faults"} <= {node.name for node in sessions}
     assert all(ast.get_docstring(node) for node in sessions)
+
+
+PROSE = {"verdict/explain.py", "report/results_v1.py"}  # what makes sentences, and what reads old ones
+SEARCHES = {
+    *("split", "rsplit", "partition", "rpartition", "startswith", "endswith", "find", "index", "search"),
+    *("match", "fullmatch", "findall", "removeprefix", "removesuffix", "splitlines"),
+}
+SENTENCES = {
+    *("detail", "diagnosis", "text", "measured", "measured_and_seen", "paragraphs", "seen", "claim"),
+    *("size", "why", "look", "message"),
+}
+
+
+def searches_of_sentences(tree: ast.AST) -> list[int]:
+    """Lines where prose is searched or cut: a method of a string that explain made, or a test by in."""
+    lines = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            subjects = [node.func.value, *node.args]
+            if node.func.attr in SEARCHES and any(is_sentence(each) for each in subjects):
+                lines.append(node.lineno)
+        if isinstance(node, ast.Compare):
+            looked_for = isinstance(node.left, ast.Constant | ast.JoinedStr)
+            inside = any(isinstance(op, ast.In | ast.NotIn) for op in node.ops)
+            if looked_for and inside and any(map(is_sentence, node.comparators)):
+                lines.append(node.lineno)
+    return lines
+
+
+def is_sentence(node: ast.AST) -> bool:
+    """An attribute such as finding.why, or what a function of explain returns."""
+    if isinstance(node, ast.Call):
+        node = node.func
+        return isinstance(node, ast.Attribute) and ast.unparse(node.value) == "explain"
+    return isinstance(node, ast.Attribute) and node.attr in SENTENCES
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_no_module_searches_or_splits_a_sentence(path):
+    """Facts stay data until the last moment: explain.py makes the sentences, and nothing reads them."""
+    if str(path) not in PROSE:
+        assert searches_of_sentences(ast.parse((PACKAGE / path).read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "finding.why.partition(' explains it: ')",
+        "row.detail.startswith('NaN')",
+        "'missing: ' in row.detail",
+        "re.match('measured', explain.detail(row))",
+        "explain.diagnosis(row).split(':')",
+    ],
+)
+def test_a_search_of_a_sentence_is_seen(code):
+    assert searches_of_sentences(ast.parse(code)) == [1]

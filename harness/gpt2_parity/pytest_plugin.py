@@ -117,14 +117,14 @@ class Check(pytest.Item):
         verdicts = {row.verdict for row in self.rows}
         code = exit_code(self.rows)
         if code == 1:
-            told = [text for paragraphs in explain.tell(self.rows).values() for text in paragraphs]
+            told = [text for paragraphs in explain.paragraphs(self.rows).values() for text in paragraphs]
             raise Failed("\n".join(told))
         if verdicts <= {"unlocalised", "skipped"}:
-            pytest.skip(self.rows[0].detail)
+            pytest.skip(explain.detail(self.rows[0]))
         if code == 2:
-            raise Failed(f"no verdict: {', '.join(sorted(verdicts))}. {self.rows[0].detail}")
+            raise Failed(f"no verdict: {', '.join(sorted(verdicts))}. {explain.detail(self.rows[0])}")
         if "known" in verdicts:
-            pytest.xfail(next(row.detail for row in self.rows if row.verdict == "known"))
+            pytest.xfail(next(explain.detail(row) for row in self.rows if row.verdict == "known"))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         if isinstance(excinfo.value, Failed):

@@ -7,4 +7,6 @@ machine for a while slows all alike, and ratios are taken within a round.
 Nothing wrong is ever timed: before and after, the checks "logits" and "greedy" must pass on
 the model that is timed, and the result of every timed call is held against a float64 oracle. What is
 wrong, crashes or hangs gets rows without figures, and the others keep theirs.
+
+May import: report, run, verdict, checks, implementation, reference, model, files, contract.
 """

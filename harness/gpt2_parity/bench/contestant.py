@@ -11,6 +11,7 @@ from gpt2_parity.bench.process import Lost, Refused, Worker
 from gpt2_parity.bench.roofline import Rates
 from gpt2_parity.bench.worker import VERIFIED
 from gpt2_parity.bench.workload import Plans, Workload
+from gpt2_parity.checks.registry import CAPABILITIES
 from gpt2_parity.contract import limits
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.plan import FURTHER, Plan
@@ -18,6 +19,7 @@ from gpt2_parity.contract.rows import Measurement
 from gpt2_parity.implementation.discovery import Found
 from gpt2_parity.model.catalogue import Model
 from gpt2_parity.reference.records import shape_of
+from gpt2_parity.verdict import explain
 from gpt2_parity.verdict.judge import Judge
 
 DECODE_SECONDS = 2.0  # a sample of decode is cut to about so long, down to one token
@@ -101,14 +103,19 @@ class Contestant:
             return
         truth = self.session.truth
         cases = tuple(shape_of(record) for record in truth.records)
-        plan = Plan.heard(truth.hparams, cases, reply["plan"])
-        measured = [(check, Measurement(*found)) for check, found in reply["measured"]]
+        offers = tuple(each for each in CAPABILITIES if each.name in reply["plan"]["offers"])
+        plan = Plan(truth.hparams, cases, tuple(reply["plan"]["taps"]), offers, further)
+        measured = [(check, Measurement(**found)) for check, found in reply["measured"]]
         judge = Judge(self.found.name, self.session.plans.target, self.session.model.name)
         rows = [row for row in judge.rows(plan, measured, {}) if row.check in VERIFIED]
         wrong = [row for row in rows if row.verdict == "fail"]
         if wrong or not any(row.verdict == "pass" for row in rows):
             row = wrong[0] if wrong else None
-            told = f"{row.check} {row.case} {row.metric} {row.value}: {row.detail}" if row else "no pass"
+            told = (
+                f"{row.check} {row.case} {row.metric} {row.value}: {explain.detail(row)}"
+                if row
+                else "no pass"
+            )
             self.end("wrong output", f"{when} the timing: {told}")
 
     def attempt(self, workload: Workload | None, op: str, **request: Any) -> dict[str, Any] | None:

@@ -111,7 +111,8 @@ class Timed:
 
     def verify(self, further: int) -> Reply:
         """The checks "logits" and "greedy" on the golden records, on the model that is timed."""
-        from gpt2_parity.checks import CHECKS
+        from gpt2_parity.checks.registry import CAPABILITIES, CHECKS
+        from gpt2_parity.contract.rows import plain
         from gpt2_parity.implementation.loaded import Loaded
         from gpt2_parity.reference.records import Record
         from gpt2_parity.run.worker import plan_as_json
@@ -122,8 +123,10 @@ class Timed:
         ]
         params = safetensors_mmap.Glances(Path(self.job["weights"]))
         loaded = Loaded(self.impl, self.model, self.target, params, self.hparams, records)
-        plan = loaded.plan()._replace(further=further)
-        measured = [(name, m) for name in VERIFIED for m in CHECKS[name].measure(loaded, plan)]
+        plan = loaded.plan(CAPABILITIES)._replace(further=further)
+        measured = [
+            (name, plain(m._asdict())) for name in VERIFIED for m in CHECKS[name].measure(loaded, plan)
+        ]
         return {"plan": plan_as_json(plan), "measured": measured}
 
     def memory(self) -> Reply:

@@ -4,14 +4,17 @@ And refused so that work goes on: on CUDA a bad id that reaches a kernel raises 
 process with it, and every later question would seem to be refused too.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpt2_parity.contract.capability import Capability
+from gpt2_parity.contract.check import Check, OwnBlame
 from gpt2_parity.contract.interface import ContractBroken
+from gpt2_parity.contract.limits import NOISE, NONE
 from gpt2_parity.contract.plan import Key, Plan
-from gpt2_parity.contract.rows import Measurement
+from gpt2_parity.contract.rows import Evidence, Measurement
 from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.reference.records import Record
 
@@ -21,12 +24,16 @@ CACHE = "refused_caches_afterwards"
 
 
 class Question(NamedTuple):
-    """A call that must raise: of forward, after valid tokens in the cache, if any, or of another."""
+    """A call that must raise: forward, after valid tokens in the cache, if any, or a capability."""
 
     tokens: np.ndarray
     before: np.ndarray | None = None
-    function: str = "forward"
-    n_new: int = 2  # of generate
+    capability: Capability | None = None  # None: forward
+    keywords: Mapping[str, Any] = {}
+
+    @property
+    def function(self) -> str:
+        return self.capability.name if self.capability else "forward"
 
 
 def questions(plan: Plan) -> dict[str, Question]:
@@ -55,12 +62,6 @@ def questions(plan: Plan) -> dict[str, Question]:
         "empty_in_decode": Question(np.zeros((1, 0), np.int32), row(0)),
         "across_the_end_of_the_cache": Question(row(0, 0), full[:, 1:]),
     }
-    if plan.generates:  # of two new tokens after a full context the first has no place
-        asked["too_long_in_generate"] = Question(full, function="generate")
-        asked["too_long_prompt_in_generate"] = Question(too_long, function="generate", n_new=1)
-    if plan.differentiates:
-        asked["too_long_in_loss_and_grads"] = Question(too_long, function="loss_and_grads")
-    offered = {"generate": plan.generates, "loss_and_grads": plan.differentiates}
     bad = {
         "too_large": row(0, hparams.n_vocab, 0),
         "negative": row(0, -1, 0),
@@ -69,8 +70,12 @@ def questions(plan: Plan) -> dict[str, Question]:
         "too_large_in_second_row": beside(0, hparams.n_vocab, 0),
         "empty": np.zeros((1, 0), np.int32),
     }
-    for function in (name for name, there in offered.items() if there):
-        asked |= {f"{scope}_in_{function}": Question(ids, None, function) for scope, ids in bad.items()}
+    for capability in plan.offers:
+        for scope, (beyond, keywords) in capability.too_long.items():
+            ids = np.zeros((1, hparams.n_ctx + beyond), np.int32)
+            asked[f"{scope}_in_{capability.name}"] = Question(ids, None, capability, keywords)
+        for scope, ids in bad.items():
+            asked[f"{scope}_in_{capability.name}"] = Question(ids, None, capability)
     return asked
 
 
@@ -95,14 +100,13 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
         except (Exception, SystemExit) as error:  # the contract allows any
             refusal = error
         else:
-            accepted = f"{told(question)} were accepted"
-            yield Measurement(CASE, scope, "accepted", 1, accepted)
+            yield Measurement(CASE, scope, "accepted", 1, {"accepted": shown(question)})
             continue
         if broken := loaded.broken():
-            after = f"after {told(question)} were refused, good tokens fail: {broken}"
-            yield Measurement(CASE, scope, "accepted", 1, after)
+            evidence = {"refused": shown(question), "good_tokens_fail": broken}
+            yield Measurement(CASE, scope, "accepted", 1, evidence)
             return  # whatever else would be asked would be refused
-        yield Measurement(CASE, scope, "accepted", 0, f"refused: {refusal}"[:200])
+        yield Measurement(CASE, scope, "accepted", 0, {"refused_with": str(refusal)[:200]})
     units = loaded.units(loaded.forward(last.tokens)[0], loaded.logits(last), last)
     yield Measurement(CASE, AFTER, "noise_units", units)
     units = float(np.max([continued(loaded, *each, last) for each in refused]))  # NaN stays NaN
@@ -118,18 +122,29 @@ def continued(loaded: Loaded, before: np.ndarray, past: Any, record: Record) -> 
 
 def ask(loaded: Loaded, question: Question, past: Any) -> None:
     """Make the call, and have its result on the host: an asynchronous device may object only there."""
-    match question.function:
-        case "generate":
-            np.array(loaded.impl.generate(loaded.model, np.array(question.tokens), question.n_new))
-        case "loss_and_grads":
-            float(loaded.impl.loss_and_grads(loaded.model, np.array(question.tokens))[0])
-        case _:
-            logits, _ = loaded.returned(question.tokens, past, None)
-            loaded.impl.numpy(logits)
+    if question.capability is not None:
+        question.capability.call(loaded, question.tokens, **question.keywords)
+        return
+    logits, _ = loaded.returned(question.tokens, past, None)
+    loaded.impl.numpy(logits)
 
 
-def told(question: Question) -> str:
-    """The ids themselves, where they are few, and who was given them, where it was not forward."""
+def shown(question: Question) -> Evidence:
+    """The function that was called, and the ids where they are few, or their shape."""
     tokens = question.tokens
-    ids = f"tokens {tokens.tolist()}" if tokens.size < 5 else f"tokens of shape {tokens.shape}"
-    return ids if question.function == "forward" else f"{ids} in {question.function}"
+    few = {"tokens": tokens.tolist()} if tokens.size < 5 else {"tokens_of_shape": list(tokens.shape)}
+    return {"function": question.function, **few}
+
+
+CHECK = Check(
+    name="bad_tokens",
+    establishes="ids out of range, no tokens and too many are refused; good tokens work afterwards",
+    expected=expected,
+    measure=measure,
+    limits={"accepted": NONE, "noise_units": NOISE},
+    after="gradients",
+    blames="tokens",
+    precedence=140,
+    look_at="the guard against ids outside 0 to n_vocab - 1, empty input and more than n_ctx tokens",
+    own_blame={"accepted": OwnBlame("tokens")},
+)

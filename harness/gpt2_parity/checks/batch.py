@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from gpt2_parity.contract.check import Check, Implied
+from gpt2_parity.contract.limits import NOISE
 from gpt2_parity.contract.plan import Key, Plan
 from gpt2_parity.contract.rows import Measurement
 from gpt2_parity.implementation.loaded import Loaded, chunk_cuts
@@ -64,3 +66,18 @@ def beside_another(loaded: Loaded, record: Record) -> Iterator[Measurement]:
             del logits
         units = loaded.units(np.concatenate(parts, axis=1), loaded.logits(record), record)
         yield Measurement(record.name, scope, "noise_units", units)
+
+
+CHECK = Check(
+    name="batch",
+    establishes="a row of a batch gets what it gets alone, wherever it stands, and among eleven",
+    expected=expected,
+    measure=measure,
+    limits={"noise_units": NOISE},
+    after="kv_cache",
+    blames="batch",
+    precedence=50,
+    look_at="what crosses from one row of the batch to another",
+    # rows that are right side by side until they go through the cache are the cache's fault
+    implied_by=(Implied(("kv_cache",), scope=IN_CHUNKS), Implied(("logits",), "as large")),
+)

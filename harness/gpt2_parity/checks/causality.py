@@ -1,7 +1,9 @@
-"""Future tokens change nothing in the past."""
+"""Causality: what later tokens may not change."""
 
 from collections.abc import Iterable, Iterator
 
+from gpt2_parity.contract.check import Check
+from gpt2_parity.contract.limits import NOISE
 from gpt2_parity.contract.plan import Key, Plan
 from gpt2_parity.contract.rows import Measurement
 from gpt2_parity.implementation.loaded import Loaded
@@ -26,3 +28,16 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
             past = loaded.forward(tokens)[0][:, :cut]
             units = loaded.units(past, loaded.logits(record)[:, :cut], record)
             yield Measurement(record.name, f"changed_from_{cut}", "noise_units", units)
+
+
+CHECK = Check(
+    name="causality",
+    establishes="future tokens change nothing in the past",
+    expected=expected,
+    measure=measure,
+    limits={"noise_units": NOISE},
+    after="batch",
+    blames="causality",  # of prefill: no cache can fail it
+    precedence=40,
+    look_at="the causal mask: scores of later positions must be hidden wholly (-inf, not -5)",
+)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from gpt2_parity.contract.check import Check
+from gpt2_parity.contract.limits import NONE
 from gpt2_parity.contract.plan import Key, Plan
 from gpt2_parity.contract.rows import Measurement
 from gpt2_parity.implementation.loaded import Loaded
@@ -53,3 +55,16 @@ def outlived(
     for other in range(1, n_others + 1):
         loaded.forward((tokens + other) % loaded.hparams.n_vocab, past)
     return before, loaded.host("logits", held, tokens.shape)
+
+
+CHECK = Check(
+    name="determinism",
+    establishes="the same tokens give the same bits; later calls do not overwrite earlier results",
+    expected=expected,
+    measure=measure,
+    limits={"differing_share": NONE},
+    after="causality",
+    blames="determinism",
+    precedence=10,
+    look_at="random numbers (dropout left on?), uninitialised memory, a result buffer used twice",
+)

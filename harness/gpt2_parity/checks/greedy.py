@@ -11,15 +11,19 @@ text that fills the context.
 """
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from gpt2_parity.contract.limits import near_tie
+from gpt2_parity.contract.capability import Capability, TooLong
+from gpt2_parity.contract.check import Check, Implied
+from gpt2_parity.contract.interface import ContractBroken
+from gpt2_parity.contract.limits import NOISE, NONE, Limit, near_tie
 from gpt2_parity.contract.plan import CaseShape, Key, Plan
-from gpt2_parity.contract.rows import Measurement
+from gpt2_parity.contract.rows import Evidence, Measurement
 from gpt2_parity.implementation import auxiliary_models
-from gpt2_parity.implementation.loaded import Loaded
+from gpt2_parity.implementation.loaded import Loaded, describe
 from gpt2_parity.reference.distance import differing
 from gpt2_parity.reference.records import Record, shape_of
 
@@ -30,16 +34,49 @@ KEPT = "kept"  # whether later calls leave alone the ids that one has returned
 CACHE = "cache_kept"  # and generate the cache of forward
 REFUSED = "generate_after_refusal"  # whether it begins anew where one broke off
 OTHERS = (auxiliary_models.SECOND, auxiliary_models.LOGITS)
+NEAR_TIES = Limit(
+    math.inf, "A near-tie is neither right nor wrong: where there is one, it is inconclusive."
+)
+
+
+def generated(loaded: Loaded, tokens: np.ndarray, n_new: int) -> np.ndarray:
+    """Ids int32 [batch, n_new] of its own loop, after tokens int32 [batch, n].
+
+    Raises ContractBroken unless they are integers of that shape.
+    """
+    ids = np.array(loaded.impl.generate(loaded.model, np.array(tokens), n_new))
+    if ids.shape != (shape := (len(tokens), n_new)) or not np.issubdtype(ids.dtype, np.integer):
+        raise ContractBroken(f"generate returned {describe(ids)}, the contract says int32 {shape}")
+    return ids
+
+
+def call(loaded: Loaded, tokens: np.ndarray, n_new: int = 2) -> np.ndarray:
+    """Whatever generate returns, on the host."""
+    return np.array(loaded.impl.generate(loaded.model, np.array(tokens), n_new))
+
+
+CAPABILITY = Capability(
+    signature="generate(model, tokens, n_new)",
+    returns="the greedy continuation, int32 [batch, n_new]",
+    call=call,
+    # of two new tokens after a full context the first has no position
+    too_long={"too_long": TooLong(0, {"n_new": 2}), "too_long_prompt": TooLong(1, {"n_new": 1})},
+)
+
+
+def offered(plan: Plan) -> bool:
+    """Whether the implementation has a generate of its own."""
+    return CAPABILITY in plan.offers
 
 
 def expected(plan: Plan) -> Iterable[Key]:
-    scopes = ["teacher_forced", "free_running"] + ["generate"] * plan.generates
+    scopes = ["teacher_forced", "free_running"] + ["generate"] * offered(plan)
     for case in plan.cases:
         if case.n_new:
             yield from ((case.name, scope, m) for scope in scopes for m in ("wrong_tokens", "near_ties"))
         if is_held(case, plan):
             yield (case.name, ITSELF, "wrong_tokens")
-    if plan.generates:
+    if offered(plan):
         yield from ((name, ITSELF, "wrong_tokens") for name in OTHERS)
         last = plan.cases[-1]
         yield from ((last.name, scope, "wrong_tokens") for scope in (BESIDES, REFUSED))
@@ -53,12 +90,12 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
         if record.arrays["greedy"].size:
             yield from _judge(loaded, record, "teacher_forced", teacher_forced(loaded, record))
             yield from _judge(loaded, record, "free_running", free_running(loaded, record))
-            if plan.generates:
-                ids = loaded.generated(record.tokens, record.arrays["greedy"].shape[1])
+            if offered(plan):
+                ids = generated(loaded, record.tokens, record.arrays["greedy"].shape[1])
                 yield from _judge(loaded, record, "generate", ids)
         if is_held(shape_of(record), plan):
             yield by_forward(loaded, record, *prompts(record, plan))
-    if plan.generates:
+    if offered(plan):
         yield from left_alone(loaded)
         yield after_refusal(loaded)
         yield from beside_others(loaded)
@@ -77,7 +114,7 @@ def left_alone(loaded: Loaded) -> Iterator[Measurement]:
     held = loaded.impl.generate(loaded.model, np.array(first), 1)
     before = np.array(held)
     _, past = loaded.forward(first)
-    loaded.generated((first + 1) % loaded.hparams.n_vocab, 1)
+    generated(loaded, (first + 1) % loaded.hparams.n_vocab, 1)
     yield Measurement(last.name, KEPT, "differing_share", differing(np.array(held), before))
     if rest.size:
         got, _ = loaded.forward(rest, past)
@@ -105,7 +142,7 @@ def beside_others(loaded: Loaded) -> Iterator[Measurement]:
 
 def is_held(case: CaseShape, plan: Plan) -> bool:
     """Whether generate is held against forward on a case."""
-    if not plan.generates:
+    if not offered(plan):
         return False
     if case.n == plan.hparams.n_ctx:
         return case.n > 1 and plan.affords(case.batch * case.n)
@@ -147,23 +184,23 @@ def free_running(loaded: Loaded, record: Record) -> np.ndarray:
 def by_forward(loaded: Loaded, record: Record, tokens: np.ndarray, n_new: int) -> Measurement:
     """How many ids of generate forward, given those before, finds less likely than another."""
     n = tokens.shape[1]
-    only = loaded.generated(tokens, 1)  # no more than that, and the prompt unspoilt
-    ids = loaded.generated(tokens, n_new)
+    only = generated(loaded, tokens, 1)  # no more than that, and the prompt unspoilt
+    ids = generated(loaded, tokens, n_new)
     given = np.concatenate([tokens, ids[:, :-1].clip(0, loaded.hparams.n_vocab - 1)], axis=1)
     logits = loaded.forward(given)[0][:, n - 1 :]  # [batch, n_new, n_vocab]
     tie = near_tie(record.noise(loaded.target.dtype))
     wrong, wrong_alone = unlikely(ids, logits, tie), unlikely(only, logits[:, :1], tie)
-    detail = ""
+    evidence: Evidence = {}
     if wrong.any():
         row, at = (int(i) for i in np.argwhere(wrong)[0])
-        detail = f"first at new token {at} of row {row}: id {ids[row, at]}, "
-        detail += f"forward's likeliest is {logits[row, at].argmax()}"
+        evidence = {"row": row, "new_token": at, "id": int(ids[row, at])}
+        evidence["likeliest"] = int(logits[row, at].argmax())
     elif wrong_alone.any():
         row = int(np.argmax(wrong_alone))
-        detail = f"when asked for one token: id {only[row, 0]} in row {row}, "
-        detail += f"forward's likeliest is {logits[row, 0].argmax()}"
+        evidence = {"row": row, "asked_for_one_token": True, "id": int(only[row, 0])}
+        evidence["likeliest"] = int(logits[row, 0].argmax())
     n_wrong = int(wrong.sum() + wrong_alone.sum())
-    return Measurement(record.name, ITSELF, "wrong_tokens", n_wrong, detail)
+    return Measurement(record.name, ITSELF, "wrong_tokens", n_wrong, evidence)
 
 
 def unlikely(ids: np.ndarray, logits: np.ndarray, tie: float) -> np.ndarray:
@@ -190,14 +227,14 @@ def _judge(loaded: Loaded, record: Record, scope: str, ids: np.ndarray) -> Itera
     wrong_at = certified & (ids != golden)
     wrong = int(wrong_at.sum())
     conclusive = bool(certified.any())
-    detail = tell(loaded, record, ids, wrong_at)
-    yield Measurement(record.name, scope, "wrong_tokens", wrong, detail, conclusive)
-    detail = f"{near_ties} of {golden.size} positions are within the noise"
-    yield Measurement(record.name, scope, "near_ties", near_ties, detail)
+    evidence = compared(loaded, record, ids, wrong_at)
+    yield Measurement(record.name, scope, "wrong_tokens", wrong, evidence, conclusive)
+    evidence = {"near_ties": near_ties, "positions": golden.size}
+    yield Measurement(record.name, scope, "near_ties", near_ties, evidence, conclusive=not near_ties)
 
 
-def tell(loaded: Loaded, record: Record, ids: np.ndarray, wrong_at: np.ndarray) -> str:
-    """The text chosen; where it departs from golden, golden's text, the first such place, its margin.
+def compared(loaded: Loaded, record: Record, ids: np.ndarray, wrong_at: np.ndarray) -> Evidence:
+    """The text chosen; where it differs from golden's, golden's text, the first difference, its margin.
 
     Of a batch it is the first row that is wrong, or else the first that differs within the noise.
     """
@@ -205,19 +242,40 @@ def tell(loaded: Loaded, record: Record, ids: np.ndarray, wrong_at: np.ndarray) 
     differs = wrong_at if wrong_at.any() else ids != golden
     row = int(differs.any(axis=1).argmax())
     got, right = ids[row].tolist(), golden[row].tolist()
-    detail = spelled(loaded, got)
+    evidence: Evidence = {"text": spelled(loaded, got)}
     if not differs.any():
-        return detail
+        return evidence
     at = int(differs[row].argmax())
-    instead, rightly = (spelled(loaded, ids[at : at + 1]) for ids in (got, right))
-    margin, tie = record.arrays["margins"][row, at], near_tie(record.noise(loaded.target.dtype))
-    return (
-        f"{detail}, golden {spelled(loaded, right)}; first difference at token {at} of row {row}: "
-        f"{instead} for {rightly}, golden margin {margin:.3g}, noise could bridge {tie:.3g}"
-    )
+    first: Evidence = {"row": row, "new_token": at}
+    first["got"], first["golden"] = (spelled(loaded, ids[at : at + 1]) for ids in (got, right))
+    first["margin"] = record.arrays["margins"][row, at]
+    first["near_tie"] = near_tie(record.noise(loaded.target.dtype))
+    return evidence | {"golden": spelled(loaded, right), "first_difference": first}
 
 
-def spelled(loaded: Loaded, ids: list[int]) -> str:
-    """Ids as a text in quotes; as numbers, where one of them is no token (-1: chosen among NaN)."""
+def spelled(loaded: Loaded, ids: list[int]) -> str | list[int]:
+    """Ids as text; as numbers where one of them is not a token (-1: chosen among NaN)."""
     known = all(0 <= i < loaded.hparams.n_vocab for i in ids)
-    return repr(loaded.text(ids)) if known else f"ids {ids}"
+    return loaded.text(ids) if known else ids
+
+
+CHECK = Check(
+    name="greedy",
+    establishes="the golden tokens are chosen: teacher-forced, free-running, and by generate",
+    expected=expected,
+    measure=measure,
+    limits={
+        "wrong_tokens": NONE,
+        "near_ties": NEAR_TIES,
+        "differing_share": NONE,
+        "noise_units": NOISE,
+    },
+    after="taps",
+    blames="generate",
+    blames_by_scope={"teacher_forced": "logits", "free_running": "cache"},
+    precedence=80,
+    look_at="the implementation's own generate loop: what it feeds back, and when",
+    implied_by=(Implied(("logits",), "everywhere"),),
+    auxiliary=True,
+    capability=CAPABILITY,
+)

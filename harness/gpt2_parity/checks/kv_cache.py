@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from gpt2_parity.contract.check import Check, Implied
+from gpt2_parity.contract.limits import NOISE
 from gpt2_parity.contract.plan import CaseShape, Key, Plan
 from gpt2_parity.contract.rows import Measurement
 from gpt2_parity.implementation.loaded import Loaded, chunk_cuts
@@ -48,7 +50,7 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
         for scope, cuts in splits(shape_of(record)).items():
             got = loaded.in_chunks(record.tokens, cuts)
             units = loaded.units(got, loaded.logits(record), record)
-            yield Measurement(record.name, scope, "noise_units", units, f"cut at {cuts}"[:80])
+            yield Measurement(record.name, scope, "noise_units", units, {"cut_at": cuts[:20]})
         if TWICE in scopes(shape_of(record)):
             yield Measurement(record.name, TWICE, "noise_units", continued_twice(loaded, record))
             yield Measurement(record.name, THREE_WAYS, "noise_units", three_ways(loaded, record))
@@ -88,3 +90,17 @@ def three_ways(loaded: Loaded, record: Record) -> float:
         got = np.concatenate([logits, end], axis=1)
         units.append(loaded.units(got, whole[:, n - 2 :], record))
     return float(np.max(units))  # NaN stays NaN
+
+
+CHECK = Check(
+    name="kv_cache",
+    establishes="decoding by token and in chunks gives what prefill gives; caches may branch",
+    expected=expected,
+    measure=measure,
+    limits={"noise_units": NOISE},
+    after="weights",
+    blames="cache",
+    precedence=60,
+    look_at="the KV cache: what is stored, at which position, and what new positions may see of it",
+    implied_by=(Implied(("logits",), "as large"),),
+)

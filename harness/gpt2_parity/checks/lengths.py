@@ -5,6 +5,8 @@ And those around the powers of two in between, where a kernel's last block has o
 
 from collections.abc import Iterable, Iterator
 
+from gpt2_parity.contract.check import Check, Implied
+from gpt2_parity.contract.limits import NOISE
 from gpt2_parity.contract.plan import Key, Plan
 from gpt2_parity.contract.rows import Measurement
 from gpt2_parity.implementation.loaded import Loaded
@@ -43,6 +45,20 @@ def in_between(loaded: Loaded, record: Record) -> Measurement:
         if length < n:
             got = loaded.forward(record.tokens[:, :length])[0]
             units = loaded.units(got, record.logits[:, :length], record)
-            found.append((units, f"{length} tokens"))
-    units, detail = max(found, key=rounding.rank)
-    return Measurement(record.name, "in_between", "noise_units", units, detail)
+            found.append((units, {"length": length}))
+    units, evidence = max(found, key=rounding.rank)
+    return Measurement(record.name, "in_between", "noise_units", units, evidence)
+
+
+CHECK = Check(
+    name="lengths",
+    establishes="1 token, n_ctx tokens, the last free position of the cache, around each power of two",
+    expected=expected,
+    measure=measure,
+    limits={"noise_units": NOISE},
+    after="determinism",
+    blames="lengths",
+    precedence=70,
+    look_at="what is done for a single token, for n_ctx of them and for the last free position",
+    implied_by=(Implied(("logits",), "everywhere"), Implied(("logits", "activations"), "elsewhere")),
+)

@@ -19,11 +19,13 @@ import numpy as np
 
 from gpt2_parity.contract import dtypes
 from gpt2_parity.contract.architecture import Op, graph
-from gpt2_parity.contract.limits import local_limit
+from gpt2_parity.contract.check import Check
+from gpt2_parity.contract.limits import Limit
 from gpt2_parity.contract.plan import CaseShape, Key, Plan
-from gpt2_parity.contract.rows import Measurement
+from gpt2_parity.contract.rows import Evidence, Measurement
 from gpt2_parity.implementation.loaded import Loaded, chunk_cuts
 from gpt2_parity.mistakes import matching
+from gpt2_parity.mistakes.registry import FEW, Match, Scene
 from gpt2_parity.reference import noise, oracle, parallel, rounding
 from gpt2_parity.reference.distance import max_abs
 from gpt2_parity.reference.records import Record, shape_of
@@ -32,7 +34,7 @@ from gpt2_parity.reference.rounding import Roundoff
 LONG = 64  # a longer case is examined in prefill only
 BLOCK = 2_500_000  # elements of a weight that are converted to float64 at a time (c_fc of 124M at once)
 SEGMENT_DRAWS = 3
-INHERITED = "inherited: its input is not finite"
+INHERITED = {"inherited": "input_not_finite"}
 EXAMPLES = 4  # failures of one kind of place that are diagnosed; the others share the finding
 
 
@@ -43,15 +45,14 @@ class Finding(NamedTuple):
     op: Op
     metric: str
     value: float
-    detail: str
+    evidence: Evidence
     most: float  # that the value may be
     left: dict[str, float]
     positions: int  # in all rows together
 
-    def told(self, words: str) -> Measurement:
-        """As a measurement, with a diagnosis in words."""
-        where = (self.case, self.op.name, self.metric)
-        return Measurement(*where, self.value, self.detail, True, words)
+    @property
+    def measurement(self) -> Measurement:
+        return Measurement(self.case, self.op.name, self.metric, self.value, self.evidence)
 
 
 def modes(case: CaseShape) -> dict[str, list[int]]:
@@ -95,7 +96,7 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
             for scene, worst in zip(scenes, examine(scenes), strict=True):
                 finding = scene.finding(*worst, diagnosed)
                 if finding.value <= finding.most:
-                    yield finding.told("")
+                    yield finding.measurement
                 else:
                     failures.append(finding)
     yield from conclude(failures)
@@ -118,23 +119,23 @@ class Examined(NamedTuple):
     held: str = "all"  # which weights are to be those of the declared dtype (bounds.HELD)
     cast: bool = False  # whether the input of a product is rounded to it, too
 
-    def finding(self, value: float, detail: str, diagnosed: dict[str, int]) -> Finding:
+    def finding(self, value: float, evidence: Evidence, diagnosed: dict[str, int]) -> Finding:
         """What its greatest error, in units, says; a failure is diagnosed, unless many like it were."""
-        most = local_limit(self.op.kind, self.loaded.target.dtype).most
+        most = rounding.LIMITS.of(self.op.kind, self.loaded.target.dtype).most
         if self.judged_alone() and value > most / 2 and (others := self.others()):
             tried = zip(others, examine(others), strict=True)
             other, found = min(tried, key=lambda each: rounding.rank(each[1]))
             if found[0] <= min(most, value):
                 return other.finding(*found, diagnosed)
         if self.judged_alone() and value <= most and self.inherits_nan():
-            value, detail = math.nan, INHERITED
+            value, evidence = math.nan, dict(INHERITED)
         left = {}
         place = (self.op.name.partition("/")[2] or self.op.kind) + self.metric
         if self.judged_alone() and value > most and diagnosed[place] < EXAMPLES:
             diagnosed[place] += 1
             left = matching.explain(self.scene())
         positions = self.record.tokens.size
-        return Finding(self.record.name, self.op, self.metric, value, detail, most, left, positions)
+        return Finding(self.record.name, self.op, self.metric, value, evidence, most, left, positions)
 
     def others(self) -> list["Examined"]:
         """The same, by other honest ways to compute at the declared dtype."""
@@ -178,7 +179,7 @@ class Examined(NamedTuple):
             return self.params()
         return rounding.weights_at(part, self.loaded.target.dtype, self.held)
 
-    def part(self, columns: slice) -> tuple[float, str]:
+    def part(self, columns: slice) -> tuple[float, Evidence]:
         """The greatest error in some columns of its result, in units, and where it is."""
         exact, size = self.exact(self.inputs(), self.weights(columns))
         got = self.captured[self.op.name][..., columns]
@@ -188,7 +189,7 @@ class Examined(NamedTuple):
         place = np.unravel_index(np.argmax(units), units.shape)  # of a NaN, if there is one
         row, position, column = (int(i) for i in place)
         at = [row, position, column + (columns.start or 0)]
-        return float(units[place]), f"at {at}: got {got[place]:.9g}, right is {exact[place]:.9g}"
+        return float(units[place]), {"at": at, "got": float(got[place]), "right": float(exact[place])}
 
     def inherits_nan(self) -> bool:
         """An input is not finite: even where the operation is right, its result is no good."""
@@ -202,7 +203,7 @@ class Examined(NamedTuple):
         roundoff = Roundoff.of(self.loaded.target.dtype)
         return result, rounding.bound(self.op, inputs, result, params, hparams, roundoff)
 
-    def scene(self) -> matching.Scene:
+    def scene(self) -> Scene:
         inputs, params = self.inputs(), self.params()
         exact, size = self.exact(inputs, params)
         taps = {
@@ -210,7 +211,7 @@ class Examined(NamedTuple):
             for name, value in self.captured.items()
             if value.shape == (inputs or [exact])[0].shape
         }
-        return matching.Scene(
+        return Scene(
             self.op,
             inputs,
             np.asarray(self.captured[self.op.name], np.float64),
@@ -223,7 +224,7 @@ class Examined(NamedTuple):
             self.cuts,
         )
 
-    def segment(self) -> tuple[float, str]:
+    def segment(self) -> tuple[float, Evidence]:
         """The error of all operations since the captured ones, in units of their own noise."""
         dtype = self.loaded.target.dtype
         starts: list[str] = []
@@ -235,7 +236,7 @@ class Examined(NamedTuple):
         floor = dtypes.UNIT_ROUNDOFF[dtype] * float(np.abs(exact).max())
         unit = max(floor, *(max_abs(value, exact) for value in drawn))
         value = max_abs(self.captured[self.op.name], exact) / unit
-        return value, f"recomputed from {', '.join(dict.fromkeys(starts)) or 'the tokens'}"
+        return value, {"recomputed_from": list(dict.fromkeys(starts))}
 
     def recompute(self, arithmetic: oracle.Arithmetic, starts: list[str]) -> np.ndarray:
         """The operation from the nearest captured taps before it; each in between is made once."""
@@ -255,7 +256,7 @@ class Examined(NamedTuple):
         return made[self.op.name]
 
 
-def examine(scenes: list[Examined]) -> list[tuple[float, str]]:
+def examine(scenes: list[Examined]) -> list[tuple[float, Evidence]]:
     """The greatest error of each in units, and where it is.
 
     Operations that are judged alone go side by side, in blocks; segments one after the other, for each
@@ -265,7 +266,7 @@ def examine(scenes: list[Examined]) -> list[tuple[float, str]]:
     parts = [(scene, columns) for scene in alone for columns in scene.blocks()]
     found = iter(parallel.each(lambda part: part[0].part(part[1]), parts))
 
-    def worst(scene: Examined) -> tuple[float, str]:
+    def worst(scene: Examined) -> tuple[float, Evidence]:
         if not scene.judged_alone():
             return scene.segment()
         own = list(itertools.islice(found, len(scene.blocks())))
@@ -282,12 +283,10 @@ def conclude(findings: list[Finding]) -> Iterator[Measurement]:
             groups[place_of(finding)].append(finding)
     agreed = {place: agree(group) for place, group in groups.items()}
     for finding in findings:
-        words = ""
-        if finding.detail == INHERITED:
-            words = INHERITED
+        found = finding.measurement
         if finding.value > finding.most and place_of(finding) in agreed:
-            words = tell(finding, agreed[place_of(finding)])
-        yield finding.told(words)
+            found = match(finding, agreed[place_of(finding)]).on(found)
+        yield found
 
 
 def place_of(finding: Finding) -> str:
@@ -301,7 +300,7 @@ def agree(group: list[Finding]) -> tuple[str, float, float]:
 
     The first on the shelf wins where several are as good: particular ones stand before general ones.
     """
-    telling = [finding for finding in group if finding.positions >= matching.FEW]
+    telling = [finding for finding in group if finding.positions >= FEW]
     group = telling or group
     names = [name for name in group[0].left if all(name in finding.left for finding in group)]
     worst = {name: max(finding.left[name] for finding in group) for name in names}
@@ -310,18 +309,12 @@ def agree(group: list[Finding]) -> tuple[str, float, float]:
     return name, max(finding.value for finding in group), least
 
 
-def tell(finding: Finding, agreed: tuple[str, float, float]) -> str:
-    """The diagnosis in words, led by its name where it holds."""
+def match(finding: Finding, agreed: tuple[str, float, float]) -> Match:
+    """The mistake that its kind of place agrees on, or its own nearest one where that explains more."""
     name, _, after = agreed
     if finding.left and not explains(finding, after):  # several mistakes at one kind of place
         name, after = min(finding.left.items(), key=lambda item: item[1])
-    before = finding.value
-    if not name:
-        return "no known mistake applies"
-    text = matching.text_of(name)
-    if explains(finding, after):
-        return f"{name}: {text} explains it: {before:.3g} rounding units fall to {after:.2g}"
-    return f"no known mistake explains it (nearest: {text}: {before:.3g} to {after:.3g})"
+    return Match(name, bool(name) and explains(finding, after), finding.value, after)
 
 
 def explains(finding: Finding, after: float) -> bool:
@@ -329,3 +322,29 @@ def explains(finding: Finding, after: float) -> bool:
     most = finding.most
     nearly = after <= 8 * most and after <= finding.value / 100
     return after <= most or nearly or (math.isfinite(after) and after <= finding.value * 1e-4)
+
+
+LOOK_AT = {
+    "embedding": "the token and position lookup: wte[token] + wpe[position], counted on from the cache",
+    "layer_norm": "the layer norm: biased variance, epsilon 1e-5 inside the root, then times g plus b",
+    "linear": "this product: x @ w + b with w as [n_in, n_out], and the precision it is computed in",
+    "attention": "the attention: q, k, v, heads apart, 1/sqrt(head), causal mask, softmax, merged",
+    "add": "this residual addition: what is added to what",
+    "gelu": "the activation between mlp/c_fc and mlp/c_proj: the tanh form of GELU",
+    "head": "the logits: ln_f's result times wte transposed, for every position",
+}
+CHECK = Check(
+    name="local",
+    establishes="every operation is right given its own input, in prefill and in decode",
+    expected=expected,
+    measure=measure,
+    limits={
+        "rounding_units": rounding.LIMITS,
+        "segment_noise_units": Limit(
+            8.0,
+            "Noise units of the segment itself, three draws: as for logits, honest runs are at about 1.",
+        ),
+    },
+    after="activations",
+    look_at_by_kind=LOOK_AT,
+)

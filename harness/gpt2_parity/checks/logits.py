@@ -10,19 +10,31 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from gpt2_parity.contract.limits import limit, near_tie
+from gpt2_parity.contract.check import Check
+from gpt2_parity.contract.limits import NOISE, NONE, Limit, near_tie
 from gpt2_parity.contract.plan import Key, Plan
 from gpt2_parity.contract.rows import Measurement
 from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.mistakes import whole_model
 from gpt2_parity.reference import distance, parallel
 
-METRICS = ("noise_units", "rms_noise_units", "kl_noise_units", "top5_wrong")
 TOP = 5
+LIMITS = {
+    "noise_units": NOISE,
+    "rms_noise_units": Limit(
+        6.0,
+        "The root mean square averages over all logits, so it varies less from draw to draw than the "
+        "greatest difference, and its limit can be tighter.",
+    ),
+    "kl_noise_units": Limit(
+        64.0, "KL grows with the square of the difference: 8 noise units of logits are 64 of KL."
+    ),
+    "top5_wrong": NONE,
+}
 
 
 def expected(plan: Plan) -> Iterable[Key]:
-    return [(case.name, "logits", metric) for case in plan.cases for metric in METRICS]
+    return [(case.name, "logits", metric) for case in plan.cases for metric in LIMITS]
 
 
 def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
@@ -32,10 +44,9 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
         greatest, rms, kl = record.logits_noise(loaded.target.dtype)
         divergence, difference, strays, wrong = views(got, want, near_tie(greatest))
         values = (difference / greatest, strays / rms, divergence / kl, wrong)
-        detail = f"greatest difference {difference:.3g}"
         measured = [
-            Measurement(record.name, "logits", metric, value, detail)
-            for metric, value in zip(METRICS, values, strict=True)
+            Measurement(record.name, "logits", metric, value, {"greatest_difference": difference})
+            for metric, value in zip(LIMITS, values, strict=True)
         ]
         if not plan.taps and np.isfinite(got).all() and any(map(beyond, measured)):
             unexplained[record.name] = measured
@@ -43,9 +54,9 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
             yield from measured
     if unexplained:
         records = [record for record in loaded.records if record.name in unexplained]
-        words = whole_model.explain(loaded, records)
+        matches = whole_model.explain(loaded, records)
         for found in (found for measured in unexplained.values() for found in measured):
-            yield found._replace(diagnosis=words.get(found.case, "") if beyond(found) else "")
+            yield matches[found.case].on(found) if beyond(found) and found.case in matches else found
 
 
 def views(got: np.ndarray, want: np.ndarray, tie: float) -> list[float]:
@@ -60,9 +71,8 @@ def views(got: np.ndarray, want: np.ndarray, tie: float) -> list[float]:
 
 
 def beyond(found: Measurement) -> bool:
-    """Whether a diagnosis is called for; whether it fails is for judge.py to say."""
-    allowed = limit("logits", found.scope, found.metric)
-    return allowed is not None and not found.value <= allowed.most
+    """Whether a diagnosis is called for; whether it fails is for the judge to say."""
+    return not found.value <= LIMITS[found.metric].most
 
 
 def top_wrong(got: np.ndarray, want: np.ndarray, tie: float) -> float:
@@ -74,3 +84,15 @@ def top_wrong(got: np.ndarray, want: np.ndarray, tie: float) -> float:
         chosen, fifth = np.argpartition(g, -TOP)[-TOP:], np.partition(w, -TOP)[-TOP]
         wrong += int((w[chosen] < fifth - tie).sum())
     return float(wrong)
+
+
+CHECK = Check(
+    name="logits",
+    establishes="logits of every position agree with the float64 truth: greatest, RMS, KL, top 5",
+    expected=expected,
+    measure=measure,
+    limits=LIMITS,
+    blames="logits",
+    precedence=90,
+    look_at="the forward pass; call tap in it, and the verdict can name the operation that is wrong",
+)

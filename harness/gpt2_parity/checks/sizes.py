@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from gpt2_parity.contract.check import Check
+from gpt2_parity.contract.limits import NOISE
 from gpt2_parity.contract.plan import Key, Plan
 from gpt2_parity.contract.rows import Measurement
 from gpt2_parity.implementation import auxiliary_models
@@ -36,3 +38,17 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
     for name, cuts in {DEEP: [], LONG: LATE}.items():
         with auxiliary_models.beside(loaded, name) as (other, _):
             yield from both_ways(other, cuts)
+
+
+CHECK = Check(
+    name="sizes",
+    establishes="small models of other sizes are right; two models at once do not disturb each other",
+    expected=expected,
+    measure=measure,
+    limits={"noise_units": NOISE},
+    after="greedy",  # from here on a second model is loaded besides
+    blames="sizes",
+    precedence=120,
+    look_at="sizes mixed up, or written down where hparams has them; ten layers and more, long texts, "
+    "large ids",
+)

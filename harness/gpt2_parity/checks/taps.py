@@ -1,7 +1,9 @@
-"""Looking changes nothing: logits with taps on are the logits with taps off."""
+"""Taps on against taps off."""
 
 from collections.abc import Iterable, Iterator
 
+from gpt2_parity.contract.check import Check
+from gpt2_parity.contract.limits import NOISE
 from gpt2_parity.contract.plan import Key, Plan
 from gpt2_parity.contract.rows import Measurement
 from gpt2_parity.implementation.loaded import Loaded
@@ -15,3 +17,16 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
     for record in loaded.records:
         units = loaded.units(loaded.prefill(record).logits, loaded.logits(record), record)
         yield Measurement(record.name, "on_and_off", "noise_units", units)
+
+
+CHECK = Check(
+    name="taps",
+    establishes="logits are the same with taps as without",
+    expected=expected,
+    measure=measure,
+    limits={"noise_units": NOISE},
+    after="lengths",
+    blames="taps",
+    precedence=20,
+    look_at="what the code does differently when it is being watched",
+)

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from gpt2_parity.contract.architecture import HParams, graph
+from gpt2_parity.contract.check import Check, Implied, OwnBlame
 from gpt2_parity.contract.interface import ContractBroken
 from gpt2_parity.contract.limits import NOISE
 from gpt2_parity.contract.plan import Key, Plan
-from gpt2_parity.contract.rows import Measurement
+from gpt2_parity.contract.rows import Evidence, Measurement
 from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.reference import oracle, rounding
 from gpt2_parity.reference.records import Record
@@ -58,7 +59,9 @@ def all_tokens(hparams: HParams) -> np.ndarray:
 
 def by_tap(loaded: Loaded, rows: np.ndarray) -> Measurement:
     """The greatest error of an embedding in rounding units."""
-    worst = dict.fromkeys(rounding.ways(loaded.target.dtype), (-1.0, ""))
+    worst: dict[str, tuple[float, Evidence]] = dict.fromkeys(
+        rounding.ways(loaded.target.dtype), (-1.0, {})
+    )
     for tokens in np.split(rows, range(ROWS, len(rows), ROWS)):
         got = embed(loaded, tokens)
         for held in worst:
@@ -74,25 +77,26 @@ def by_logits(loaded: Loaded, rows: np.ndarray) -> Measurement:
     return Measurement(CASE, "embed", "noise_units", *worst)
 
 
-def logits_error(loaded: Loaded, tokens: np.ndarray, record: Record) -> tuple[float, str]:
+def logits_error(loaded: Loaded, tokens: np.ndarray, record: Record) -> tuple[float, Evidence]:
     """Of tokens [1, n]. What comes after a wrong one sees it, so the first one is named."""
     got = loaded.forward(tokens)[0]
     want = oracle.forward(loaded.params, loaded.hparams, tokens)
     units = np.abs(got - want).max(-1)[0] / record.noise(loaded.target.dtype)  # [n]
     wrong = np.flatnonzero(~(units <= NOISE.most))
     place = wrong[0] if wrong.size else np.argmax(units)
-    return float(units.max()), f"token {tokens[0, place]} at position {place}"
+    return float(units.max()), {"token": int(tokens[0, place]), "position": int(place)}
 
 
-def error(loaded: Loaded, tokens: np.ndarray, got: np.ndarray, held: str) -> tuple[float, str]:
+def error(loaded: Loaded, tokens: np.ndarray, got: np.ndarray, held: str) -> tuple[float, Evidence]:
     """The greatest error of an embedding in rounding units, and where it is, for weights held so."""
     hparams, dtype = loaded.hparams, loaded.target.dtype
     op, params = graph(hparams.n_layer)[0], rounding.weights_at(loaded.params, dtype, held)
     exact = oracle.apply(op, [], params, hparams, tokens)
     size = rounding.bound(op, [], exact, params, hparams, rounding.Roundoff.of(dtype))
     units = rounding.units(got, exact, size)
-    place = np.unravel_index(np.argmax(units), units.shape)
-    return float(units[place]), f"token {tokens[place[:2]]} at position {place[1]}, channel {place[2]}"
+    row, position, channel = (int(i) for i in np.unravel_index(np.argmax(units), units.shape))
+    where = {"token": int(tokens[row, position]), "position": position, "channel": channel}
+    return float(units[row, position, channel]), where
 
 
 def embed(loaded: Loaded, tokens: np.ndarray) -> np.ndarray:
@@ -114,3 +118,25 @@ def embed(loaded: Loaded, tokens: np.ndarray) -> np.ndarray:
     if not found:
         raise ContractBroken("embed is promised, but forward did not tap it")
     return found[0]
+
+
+def unseen(plan: Plan) -> list[str]:
+    """Without the tap, only of a model as small as micro is every row looked up."""
+    return [] if "embed" in plan.taps or affordable(plan) else ["embed"]
+
+
+CHECK = Check(
+    name="weights",
+    establishes="every row of both embeddings arrived: all tokens, all positions",
+    expected=expected,
+    measure=measure,
+    limits={"rounding_units": rounding.LIMITS, "noise_units": NOISE},
+    after="precision",
+    blames="embed",
+    precedence=30,
+    look_at="how both embeddings are loaded and looked up: every row of wte and wpe in its place",
+    own_blame={"rounding_units": OwnBlame("embed", needs_value=False)},
+    # seen in logits alone, which are wrong on the usual tokens as well
+    implied_by=(Implied(("logits",), metric="noise_units"),),
+    unseen=unseen,
+)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from gpt2_parity.commands.options import ModelOption
 from gpt2_parity.contract.limits import NOISE
+from gpt2_parity.implementation import second_oracle
 from gpt2_parity.model import catalogue
 from gpt2_parity.reference import build_golden, golden
 from gpt2_parity.report import terminal
@@ -30,7 +31,10 @@ def build(
     with console.status("golden") as status:
         where = catalogue.locate(model)
         manifest = build_golden.build(
-            where, lambda case: status.update(f"golden: {case}"), official_source
+            where,
+            second_oracle.tensorflow,
+            lambda case: status.update(f"golden: {case}"),
+            official_source,
         )
     show_agreement(console, manifest)
     console.print(f"  written: {where.records}", highlight=False, soft_wrap=True)

@@ -5,7 +5,7 @@ import ast
 from rich.markup import escape
 from rich.table import Table
 
-from gpt2_parity.checks import CHECKS
+from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.implementation import discovery
 from gpt2_parity.model import catalogue
@@ -22,7 +22,7 @@ def show() -> None:
             (name, docline(name)) for name in discovery.engines()
         ],
         "models": [(name, availability(name)) for name in ("micro", *catalogue.OFFICIAL)],
-        "checks": [(name, (check.__doc__ or "").splitlines()[0]) for name, check in CHECKS.items()],
+        "checks": [(name, check.establishes) for name, check in CHECKS.items()],
     }.items():
         table = Table(title=title, title_justify="left", show_header=False)
         for row in rows:

@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
+from gpt2_parity.checks.registry import CAPABILITIES
 from gpt2_parity.commands.options import (
     DEFAULT,
     LedgerOption,
@@ -25,6 +26,7 @@ from gpt2_parity.commands.options import (
 )
 from gpt2_parity.commands.output_folder import alone, replacing, writable
 from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.contract.plan import Progress
 from gpt2_parity.contract.rows import Results, exit_code
 from gpt2_parity.implementation import discovery, template
 from gpt2_parity.model import catalogue
@@ -89,7 +91,7 @@ def resume(
 
 def new(name: Annotated[str, typer.Argument(help="NAME; NAME.py is written here.")]) -> None:
     """Write a commented skeleton of an implementation, to be filled in and gated."""
-    path = template.write(name, Path.cwd())
+    path = template.write(name, Path.cwd(), CAPABILITIES)
     terminal.console().print(f"written: {path.name}; fill it in, then: parity gate {path.name}")
 
 
@@ -117,7 +119,7 @@ def request(
 def make(
     asked: runner.Request,
     out: Path | None,
-    progress: runner.Progress = runner.silent,
+    progress: Progress = runner.silent,
     *,
     anew: bool = True,
 ) -> Results:
@@ -129,7 +131,7 @@ def make(
         return written(asked, out, progress, anew)
 
 
-def written(asked: runner.Request, out: Path, progress: runner.Progress, anew: bool) -> Results:
+def written(asked: runner.Request, out: Path, progress: Progress, anew: bool) -> Results:
     """Make the run, with its journal in out, and write down what came of it."""
     if anew and os.path.lexists(out / JOURNAL) and not runner.is_journal(out / JOURNAL):
         raise CannotJudge(

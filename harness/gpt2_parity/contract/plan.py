@@ -1,13 +1,17 @@
 """What a run must deliver: the cases, and the plan that is fixed before anything is measured."""
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from gpt2_parity.contract.architecture import HParams, parameter_shapes
+from gpt2_parity.contract.capability import Capability
 
 FURTHER = 64  # tokens that generate is asked for beyond golden: caches that grow have grown by then
 AFFORDABLE = 1e11  # FLOPs, a few seconds of float64: all tokens of micro take 2e9, of the 124M 1e13
+
+Progress = Callable[[str, str, int], None]  # implementation, target or "", checks done
+Key = tuple[str, str, str]  # case, scope, metric: what a check promises to measure
 
 
 class CaseShape(NamedTuple):
@@ -25,19 +29,10 @@ class Plan(NamedTuple):
     hparams: HParams
     cases: tuple[CaseShape, ...]
     taps: tuple[str, ...]  # promised, or seen on the first probe
-    generates: bool
-    differentiates: bool
+    offers: tuple[Capability, ...] = ()  # the optional functions that the implementation has
     further: int = FURTHER
-
-    @classmethod
-    def heard(cls, hparams: HParams, cases: tuple[CaseShape, ...], told: Mapping[str, Any]) -> "Plan":
-        """From what an implementation says about itself (worker.plan_as_json), and what is known."""
-        return cls(hparams, cases, tuple(told["taps"]), told["generates"], told["differentiates"])
 
     def affords(self, n_tokens: int) -> bool:
         """Whether so many tokens may go through the model once, in a check that not every model gets."""
         n_params = sum(math.prod(shape) for shape in parameter_shapes(self.hparams).values())
         return 2.0 * n_params * n_tokens <= AFFORDABLE
-
-
-Key = tuple[str, str, str]  # case, scope, metric: what a check promises to measure

@@ -1,20 +1,39 @@
-"""A measurement, and the row of results.json that it becomes."""
+"""A measurement, and the row of results.json that it becomes: facts, and no sentence.
 
+status of a row:
+
+    measured    a finite value came
+    nan         the value is NaN
+    infinite    the value is infinite
+    missing     nothing came, and nothing broke off
+    unexpected  it was not promised, or came more than once
+    error       the check broke off, or the row is itself an error that belongs to no measurement
+    lost        the process ended before it could be measured
+    not_asked   the target is not offered, or no tap lets it be seen
+
+evidence is a small JSON object of what the check saw; verdict/explain.py makes sentences of it.
+"""
+
+import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
+
+import numpy as np
+
+Evidence = dict[str, Any]  # while it is put together
 
 
 class Measurement(NamedTuple):
-    """One measured quantity; what it is worth is for judge.py to say."""
+    """One measured quantity; what it is worth is for verdict/judge.py to say."""
 
     case: str
     scope: str
     metric: str
     value: float
-    detail: str = ""
+    evidence: Mapping[str, Any] = {}
     conclusive: bool = True
-    diagnosis: str = ""  # "name: words", where a known mistake was looked for
+    mistake: str = ""  # the id of a known mistake that explains the error
 
 
 class Row(NamedTuple):
@@ -28,13 +47,25 @@ class Row(NamedTuple):
     check: str
     scope: str
     metric: str
-    value: float | None  # None: not measured, or NaN (the detail says which)
+    value: float | None  # None where status is not "measured"
     limit: float | None
     ratio: float | None  # value / limit: the share of the limit that was used
     verdict: str
+    status: str
     blame: str
-    diagnosis: str
-    detail: str
+    mistake: str
+    evidence: Mapping[str, Any]
+
+
+STATUSES = ("measured", "nan", "infinite", "missing", "unexpected", "error", "lost", "not_asked")
+VERDICTS = ("pass", "fail", "known", "inconclusive", "unlocalised", "skipped")
+
+
+class Results(NamedTuple):
+    """What a run found, and all that is needed to repeat it."""
+
+    rows: list[Row]
+    environment: dict[str, Any]
 
 
 def label(row: Row) -> str:
@@ -42,11 +73,24 @@ def label(row: Row) -> str:
     return "-".join(part for part in (row.implementation, row.device, row.dtype) if part)
 
 
+def plain(value: Any) -> Any:
+    """A value as strict JSON has it: NumPy's scalars as Python's, NaN and infinities as text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
 def exit_code(rows: Iterable[Row]) -> int:
     """0: every check that was required passed. 1: a disagreement. 2: nothing could be judged.
 
     A check none of whose measurements passed has not passed, so a run without a single pass, or
-    a check left wholly inconclusive, is a 2. What the ledger knows counts as it would have passed.
+    a check left wholly inconclusive, is a 2. Known failures count as passes.
     """
     verdicts: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for row in rows:
@@ -57,10 +101,3 @@ def exit_code(rows: Iterable[Row]) -> int:
     if not verdicts or any(not found & {"pass", "known"} for found in verdicts.values()):
         return 2
     return 0
-
-
-class Results(NamedTuple):
-    """What a run found, and all that is needed to repeat it."""
-
-    rows: list[Row]
-    environment: dict[str, Any]

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt2_parity.contract.architecture import HParams, parameter_shapes, tap_names, tap_width
+from gpt2_parity.contract.architecture import HParams, tap_names, tap_width
+from gpt2_parity.contract.capability import Capability
 from gpt2_parity.contract.interface import ContractBroken, Target
 from gpt2_parity.contract.plan import Plan
 from gpt2_parity.files import safetensors_mmap
@@ -68,8 +69,11 @@ class Loaded:
         model = impl.load(weight_layout.params_for(impl, weights), hparams, **target._asdict())
         return cls(impl, model, target, safetensors_mmap.Glances(weights), hparams, *rest, **named)
 
-    def plan(self) -> Plan:
-        """Raises ContractBroken for a promise of taps that the contract does not have."""
+    def plan(self, capabilities: Sequence[Capability]) -> Plan:
+        """What is to be measured: its taps, and those of the capabilities that it offers.
+
+        Raises ContractBroken for a promise of taps that the contract does not have.
+        """
         known = tap_names(self.hparams.n_layer)
         promised = getattr(self.impl, "TAPS", None)
         if promised is None:  # no promise: what a first probe delivers is what must come ever after
@@ -80,9 +84,8 @@ class Loaded:
             raise ContractBroken(f"TAPS promises {sorted(unknown)}, which are no taps of the contract")
         taps = tuple(name for name in known if name in promised)
         cases = tuple(shape_of(record) for record in self.records)
-        optional = ("generate", "loss_and_grads")
-        offers = (getattr(self.impl, name, None) is not None for name in optional)
-        return Plan(self.hparams, cases, taps, *offers)
+        offers = tuple(each for each in capabilities if getattr(self.impl, each.name, None) is not None)
+        return Plan(self.hparams, cases, taps, offers)
 
     def broken(self) -> str:
         """What a single good token raises now; "" where it does not.
@@ -124,13 +127,6 @@ class Loaded:
     def returned(self, tokens: np.ndarray, past: Any, tap: Callable[[str, Any], None] | None) -> Any:
         """Whatever its forward returns."""
         return self.impl.forward(self.model, np.array(tokens), past, tap)
-
-    def generated(self, tokens: np.ndarray, n_new: int) -> np.ndarray:
-        """Ids of its own loop. Raises ContractBroken unless they are integers [batch, n_new]."""
-        ids = np.array(self.impl.generate(self.model, np.array(tokens), n_new))
-        if ids.shape != (shape := (len(tokens), n_new)) or not np.issubdtype(ids.dtype, np.integer):
-            raise ContractBroken(f"generate returned {describe(ids)}, the contract says int32 {shape}")
-        return ids
 
     def host(self, name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
         """A copy on the host of logits or of a tap.
@@ -179,34 +175,6 @@ class Loaded:
 
         logits, present = self.forward(tokens, past, tap)
         return Tapped(logits, taps, present)
-
-    def loss_and_grads(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        """ "loss" [], and the gradients that are there by checkpoint name, on the host.
-
-        Raises ContractBroken for what is no pair of them, a name unknown and a gradient misshapen.
-        """
-        return self.gradients(self.impl.loss_and_grads(self.model, np.array(tokens)))
-
-    def gradients(self, returned: Any) -> dict[str, np.ndarray]:
-        """What loss_and_grads returned, on the host. Raises ContractBroken likewise."""
-        pair = isinstance(returned, tuple) and len(returned) == 2
-        if not pair or not isinstance(returned[1], Mapping):
-            raise ContractBroken(
-                f"loss_and_grads returned {describe(returned)}, "
-                "the contract says (loss, gradients by checkpoint name)"
-            )
-        loss, grads = returned
-        shapes = parameter_shapes(self.hparams)
-        if unknown := [name for name in grads if name not in shapes]:
-            raise ContractBroken(
-                f"loss_and_grads gave a gradient by {unknown[0]!r}, which is no weight's name"
-            )
-        given = {"loss": np.array(float(loss))}
-        for name, value in grads.items():
-            given[name] = self.array(
-                f"the gradient by {name}", value, shapes[name], "that of its weight"
-            )
-        return given
 
     def prefill(self, record: Record) -> "Tapped":
         """The tapped prefill of a record; the latest one is kept, for the checks share it."""

@@ -5,8 +5,10 @@ whether they can be called as they will be.
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from gpt2_parity.contract.capability import Capability
 from gpt2_parity.contract.dtypes import DTYPES
 from gpt2_parity.contract.interface import CannotJudge, ContractBroken, Target
 from gpt2_parity.model import weight_layout
@@ -36,30 +38,22 @@ REQUIRED = {
     ),
     "numpy": Function("numpy(x)", "x on the host, as a NumPy array", ("x",)),
 }
-OPTIONAL = {
-    "generate": Function(
-        "generate(model, tokens, n_new)",
-        "the greedy continuation, int32 [batch, n_new]",
-        ("model", "tokens", "n_new"),
-    ),
-    "loss_and_grads": Function(
-        "loss_and_grads(model, tokens)",
-        "the mean next-token cross entropy (nats), and its gradients by checkpoint name",
-        ("model", "tokens"),
-    ),
-}
 GUIDE = "parity new NAME writes a commented skeleton"
 
 
-def check(impl: Any) -> list[Target]:
-    """The targets that an implementation offers. Raises ContractBroken with every complaint there is."""
+def check(impl: Any, capabilities: Sequence[Capability] = ()) -> list[Target]:
+    """The targets that an implementation offers; capabilities: the optional functions that there are.
+
+    Raises ContractBroken with every complaint at once.
+    """
     complaints = [
         text for name, function in REQUIRED.items() if (text := complaint(impl, name, function))
     ]
     complaints += [
         text
-        for name, function in OPTIONAL.items()
-        if getattr(impl, name, None) is not None and (text := complaint(impl, name, function))
+        for each in capabilities
+        if getattr(impl, each.name, None) is not None
+        and (text := complaint(impl, each.name, function_of(each)))
     ]
     try:
         weight_layout.of(impl)
@@ -68,6 +62,12 @@ def check(impl: Any) -> list[Target]:
     if complaints:
         raise ContractBroken(f"not yet an implementation: {'; '.join(complaints)}. {GUIDE}")
     return offered(impl.targets())
+
+
+def function_of(capability: Capability) -> Function:
+    """How a capability will be called."""
+    positional, keywords = capability.arguments
+    return Function(capability.signature, capability.returns, tuple(positional), tuple(keywords))
 
 
 def complaint(impl: Any, name: str, function: Function) -> str:

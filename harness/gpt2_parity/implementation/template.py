@@ -1,8 +1,10 @@
 """The file that parity new writes: the contract as a module to be filled in."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from gpt2_parity.contract.capability import Capability
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.files import atomic
 
@@ -53,19 +55,23 @@ def numpy(x):
     return np.asarray(x)
 
 
-# Optional: def generate(model, tokens, n_new): the greedy continuation, int32 [batch, n_new]
-# Optional: def loss_and_grads(model, tokens): the mean cross entropy of the next token in nats, and its
-# gradients by the names of params and in their shapes, as a dict of arrays of yours
 '''
+OPTIONAL = "# Optional: def {signature}: return {returns}\n"  # a line for each capability
 
 
-def write(name: str, folder: Path) -> Path:
-    """Write NAME.py into folder. Raises CannotJudge for a bad name and for a file that is there."""
+def write(name: str, folder: Path, capabilities: Sequence[Capability]) -> Path:
+    """Write NAME.py into folder; capabilities: the optional functions that it mentions.
+
+    Raises CannotJudge for a bad name and for a file that exists already.
+    """
     stem = name.removesuffix(".py")
     if not re.fullmatch(r"[A-Za-z_]\w*", stem):
         raise CannotJudge(f"{name!r}: not a name for a Python module; use letters, digits and _")
     path = folder / f"{stem}.py"
     if path.exists():
         raise CannotJudge(f"{path}: is there already; choose another name or remove it")
-    atomic.write_text(path, TEXT.replace("NAME", stem))
+    optional = "".join(
+        OPTIONAL.format(signature=each.signature, returns=each.returns) for each in capabilities
+    )
+    atomic.write_text(path, TEXT.replace("NAME", stem) + optional)
     return path

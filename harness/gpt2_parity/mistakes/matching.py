@@ -1,4 +1,4 @@
-"""Why is it wrong? Known mistakes, tried one by one in float64 on a blamed operation.
+"""Why is an operation wrong? Known mistakes, tried one by one in float64.
 
 If the implementation's result is what a mistake would give, up to rounding, that mistake explains it.
 """
@@ -7,9 +7,7 @@ import math
 
 import numpy as np
 
-from gpt2_parity.mistakes.registry import FEW, MISTAKES, Scene
-
-__all__ = ["FEW", "MISTAKES", "Scene", "explain", "residual", "text_of"]
+from gpt2_parity.mistakes.registry import MISTAKES, Scene
 
 
 def explain(scene: Scene) -> dict[str, float]:
@@ -37,8 +35,3 @@ def residual(scene: Scene, altered: np.ndarray, flips: bool = False) -> float:
     counts = np.median if flips and np.median(units) < before else np.max
     rest = float(counts(units))
     return rest if math.isfinite(rest) else math.inf
-
-
-def text_of(name: str) -> str:
-    """What a mistake's name means, in words."""
-    return next(found.text for found in MISTAKES if found.name == name)

@@ -1,7 +1,7 @@
-"""What a known mistake is, and the shelf they stand on.
+"""What a known mistake is, and the list of them.
 
 A mistake is an operation done wrongly in one named way, from the implementation's own captured input.
-The files beside this one put theirs on the shelf as they are imported, particular ones before general.
+The files beside this one register theirs as they are imported: particular mistakes before general ones.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +11,7 @@ import numpy as np
 
 from gpt2_parity.contract import dtypes
 from gpt2_parity.contract.architecture import HParams, Op
+from gpt2_parity.contract.rows import Measurement
 from gpt2_parity.reference import oracle
 
 Params = Mapping[str, np.ndarray]
@@ -55,13 +56,38 @@ class Mistake(NamedTuple):
     flips: bool
 
 
+class Match(NamedTuple):
+    """How well the nearest known mistake explains an error."""
+
+    name: str  # of the mistake; empty where none applies
+    explains: bool
+    before: float  # the error, and what is left of it if the mistake is assumed
+    after: float
+    noise_units: float | None = None  # of what is left; only where a whole model was evaluated
+
+    def on(self, found: Measurement) -> Measurement:
+        """A measurement with this match in its evidence, and with the mistake if that explains it."""
+        facts = {"before": self.before, "after": self.after}
+        if self.noise_units is not None:
+            facts["noise_units"] = self.noise_units
+        if self.explains:
+            return found._replace(mistake=self.name, evidence={**found.evidence, "explained": facts})
+        nearest = {"mistake": self.name, **facts} if self.name else {}
+        return found._replace(evidence={**found.evidence, "nearest": nearest})
+
+
 MISTAKES: list[Mistake] = []
+
+
+def text_of(name: str) -> str:
+    """What a mistake's name means, in words; the name itself where it is not known here."""
+    return next((found.text for found in MISTAKES if found.name == name), name)
 
 
 def mistake(
     name: str, text: str, *kinds: str, flips: bool = False
 ) -> Callable[..., Callable[[Scene], Iterator[np.ndarray]]]:
-    """Put a generator of altered results on the shelf."""
+    """Register a generator of altered results."""
 
     def add(alter: Callable[[Scene], Iterator[np.ndarray]]) -> Callable[[Scene], Iterator[np.ndarray]]:
         MISTAKES.append(Mistake(name, text, kinds, alter, flips))

@@ -10,13 +10,14 @@ rounding now and then sends a value to the neighbouring entry.)
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Protocol
 
 import numpy as np
 
 from gpt2_parity.contract.architecture import HParams, Op
+from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.limits import NOISE
-from gpt2_parity.implementation.loaded import Loaded
-from gpt2_parity.mistakes.registry import MISTAKES, Mistake, Scene
+from gpt2_parity.mistakes.registry import MISTAKES, Match, Mistake, Scene
 from gpt2_parity.reference import noise, oracle
 from gpt2_parity.reference.distance import difference
 from gpt2_parity.reference.records import Record
@@ -43,6 +44,17 @@ SINGLE = oracle.Arithmetic(weight=np.asarray, settle=lambda y: np.asarray(y, np.
 FALL = 2.0  # at least so many times smaller must the difference become
 
 
+class BlackBox(Protocol):
+    """As much of an implementation (implementation/loaded.py) as is needed here."""
+
+    params: Mapping[str, np.ndarray]
+    hparams: HParams
+    target: Target
+
+    def logits(self, record: Record) -> np.ndarray:
+        """Its logits [batch, n, n_vocab] of a record's tokens."""
+
+
 class NoVariant(Exception):
     """A mistake cannot be made in as many ways. (Not StopIteration: it may not leave a generator.)"""
 
@@ -50,7 +62,7 @@ class NoVariant(Exception):
 class Hypothesis:
     """GPT-2 with one mistake in every operation of some kinds."""
 
-    def __init__(self, loaded: Loaded, mistake: Mistake, kinds: tuple[str, ...], variant: int):
+    def __init__(self, loaded: BlackBox, mistake: Mistake, kinds: tuple[str, ...], variant: int):
         self.params, self.hparams = loaded.params, loaded.hparams
         self.mistake, self.kinds, self.variant = mistake, kinds, variant
 
@@ -104,8 +116,8 @@ def typical(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.median(np.max(np.abs(difference(got, want)), axis=-1)))
 
 
-def explain(loaded: Loaded, records: Sequence[Record]) -> dict[str, str]:
-    """Why the logits of these records are wrong, in words, by the record's name.
+def explain(loaded: BlackBox, records: Sequence[Record]) -> dict[str, Match]:
+    """The known mistake that comes nearest to the wrong logits of these records, by the record's name.
 
     The mistake is found on the shortest record of more than one token, and then has to hold on each.
     """
@@ -116,10 +128,10 @@ def explain(loaded: Loaded, records: Sequence[Record]) -> dict[str, str]:
     nearest = next((found for found in left if left[found] <= 1.2 * least), None)
     if nearest is None:
         return {}
-    return {record.name: tell(loaded, record, nearest) for record in records}
+    return {record.name: match(loaded, record, nearest) for record in records}
 
 
-def tried(loaded: Loaded, record: Record) -> Iterator[tuple[Hypothesis, float]]:
+def tried(loaded: BlackBox, record: Record) -> Iterator[tuple[Hypothesis, float]]:
     """Every hypothesis, and the difference of the logits that is left under it."""
     got = loaded.logits(record)
     for mistake in (mistake for mistake in MISTAKES if mistake.name in NAMES):
@@ -134,16 +146,13 @@ def tried(loaded: Loaded, record: Record) -> Iterator[tuple[Hypothesis, float]]:
                 yield hypothesis, left if math.isfinite(left) else math.inf
 
 
-def tell(loaded: Loaded, record: Record, nearest: Hypothesis) -> str:
-    """The diagnosis in words, led by the mistake's name where it holds on this record."""
-    name, text = nearest.mistake.name, nearest.mistake.text
+def match(loaded: BlackBox, record: Record, nearest: Hypothesis) -> Match:
+    """How well the hypothesis explains the logits of one record."""
     got, logits = loaded.logits(record), nearest.logits(record.tokens)
-    if logits is None:  # it was there on another record, so this cannot be; but nothing is assumed
-        return "no known mistake applies"
+    if logits is None:  # it applied to another record, so this cannot be; but nothing is assumed
+        return Match("", False, math.nan, math.nan)
     before, after = typical(got, record.logits), typical(got, logits)
-    falls = f"the difference at a typical position falls from {before:.2g} to {after:.2g}"
-    if after <= before / FALL:
-        units = after / nearest.noise(record.tokens, logits, loaded.target.dtype)
-        if units <= NOISE.most:
-            return f"{name}: {text} explains it: made in every layer, {falls}, {units:.1f} noise units"
-    return f"no known mistake, made in every layer, explains it (nearest: {text}: {falls})"
+    if not after <= before / FALL:
+        return Match(nearest.mistake.name, False, before, after)
+    units = after / nearest.noise(record.tokens, logits, loaded.target.dtype)
+    return Match(nearest.mistake.name, units <= NOISE.most, before, after, units)

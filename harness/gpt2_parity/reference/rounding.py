@@ -35,6 +35,7 @@ import numpy as np
 from gpt2_parity.contract import dtypes
 from gpt2_parity.contract.architecture import HParams, Op
 from gpt2_parity.contract.dtypes import UNIT_ROUNDOFF
+from gpt2_parity.contract.limits import Limit, LimitByKind
 from gpt2_parity.reference import oracle
 from gpt2_parity.reference.distance import difference, paired
 
@@ -42,6 +43,57 @@ from gpt2_parity.reference.distance import difference, paired
 TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-24}
 
 HUGE = 1e14  # beyond, squares and products might not fit float32
+
+# Rounding units that an operation may show, by its kind. An error of n terms stays below
+# lambda sqrt(n) u with probability 1 - 2 exp(-lambda^2 / 2) per element (Higham & Mary 2019); over 1e8
+# elements lambda is 6; errors of half an ulp rather than one, and of blocked rather than running sums,
+# take it to 1 to 2 in practice.
+WIDE = {
+    "embedding": Limit(
+        2.0, "One rounding of one sum is at most 1 by definition; fused kernels seen: 1."
+    ),
+    "add": Limit(
+        2.0,
+        "One rounding of a sum is at most 1; a branch's bias added by itself makes it 2: seen 1.96.",
+    ),
+    "layer_norm": Limit(
+        8.0,
+        "Honest kernels (one-pass, two-pass, Welford) were seen at up to 4.3; epsilon 1e-6 is at 100s.",
+    ),
+    "linear": Limit(
+        4.0, "Honest kernels were seen at up to 2.3, summing one by one; BLAS at 1.7; TF32 is at 1000s."
+    ),
+    "head": Limit(4.0, "A product like the others; honest kernels were seen at up to 1.7."),
+    "attention": Limit(
+        4.0, "Honest kernels (fused or not) were seen at up to 0.4; a temperature of 1.0005 is at 400."
+    ),
+    "gelu": Limit(
+        16.0,
+        "Vectorised tanh is good to a few ulp of 1 only, and 1 + tanh cancels: XLA and TensorFlow were "
+        "seen at 5; the exact erf form is at 1000s.",
+    ),
+}
+# Below float32 kernels compute in float32 and round once, or round after every step. Either way the slop
+# of float32's tanh, exp and rsqrt, which the limits above have room for, does not grow with u: it is
+# nothing beside one rounding.
+NARROW = WIDE | {
+    "layer_norm": Limit(
+        3.0,
+        "Rounded once, honest kernels were seen at up to 0.4; rounded after every step, at 1.4. A "
+        "variance by n - 1 is below that in bfloat16, at 0.6 on micro, and stays invisible.",
+    ),
+    "attention": Limit(
+        1.0,
+        "Honest kernels were seen at up to 0.3, fused or rounded after every step; a temperature of "
+        "1.05 is at 3.",
+    ),
+    "gelu": Limit(
+        3.0,
+        "Of all finite values of both dtypes, rounded once the worst is at 0.6, after every step of six "
+        "ways to write it at 1.2; x sigmoid(1.702 x) is at 4.3. Erf is at 1.0, and stays invisible.",
+    ),
+}
+LIMITS = LimitByKind(WIDE, NARROW)  # of rounding units
 
 
 class Roundoff(NamedTuple):
@@ -201,6 +253,6 @@ def units(got: np.ndarray, exact: np.ndarray, size: np.ndarray) -> np.ndarray:
     return gap
 
 
-def rank(found: tuple[float, str]) -> tuple[bool, float]:
+def rank(found: tuple[float, object]) -> tuple[bool, float]:
     """The order of errors, each with where it is: NaN is worse than any number."""
     return math.isnan(found[0]), found[0]

@@ -22,6 +22,7 @@ from gpt2_parity.contract.rows import Row, label
 from gpt2_parity.files import atomic
 from gpt2_parity.report import cells, markdown, page, results, runs, speed
 from gpt2_parity.report.runs import Run
+from gpt2_parity.verdict import explain
 
 ALPHA = 0.01  # many rows are compared, so one in twenty would cry wolf in every comparison
 WORTH = 1.05  # a change of a few per cent comes and goes with the state of a machine between two runs
@@ -160,7 +161,7 @@ def changed(a: Row | None, b: Row | None) -> Change | None:
     row = b or a
     if row is None:
         return None
-    before, after = (f"{r.verdict}: {results.say(r)}" if r else "" for r in (a, b))
+    before, after = (f"{r.verdict}: {explain.measured(r)}" if r else "" for r in (a, b))
     if b and b.verdict == "fail":
         kind = "worse"
     elif b is None:
@@ -171,8 +172,8 @@ def changed(a: Row | None, b: Row | None) -> Change | None:
         kind = "better"
     else:
         kind = "worse" if a.verdict == "pass" else "changed"
-    note = (b.diagnosis or b.detail) if b else "not measured any more"
-    return Change(kind, label(row), f"{results.place(row)} {row.metric}".strip(), before, after, note)
+    note = (explain.diagnosis(b) or explain.detail(b)) if b else "not measured any more"
+    return Change(kind, label(row), f"{explain.location(row)} {row.metric}".strip(), before, after, note)
 
 
 def drift(before: Sequence[Row], after: Sequence[Row]) -> list[Drift]:

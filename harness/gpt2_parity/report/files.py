@@ -10,7 +10,7 @@ from gpt2_parity.contract.rows import Results, Row, label
 from gpt2_parity.files import atomic
 from gpt2_parity.report import page, results, runs
 from gpt2_parity.report.markdown import clip, escape, fit, table
-from gpt2_parity.report.results import MOST, NAME, columns, grid, headline, notes, pick, place, said, say
+from gpt2_parity.report.results import MOST, NAME, columns, grid, headline, pick
 from gpt2_parity.verdict import explain
 
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # not even as &#...;
@@ -18,14 +18,7 @@ NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  #
 
 def write(outcome: Results, out: Path) -> None:
     """Write all four files into out, each all or nothing. Raises CannotJudge where that fails."""
-    document = {
-        "schema": results.SCHEMA,
-        "environment": outcome.environment,
-        "rows": [row._asdict() for row in outcome.rows],
-    }
-    text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    whole = text.encode("utf-8", "replace").decode()  # half a surrogate is no text
-    atomic.write_text(out / NAME, whole)
+    atomic.write_text(out / NAME, results.encode(outcome))
     atomic.write_text(out / "junit.xml", junit(outcome.rows))
     atomic.write_text(out / "report.md", job_summary(outcome))
     atomic.write_text(out / "report.html", page.html([runs.Run(out.name, outcome)]))
@@ -41,10 +34,10 @@ def junit(rows: Sequence[Row]) -> str:
         test = ".".join(part for part in (row.case, row.scope, row.metric) if part) or row.check
         case = ET.SubElement(suite, "testcase", classname=f"{name}.{row.check}", name=test)
         if row.verdict == "fail":
-            failure = ET.SubElement(case, "failure", message=say(row))
-            failure.text = row.detail
+            failure = ET.SubElement(case, "failure", message=explain.measured(row))
+            failure.text = explain.detail(row)
         elif row.verdict != "pass":
-            ET.SubElement(case, "skipped", message=f"{row.verdict}: {row.detail}")
+            ET.SubElement(case, "skipped", message=f"{row.verdict}: {explain.detail(row)}")
     cells = grid(rows)
     for name, suite in suites.items():
         suite.set("tests", str(len(suite)))
@@ -69,13 +62,13 @@ def job_summary(outcome: Results) -> str:
     lines = [f"# GPT-2 parity: {title}", "", headline(rows), ""]
     failures = [row for row in rows if row.verdict == "fail"]
     if failures:
-        for name, told in explain.tell(rows).items():
+        for name, told in explain.paragraphs(rows).items():
             shown = [f"{clip(paragraph)}\n" for paragraph in told[:MOST]]
             lines += [f"## {escape(name)}", "", *shown]
         lines += [f"## Failures: {len(failures)}", "", *map(failure_line, failures[:MOST]), ""]
         if len(failures) > MOST:
             lines += [f"... and {len(failures) - MOST} more in {NAME}", ""]
-    if told := notes(rows):
+    if told := explain.notes(rows):
         lines += ["## Known, or to be known", "", *(f"- {clip(line)}" for line in told[:MOST]), ""]
     lines += ["## Share of each limit used", ""]
     lines += table(
@@ -92,4 +85,6 @@ def job_summary(outcome: Results) -> str:
 
 
 def failure_line(row: Row) -> str:
-    return f"- **{clip(label(row))}** {clip(place(row))}: {clip(said(row))}"
+    return (
+        f"- **{clip(label(row))}** {clip(explain.location(row))}: {clip(explain.measured_and_seen(row))}"
+    )

@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 from gpt2_parity.contract.architecture import graph
 from gpt2_parity.contract.rows import Row
-from gpt2_parity.report import plots, results
+from gpt2_parity.report import plots
 from gpt2_parity.report.cells import Cell, number, severity, shade, times
+from gpt2_parity.verdict import explain
+from gpt2_parity.verdict.attribution import DECODE
 
 
 class Heat(NamedTuple):
@@ -64,16 +66,17 @@ def heat_cell(row: Row | None) -> Cell:
     if row is None:
         return Cell("·", "none", "no tap: not looked at")
     if row.value is None:
-        return Cell("✘ NaN" if row.detail.startswith("NaN") else "✘ none", "bad3", row.detail[:200])
+        text = "✘ NaN" if row.status == "nan" else "✘ none"
+        return Cell(text, "bad3", explain.detail(row)[:200])
     failed = row.verdict == "fail"
     text = number(row.value, 3 if failed and row.value < 100 else 2)
     text += " n" * row.metric.startswith("segment")  # in units of its own noise
     if not failed:
         return Cell(text, shade(severity(row)))
-    decode = " (decode)" * row.blame.endswith("(decode)")
-    inherited = row.diagnosis.startswith("inherited")
-    sign = "" if inherited else "✘ "
-    return Cell(f"{sign}{text}{decode}", shade(severity(row)), f"{results.say(row)}, case {row.case}")
+    decode = DECODE * explain.in_decode_only(row)
+    sign = "" if "inherited" in row.evidence else "✘ "
+    words = f"{explain.measured(row)}, case {row.case}"
+    return Cell(f"{sign}{text}{decode}", shade(severity(row)), words)
 
 
 class Panel(NamedTuple):

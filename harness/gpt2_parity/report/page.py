@@ -16,6 +16,7 @@ from gpt2_parity.report.runs import Run, made_with, merge, models, read
 from gpt2_parity.report.speed import contestants, speed
 from gpt2_parity.report.texts import texts
 from gpt2_parity.report.verdicts import STATES, Target, headline, matrix, targets, worst
+from gpt2_parity.verdict import explain
 
 
 def write(paths: Sequence[Path], out: Path) -> None:
@@ -33,7 +34,7 @@ def html(runs: Sequence[Run]) -> str:
         state=next(iter(judged.values()), "open"),
         states=STATES,
         headline=headline(judged) + but_for(rows),
-        notes=results.notes(rows),
+        notes=explain.notes(rows),
         models=models(runs),
         counts=results.headline(rows),
         targets=sorted(found, key=lambda target: list(STATES).index(target.state)),

@@ -1,7 +1,6 @@
 """Precision: what is declared, and what the products show."""
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,8 +27,7 @@ def precision(found: Sequence[Target]) -> list[Precision]:
             continue
         names: dict[str, list[str]] = defaultdict(list)
         for row in rows:
-            seen = re.match(r"measured (.+), declared", row.detail)
-            names[seen[1] if seen else "not measured"].append(row.scope)
+            names[row.evidence.get("measured", "not measured")].append(row.scope)
         measured = "; ".join(
             f"{name} in {len(scopes)} of {len(rows)} products" for name, scopes in names.items()
         )

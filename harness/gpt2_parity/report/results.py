@@ -1,90 +1,124 @@
-"""What a run left behind, read again from results.json, and the words in which it is told everywhere."""
+"""What a run left behind: results.json written and read, and its rows as a frame or a grid."""
 
-import math
-from collections import Counter
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from gpt2_parity.checks import CHECKS
-from gpt2_parity.checks.precision import WIDER
+import msgspec
+
+from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.contract.interface import CannotJudge
-from gpt2_parity.contract.rows import Results, Row, label
+from gpt2_parity.contract.rows import STATUSES, VERDICTS, Results, Row, label
 from gpt2_parity.files import strict_json
+from gpt2_parity.report import results_v1
+from gpt2_parity.verdict import explain
 
 if TYPE_CHECKING:  # pandas takes half a second to import; a verdict does not need it
     import pandas as pd
 
-SCHEMA = 1
+SCHEMA = 2
 NAME = "results.json"
 FILES = (NAME, "junit.xml", "report.md", "report.html")
 MOST = 60  # failures listed in a report; results.json has them all
-VERDICTS = ("pass", "fail", "known", "inconclusive", "unlocalised", "skipped")
+
+
+class RowEntry(msgspec.Struct, forbid_unknown_fields=True):
+    """A row as results.json has it; the fields are those of contract.rows.Row."""
+
+    implementation: str
+    device: str
+    dtype: str
+    model: str
+    case: str
+    check: str
+    scope: str
+    metric: str
+    value: float | None
+    limit: float | None
+    ratio: float | None
+    verdict: Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(VERDICTS)})$")]
+    status: Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(STATUSES)})$")]
+    blame: str
+    mistake: str
+    evidence: dict[str, Any]
+
+
+class Document(msgspec.Struct):
+    """results.json."""
+
+    schema: Literal[2]
+    environment: dict[str, Any]
+    rows: list[RowEntry]
+
+
+def encode(outcome: Results) -> str:
+    """results.json as text."""
+    document = {
+        "schema": SCHEMA,
+        "environment": outcome.environment,
+        "rows": [row._asdict() for row in outcome.rows],
+    }
+    text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "replace").decode()  # half a surrogate is not text
+
+
+def load(path: Path) -> Results:
+    """The results in a folder, or in a results.json of any name, of schema 2 or 1.
+
+    Raises CannotJudge where the file is missing, not JSON, of another schema or malformed.
+    """
+    path = path / NAME if path.is_dir() or not path.exists() else path
+    document = parse(path, (SCHEMA, results_v1.SCHEMA))
+    try:
+        if document["schema"] == results_v1.SCHEMA:
+            return results_v1.converted(document)
+        found = msgspec.convert(document, Document)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise CannotJudge(f"{path}: not results that a run writes ({error}); make them anew") from error
+    rows = [Row(**msgspec.structs.asdict(entry)) for entry in found.rows]
+    return Results(rows, found.environment)
+
+
+def parse(path: Path, schemas: Sequence[int]) -> dict[str, Any]:
+    """A JSON document of one of some schemas.
+
+    Raises CannotJudge where it is missing, not JSON, or of another schema.
+    """
+    try:
+        document = strict_json.read(path)
+    except FileNotFoundError as error:
+        remedy = "no such file; give the --out folder of a verify, gate or bench that has ended"
+        raise CannotJudge(f"{path}: {remedy}") from error
+    except (OSError, ValueError) as error:
+        raise CannotJudge(f"{path}: not readable results ({error})") from error
+    known = isinstance(document, dict) and type(document.get("schema")) is int
+    if not known or document["schema"] not in schemas:
+        raise CannotJudge(f"{path}: not results of schema {schemas[0]}; make them anew")
+    return dict(document)
 
 
 def read(directory: Path | str) -> "pd.DataFrame":
     """The rows of a run as a tidy frame, one row a measurement; frame.attrs has the environment.
 
-    Raises CannotJudge where results.json is missing, not JSON, or of another schema.
+    Two more columns have the words that reports use: detail, and diagnosis (why it fails).
+    Raises CannotJudge as load does.
     """
+    return frame(load(Path(directory)))
+
+
+def frame(outcome: Results) -> "pd.DataFrame":
+    """The same of results at hand."""
     import pandas as pd
 
-    found = load(Path(directory))
     try:
-        frame = pd.DataFrame(found.rows, columns=list(Row._fields))
+        found = pd.DataFrame(outcome.rows, columns=list(Row._fields))
+        found["detail"] = [explain.detail(row) for row in outcome.rows]
+        found["diagnosis"] = [explain.diagnosis(row) for row in outcome.rows]
     except ValueError as error:
-        raise CannotJudge(f"{directory}: {NAME} holds what is no text ({error})") from error
-    frame.attrs.update(found.environment)
-    return frame
-
-
-def load(path: Path) -> Results:
-    """The results in a folder, or in a results.json of any name. Raises CannotJudge as read does."""
-    path = path / NAME if path.is_dir() or not path.exists() else path
-    document = parse(path, SCHEMA)
-    rows, made_with = document.get("rows"), document.get("environment")
-    if not isinstance(rows, list) or not isinstance(made_with, dict):
-        raise CannotJudge(f"{path}: lacks its rows or its environment; run parity verify --out anew")
-    for i, row in enumerate(rows):
-        if not isinstance(row, dict) or row.keys() != set(Row._fields):
-            raise CannotJudge(f"{path}: row {i} has not the columns {', '.join(Row._fields)}")
-        if not well_formed(Row(**row)):
-            raise CannotJudge(f"{path}: row {i} is none that a run writes")
-    return Results([Row(**row) for row in rows], made_with)
-
-
-def parse(path: Path, schema: int) -> dict[str, Any]:
-    """A JSON document of a schema. Raises CannotJudge where it is missing, not JSON, or another's."""
-    try:
-        document = strict_json.read(path)
-    except FileNotFoundError as error:
-        told = "no such file; give the --out folder of a verify, gate or bench that has ended"
-        raise CannotJudge(f"{path}: {told}") from error
-    except (OSError, ValueError) as error:
-        raise CannotJudge(f"{path}: not readable results ({error})") from error
-    known = isinstance(document, dict) and type(document.get("schema")) is int
-    if not known or document["schema"] != schema:
-        raise CannotJudge(f"{path}: not results of schema {schema}; make them anew")
-    return dict(document)
-
-
-def well_formed(row: Row) -> bool:
-    """Words where there are words, finite numbers or nothing where there are numbers."""
-    numbers = (row.value, row.limit, row.ratio)
-    words = (*row[:8], *row[11:])
-    return (
-        all(isinstance(word, str) for word in words)
-        and all(n is None or (type(n) in (int, float) and math.isfinite(n)) for n in numbers)
-        and row.verdict in VERDICTS
-    )
-
-
-def say(row: Row) -> str:
-    """What was measured and what was allowed, in a few words."""
-    if row.value is None:
-        return row.detail or "not measured"
-    allowed = "" if row.limit is None else f", allowed {row.limit:g}"
-    return f"{row.value:.4g} {row.metric.replace('_', ' ')}{allowed}"
+        raise CannotJudge(f"{NAME} holds what is not text ({error})") from error
+    found.attrs.update(outcome.environment)
+    return found
 
 
 def grid(rows: Iterable[Row]) -> dict[str, dict[str, str]]:
@@ -117,22 +151,6 @@ def headline(rows: list[Row]) -> str:
     return ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(sorted(verdicts)))
 
 
-def notes(rows: Sequence[Row]) -> list[str]:
-    """What a reader must know although it does not fail: known disagreements, and too wide products."""
-    wide = Counter(
-        (label(row), row.detail)
-        for row in rows
-        if row.check == "precision" and row.verdict == "pass" and row.detail.endswith(WIDER)
-    )
-    known = Counter(
-        (label(row), row.check, row.detail.partition(". ")[0].rstrip("."))
-        for row in rows
-        if row.verdict == "known"
-    )
-    told = [f"{name} {check}: {why} ({n} measurements)" for (name, check, why), n in known.items()]
-    return told + [f"{name} precision: {words} ({n} products)" for (name, words), n in wide.items()]
-
-
 def columns(rows: Iterable[Row]) -> list[str]:
     """The checks that have rows, in order of execution; what is no check (load, process) comes last."""
     seen = {row.check for row in rows}
@@ -140,20 +158,13 @@ def columns(rows: Iterable[Row]) -> list[str]:
 
 
 def greedy_texts(rows: Iterable[Row]) -> dict[str, str]:
-    """What each implementation said after the seed prompt, running freely."""
+    """What each implementation generates after the seed prompt, running freely."""
     wanted = ("seed", "free_running", "wrong_tokens")
-    return {label(row): row.detail for row in rows if (row.case, row.scope, row.metric) == wanted}
-
-
-def place(row: Row) -> str:
-    """Where a row was measured: check, case and scope."""
-    return " ".join(part for part in (row.check, row.case, row.scope) if part)
-
-
-def said(row: Row) -> str:
-    """What was measured, with the detail."""
-    return say(row) if row.value is None or not row.detail else f"{say(row)} ({row.detail})"
+    return {
+        label(row): explain.detail(row) for row in rows if (row.case, row.scope, row.metric) == wanted
+    }
 
 
 def pick(cells: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The cells of some checks, "" where there is none."""
     return [cells.get(name, "") for name in names]

@@ -37,7 +37,7 @@ def read(paths: Sequence[Path]) -> list[Run]:
 
 def read_bench(path: Path) -> dict[str, Any]:
     """bench.json. Raises CannotJudge where it is missing, damaged, or of another schema."""
-    document = results.parse(path, BENCH_SCHEMA)
+    document = results.parse(path, [BENCH_SCHEMA])
     rows = document.get("rows")
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and set(row) >= BENCH_KEYS for row in rows

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -21,14 +21,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from gpt2_parity.checks import CHECKS
+from gpt2_parity.checks.registry import CHECKS
+from gpt2_parity.contract.plan import Progress as Report
 from gpt2_parity.contract.rows import Results, Row, exit_code, label
 from gpt2_parity.report import results
-from gpt2_parity.run.runner import Progress as Report
 from gpt2_parity.verdict import explain
 
 if TYPE_CHECKING:  # what draws and what fetches is not needed for a verdict
-    from gpt2_parity.published.known_answers import Answer
     from gpt2_parity.report.compare import Comparison
 
 WORDS = {0: "[green]PASS[/green]", 1: "[bold red]FAIL[/bold red]", 2: "[yellow]NO VERDICT[/yellow]"}
@@ -83,7 +82,7 @@ def show(console: Console, found: Results) -> None:
         console.print(table)
     for name, text in results.greedy_texts(rows).items():
         console.print(f"  {escape(name):28} {escape(text)}", highlight=False, soft_wrap=True)
-    for name, told in explain.tell(rows).items():
+    for name, told in explain.paragraphs(rows).items():
         console.print(f"\n[bold red]{escape(name)}[/bold red]", highlight=False)
         for paragraph in told[:SHOWN]:
             console.print(f"  {escape(paragraph)}", highlight=False, soft_wrap=True)
@@ -91,11 +90,11 @@ def show(console: Console, found: Results) -> None:
             console.print(
                 f"  ... and {len(told) - SHOWN} more; results.json, which --out writes, has all of them"
             )
-    for line in results.notes(rows):
+    for line in explain.notes(rows):
         console.print(f"- {escape(line)}", highlight=False)
     for row in rows:
         if row.verdict == "skipped":
-            console.print(f"- {escape(label(row))}: {escape(row.detail)}", highlight=False)
+            console.print(f"- {escape(label(row))}: {escape(explain.detail(row))}", highlight=False)
     if (cuda := found.environment["cuda"]) != "present":
         console.print(f"  cuda: {cuda}", highlight=False, markup=False)
     console.print(f"  seed of the fresh tokens: {found.environment['seed']}", highlight=False)
@@ -128,7 +127,7 @@ def table_of(title: str, grid: Grid, names: Sequence[str]) -> Table:
     return table
 
 
-def answers(console: Console, title: str, found: Sequence["Answer"]) -> None:
+def answers(console: Console, title: str, found: Sequence[Any]) -> None:
     """Every fact with its source, what was expected, what was got, and the verdict; then the count."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("fact", "verdict", "expected", "got", "source"):

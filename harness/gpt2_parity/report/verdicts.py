@@ -48,7 +48,9 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     for style, (who, own) in enumerate(by_label.items()):
         failed = [row for row in own if row.verdict == "fail"]
         failed.sort(key=lambda row: (introduces(row), severity(row)), reverse=True)
-        listed = [(results.place(row), results.said(row)) for row in failed[: results.MOST]]
+        listed = [
+            (explain.location(row), explain.measured_and_seen(row)) for row in failed[: results.MOST]
+        ]
         more = len(failed) - len(listed)
         found.append(
             Target(
@@ -63,8 +65,7 @@ def gather(found: list[explain.Finding]) -> list[explain.Finding]:
     """Findings that one mistake explains as one, under the worst of them."""
     groups: dict[Any, list[explain.Finding]] = defaultdict(list)
     for i, finding in enumerate(found):
-        mistake, explains, _ = finding.why.partition(" explains it: ")
-        groups[mistake if explains else i].append(finding)
+        groups[finding.mistake or i].append(finding)
     heads = [
         max(group, key=lambda f: severity(f.worst) if f.worst else 0.0) for group in groups.values()
     ]
@@ -111,13 +112,13 @@ def share(rows: list[Row]) -> str:
     """The worst measurement by the share of its limit that it used."""
     judged = [row for row in rows if row.verdict in ("pass", "fail")]
     if not judged:
-        return rows[0].detail
+        return explain.detail(rows[0])
     ends = [row for row in judged if row.check in ("process", "load")]
     causes = [row for row in judged if row.verdict == "fail" and introduces(row)]
     row = max(ends or causes or judged, key=severity)
     check = row.check.replace("_", " ")
     if math.isinf(severity(row)):
-        return f"{check}: {row.detail}"
+        return f"{check}: {explain.detail(row)}"
     return f"{times(severity(row))}: {check} {row.case} {row.scope}".rstrip()
 
 

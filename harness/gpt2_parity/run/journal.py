@@ -15,6 +15,7 @@ that is what makes a run resumable.
 from collections.abc import Sequence
 from typing import Any
 
+from gpt2_parity.checks.registry import CAPABILITIES
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.plan import CaseShape, Plan
@@ -52,11 +53,12 @@ class RunState:
             case "begin":
                 self._begin(Target(*data["target"]))
             case "plan":
-                self.plan = Plan.heard(self.hparams, self.cases, data)
+                offers = tuple(each for each in CAPABILITIES if each.name in data["offers"])
+                self.plan = Plan(self.hparams, self.cases, tuple(data["taps"]), offers)
             case "checking":
                 self.checking = data["check"]
             case "measured":
-                self.measured.append((data["check"], Measurement(*data["measurement"])))
+                self.measured.append((data["check"], Measurement(**data["measurement"])))
             case "error":
                 self.errors[data["check"]] = data["message"]
             case "checked":
@@ -67,7 +69,9 @@ class RunState:
             case "end":
                 self._close("")
             case "lost":
-                self._lose(data["target"] and Target(*data["target"]), data["message"])
+                self._lose(
+                    data["target"] and Target(*data["target"]), data["message"], data.get("since", "")
+                )
             case _:
                 raise ValueError(f"unknown event {event!r}")
 
@@ -80,8 +84,11 @@ class RunState:
             self._clear()
         self.current = target
 
-    def _close(self, lost: str) -> None:
-        """Judge the current target; lost says what ended it early, if anything did."""
+    def _close(self, lost: str, since: str = "") -> None:
+        """Judge the current target.
+
+        lost: what ended it early, if anything did; since: the check from which on nothing worked.
+        """
         target = self.current or Target("", "")
         judge = Judge(self.name, target, self.model)
         if self.plan is None:
@@ -89,12 +96,13 @@ class RunState:
         else:
             self.rows += judge.rows(self.plan, self.measured, self.errors, lost)
             if lost:
-                self.rows.append(judge.failure("process", lost))
+                when = {"since": since} if since else {"during": self.checking}
+                self.rows.append(judge.failure("process", lost, **when))
         self.ended.append(target)
         self.current = None
         self._clear()
 
-    def _lose(self, target: Target | None, message: str) -> None:
+    def _lose(self, target: Target | None, message: str, since: str) -> None:
         if target in self.ended:  # its checks had all been made when the process failed
             judge = Judge(self.name, target, self.model)
             self.rows.append(judge.failure("process", message))
@@ -102,7 +110,7 @@ class RunState:
         if target is None:
             self.over = True
         self.current = target
-        self._close(message)
+        self._close(message, since)
 
     def left(self, wanted: Sequence[Target]) -> list[Target] | None:
         """The targets still to be examined, of those wanted (all, if none are); None: not known yet."""
@@ -117,8 +125,7 @@ class RunState:
         ]
 
     def skip(self, targets: Sequence[Target]) -> None:
-        """Say that none of the targets asked for is offered: a row that is neither pass nor fail."""
-        offered = ", ".join(map(str, self.offered or ()))
+        """Record that none of the targets asked for is offered: a row that is neither pass nor fail."""
         for target in targets:
             judge = Judge(self.name, target, self.model)
-            self.rows.append(judge.skipped(f"skipped: {target} is not offered (offered: {offered})"))
+            self.rows.append(judge.skipped(self.offered or ()))

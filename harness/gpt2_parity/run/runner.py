@@ -11,7 +11,7 @@ import re
 import shlex
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from gpt2_parity import __version__
 from gpt2_parity.contract.interface import CannotJudge, Target
+from gpt2_parity.contract.plan import Progress
 from gpt2_parity.contract.rows import Results
 from gpt2_parity.files import atomic, digest, safetensors_mmap, strict_json
 from gpt2_parity.implementation.discovery import Found
@@ -31,8 +32,6 @@ from gpt2_parity.run import supervisor
 from gpt2_parity.run.journal import RunState
 from gpt2_parity.run.supervisor import Limits
 from gpt2_parity.verdict import known_failures
-
-Progress = Callable[[str, str, int], None]  # implementation, target or "", checks done
 
 
 def silent(name: str, target: str, done: int) -> None:

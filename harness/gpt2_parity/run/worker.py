@@ -1,4 +1,4 @@
-"""The process in which one implementation runs: python -m harness.worker JOB.json LIFELINE
+"""The process in which one implementation runs: python -m gpt2_parity.run.worker JOB.json LIFELINE
 
 It measures and writes what it measured, line by line, into a journal that its parent reads; it
 judges nothing. A crash here is that implementation's verdict, and the journal keeps what came before.
@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import psutil
 
-from gpt2_parity.checks import CHECKS
+from gpt2_parity.checks.registry import CAPABILITIES, CHECKS
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import ContractBroken, Target
 from gpt2_parity.contract.plan import Plan
+from gpt2_parity.contract.rows import plain
 from gpt2_parity.files import safetensors_mmap
 from gpt2_parity.implementation import discovery, signatures
 from gpt2_parity.implementation.loaded import Loaded
@@ -29,7 +30,6 @@ from gpt2_parity.model.tokenizer import tokenizer_of
 from gpt2_parity.reference.records import Record
 
 Journal = Callable[..., None]
-SINCE = "raises at whatever it is asked since the check "
 FRAMEWORKS = ("numpy", "jax", "torch", "tensorflow", "tensorflow-cpu")
 ENGINES = (
     *("transformers", "ctranslate2", "llama-cpp-python", "onnxruntime", "tinygrad", "keras-hub"),
@@ -73,7 +73,7 @@ def run(job: dict[str, Any], journal: Journal) -> None:
     """Introduce the implementation, then measure it on each target."""
     try:
         impl = discovery.Found(**job["implementation"]).load()
-        offered = signatures.check(impl)
+        offered = signatures.check(impl, CAPABILITIES)
     except BaseException as error:
         journal("broken", message=explain(error))
         raise
@@ -114,7 +114,7 @@ def measure(
     """
     try:
         loaded = Loaded.load(impl, target, weights, hparams, records, decode)
-        plan = loaded.plan()
+        plan = loaded.plan(CAPABILITIES)
     except (Exception, SystemExit) as error:
         journal("broken", message=explain(error))
         return True
@@ -127,12 +127,12 @@ def measure(
         try:
             with np.errstate(all="ignore"):  # an implementation may have made NumPy raise
                 for measurement in check.measure(loaded, plan):
-                    journal("measured", check=name, measurement=measurement)
+                    journal("measured", check=name, measurement=plain(measurement._asdict()))
                     works = True
         except (Exception, SystemExit) as error:
             journal("error", check=name, message=explain(error))
             if works and (now := loaded.broken()):
-                journal("lost", target=target, message=f"{SINCE}{name.replace('_', ' ')}: {now}")
+                journal("lost", target=target, message=now, since=name)
                 return False
         journal("checked", check=name)
     return True
@@ -140,7 +140,7 @@ def measure(
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:
     """What the implementation says about itself; the parent knows the rest of the plan."""
-    return {"taps": plan.taps, "generates": plan.generates, "differentiates": plan.differentiates}
+    return {"taps": plan.taps, "offers": [capability.name for capability in plan.offers]}
 
 
 def explain(error: BaseException) -> str:

@@ -1,32 +1,34 @@
 """The one place that judges: what was expected and what was measured go in, rows come out.
 
-A row is one expected measurement with its verdict:
+Verdicts of a row, one for each expected measurement and for everything else that came:
 
     pass           within its limit
     fail           beyond it, NaN, missing, or lost to an error or a crash
-    known          a failure that the ledger of known disagreements has, no further than it allows
+    known          a failure that the ledger of known failures allows, and no further than it allows
     inconclusive   the evidence cannot decide (near-ties); neither a pass nor a fail
-    unlocalised    what a tap that the implementation does not offer would have shown was not looked at
+    unlocalised    a tap that the implementation does not offer would have shown it
     skipped        a target that this implementation does not offer
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
-from gpt2_parity.checks import CHECKS, weights
+from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.contract.architecture import tap_names
 from gpt2_parity.contract.interface import Target
-from gpt2_parity.contract.limits import limit
+from gpt2_parity.contract.limits import Limit, limit_of
 from gpt2_parity.contract.plan import Key, Plan
-from gpt2_parity.contract.rows import Measurement, Row
-from gpt2_parity.verdict.attribution import NAN, blame, untapped
+from gpt2_parity.contract.rows import Measurement, Row, plain
+from gpt2_parity.verdict.attribution import blame
 
 Expected = dict[str, list[Key]]  # by check
+NO_LIMIT = "it has no limit, so it cannot be judged"
 
 
 def expected(plan: Plan) -> Expected:
-    """Everything that a run must measure. Raises ValueError where a key would be there twice."""
+    """Everything that a run must measure. Raises ValueError where a check promises a key twice."""
     keys = {name: list(check.expected(plan)) for name, check in CHECKS.items()}
     for name, wanted in keys.items():
         if len(set(wanted)) != len(wanted):
@@ -64,74 +66,94 @@ class Judge:
         rows = []
         for check, keys in expected(plan).items():
             for key in keys:
-                got = found.pop((check, key), [])
-                reason = errors.get(check) or lost or untapped(check, key, tapped)
-                rows.append(self._row(check, key, got, reason))
+                if got := found.pop((check, key), []):
+                    rows.append(self._row(check, key, got))
+                else:
+                    status, evidence = absence(check, key, errors, lost, tapped)
+                    rows.append(self._fail(check, key, status, evidence))
             if check in errors and not any(row.verdict == "fail" for row in rows if row.check == check):
                 rows.append(self.failure(check, errors[check]))
-        for (check, key), _ in found.items():
+        for check, key in found:
             known = check == "activations" and key[1] in tap_names(plan.hparams.n_layer)
-            why = "it is tapped, but TAPS does not promise it" if known else "names must match exactly"
-            rows.append(self._fail(check, key, f"measured but not expected: {why}"))
-        return blame(rows, f"missing: {lost}" if lost else "") + self._unlocalised(plan)
+            reason = "not_promised" if known else "unknown_name"
+            rows.append(self._fail(check, key, "unexpected", {"reason": reason}))
+        return blame(rows) + self._unseen(plan)
 
-    def failure(self, check: str, reason: str) -> Row:
+    def failure(self, check: str, error: str, **evidence: Any) -> Row:
         """A failure that belongs to no single measurement."""
-        return self._fail(check, ("", "", ""), reason)
+        return self._fail(check, ("", "", ""), "error", {"error": error, **evidence})
 
-    def skipped(self, reason: str) -> Row:
+    def skipped(self, offered: Iterable[Target]) -> Row:
         """A target that was asked for and is not offered."""
-        return self._plain("", "load", "", "skipped", reason)
+        evidence = {"offered": [str(target) for target in offered]}
+        return self._plain(("", "", ""), "load", "skipped", "not_asked", evidence)
 
-    def _plain(self, case: str, check: str, scope: str, verdict: str, detail: str) -> Row:
+    def _plain(
+        self, key: Key, check: str, verdict: str, status: str, evidence: Mapping[str, Any]
+    ) -> Row:
         """A row without figures."""
-        key = (case, check, scope, "")
-        return Row(
-            *self.identity, *key, None, None, None, verdict, blame="", diagnosis="", detail=detail
-        )
-
-    def _row(self, check: str, key: Key, got: list[Measurement], reason: str) -> Row:
-        if not got:
-            return self._fail(check, key, f"missing: {reason}")
-        if len(got) > 1:
-            return self._fail(check, key, f"measured {len(got)} times")
-        value, detail, metric = float(got[0].value), got[0].detail, key[2]
-        if math.isnan(value):
-            row = self._fail(check, key, f"{NAN}: a comparison with NaN is no agreement. {detail}")
-            return row._replace(diagnosis=got[0].diagnosis)
-        if metric == "near_ties":
-            row = self._plain(key[0], check, key[1], "inconclusive" if value else "pass", detail)
-            return row._replace(metric=metric, value=value)
-        found = limit(check, key[1], metric, self.dtype)
-        if found is None:
-            return self._fail(check, key, "it has no limit, so it cannot be judged")
-        most = found.most
-        ratio = max(0.0, value) / most if most else (0.0 if value == 0 else None)
-        verdict = "fail" if not value <= most else "pass" if got[0].conclusive else "inconclusive"
-        if not math.isfinite(value):
-            detail = f"infinite. {detail}"
-        return self._plain(key[0], check, key[1], verdict, detail)._replace(
-            metric=metric,
-            value=value if math.isfinite(value) else None,
-            limit=most,
-            ratio=ratio if ratio is not None and math.isfinite(ratio) else None,
-            diagnosis=got[0].diagnosis,
-        )
-
-    def _fail(self, check: str, key: Key, detail: str) -> Row:
         case, scope, metric = key
-        found = limit(check, scope, metric, self.dtype) if scope else None
-        row = self._plain(case, check, scope, "fail", detail)
-        return row._replace(metric=metric, limit=found.most if found else None)
+        return Row(
+            *self.identity, case, check, scope, metric, None, None, None, verdict, status,
+            blame="", mistake="", evidence=plain(evidence),
+        )  # fmt: skip
 
-    def _unlocalised(self, plan: Plan) -> list[Row]:
+    def _row(self, check: str, key: Key, got: list[Measurement]) -> Row:
+        if len(got) > 1:
+            return self._fail(check, key, "unexpected", {"times": len(got)})
+        value, evidence = float(got[0].value), got[0].evidence
+        limit = self._limit(check, key)
+        if limit is None:
+            return self._fail(check, key, "error", {"error": NO_LIMIT})
+        if math.isnan(value):
+            return self._fail(check, key, "nan", evidence)._replace(mistake=got[0].mistake)
+        finite = math.isfinite(value)
+        verdict = "fail" if not value <= limit.most else "pass" if got[0].conclusive else "inconclusive"
+        row = self._plain(key, check, verdict, "measured" if finite else "infinite", evidence)
+        return row._replace(
+            value=value if finite else None,
+            limit=limit.most if math.isfinite(limit.most) else None,
+            ratio=share(value, limit) if finite else None,
+            mistake=got[0].mistake,
+        )
+
+    def _limit(self, check: str, key: Key) -> Limit | None:
+        _, scope, metric = key
+        limits = CHECKS[check].limits if check in CHECKS else {}
+        return limit_of(limits, scope, metric, self.dtype)
+
+    def _fail(self, check: str, key: Key, status: str, evidence: Mapping[str, Any]) -> Row:
+        row = self._plain(key, check, "fail", status, evidence)
+        limit = self._limit(check, key) if key[1] else None
+        return row._replace(limit=limit.most if limit and math.isfinite(limit.most) else None)
+
+    def _unseen(self, plan: Plan) -> list[Row]:
         """A row for every tap that this implementation does not offer, and what rests on it alone."""
-        silent = [name for name in tap_names(plan.hparams.n_layer) if name not in plan.taps]
-        detail = "no tap: an error in this operation could not be localised"
-        found = [self._plain("", "activations", name, "unlocalised", detail) for name in silent]
-        if "embed" in silent and not weights.expected(plan):
-            detail = (
-                "no tap embed: only of a model as small as micro is every row of wte and wpe looked up"
-            )
-            found.append(self._plain("", "weights", "embed", "unlocalised", detail))
-        return found
+        return [
+            self._plain(("", scope, ""), name, "unlocalised", "not_asked", {})
+            for name, check in CHECKS.items()
+            if check.unseen
+            for scope in check.unseen(plan)
+        ]
+
+
+def share(value: float, limit: Limit) -> float | None:
+    """The share of the limit that a value uses; None beyond a limit of zero, or without one."""
+    if math.isinf(limit.most):
+        return None
+    if limit.most == 0:
+        return 0.0 if value == 0 else None
+    return max(0.0, value) / limit.most
+
+
+def absence(
+    check: str, key: Key, errors: Mapping[str, str], lost: str, tapped: Collection[str]
+) -> tuple[str, dict[str, Any]]:
+    """Status and evidence of a measurement that never came."""
+    if check in errors:
+        return "error", {"error": errors[check]}
+    if lost:
+        return "lost", {"error": lost}
+    if check == "local" and key[1] in {*tapped, "logits"}:
+        return "missing", {"reason": "input_not_tapped"}
+    return "missing", {}

@@ -94,9 +94,10 @@ def apply(rows: Sequence[Row], ledger: Sequence[Known]) -> list[Row]:
 def accept(row: Row, known: Known) -> Row:
     """A failure as the ledger has it: known, or, where it has grown, still a failure that says so."""
     if size(row) <= known.at_most:
-        return row._replace(verdict="known", detail=f"known: {known.reason}. {row.detail}".strip())
-    grown = f"beyond the {known.at_most:g} limits of the ledger's line {known.line}. {row.detail}"
-    return row._replace(detail=grown.strip())
+        evidence = {**row.evidence, "known": {"reason": known.reason, "line": known.line}}
+        return row._replace(verdict="known", evidence=evidence)
+    beyond = {"line": known.line, "at_most": known.at_most}
+    return row._replace(evidence={**row.evidence, "beyond": beyond})
 
 
 def size(row: Row) -> float:
@@ -110,9 +111,8 @@ def complain(rows: Iterable[Row], known: Known) -> Row | None:
     """A failure for a line that nothing needed, where its target was examined."""
     for row in rows:
         if label(row) == known.target and row.verdict != "skipped":
-            judge = Judge.of(row)
-            text = f"line {known.line} is out of date: no failure of {' | '.join(known.id)}; remove it"
-            return judge.failure("ledger", text)
+            stale = {"line": known.line, "id": list(known.id)}
+            return Judge.of(row).failure("ledger", "out of date", stale=stale)
     return None
 
 

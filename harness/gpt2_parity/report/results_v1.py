@@ -1,0 +1,76 @@
+"""results.json of schema 1, as this project wrote it until 2026-11: facts stood in sentences there.
+
+They are read back as far as reports need them; what is not recognised stays a text.
+"""
+
+from typing import Any
+
+import msgspec
+
+from gpt2_parity.contract.rows import Evidence, Results, Row
+
+SCHEMA = 1
+EXPLAINS = " explains it: "
+STATUS = {
+    "missing: ": "missing",
+    "NaN": "nan",
+    "infinite. ": "infinite",
+    "measured but not": "unexpected",
+}
+
+
+class RowEntry(msgspec.Struct, forbid_unknown_fields=True):
+    """A row of schema 1."""
+
+    implementation: str
+    device: str
+    dtype: str
+    model: str
+    case: str
+    check: str
+    scope: str
+    metric: str
+    value: float | None
+    limit: float | None
+    ratio: float | None
+    verdict: str
+    blame: str
+    diagnosis: str
+    detail: str
+
+
+class Document(msgspec.Struct):
+    """The file."""
+
+    environment: dict[str, Any]
+    rows: list[RowEntry]
+
+
+def converted(document: dict[str, Any]) -> Results:
+    """The results in a document of schema 1. Raises msgspec.ValidationError for a malformed one."""
+    found = msgspec.convert(document, Document)
+    return Results([row_of(entry) for entry in found.rows], found.environment)
+
+
+def row_of(entry: RowEntry) -> Row:
+    """A row of today from one of schema 1."""
+    fields = msgspec.structs.asdict(entry)
+    old, why = fields.pop("detail"), fields.pop("diagnosis")
+    mistake = why.partition(":")[0] if EXPLAINS in why else ""
+    return Row(**fields, status=status(entry), mistake=mistake, evidence=evidence(old, why))
+
+
+def status(entry: RowEntry) -> str:
+    """What became of the measurement, by how the sentence began."""
+    if entry.value is not None:
+        return "measured"
+    if entry.verdict in ("unlocalised", "skipped"):
+        return "not_asked"
+    begun = (name for words, name in STATUS.items() if entry.detail.startswith(words))
+    return next(begun, "measured" if entry.verdict == "pass" else "error")
+
+
+def evidence(old: str, why: str) -> Evidence:
+    """The sentences, kept as they were."""
+    found: Evidence = {"version_1": old} if old else {}
+    return found | ({"version_1_diagnosis": why} if why else {})
