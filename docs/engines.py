@@ -39,10 +39,13 @@ Written by docs/engines.py, which `nox -s engines` runs; do not edit. Every engi
 weights from the same checkpoint and was judged as any implementation is (`parity verify --impl NAME`),
 declared `cpu-float32`.
 
-*Worst share of a limit*: the measurement that came nearest to its limit, or went furthest beyond it.
-*Not localised*: operations whose result the engine does not show, so that an error in one could not be
-blamed on it. A black box that is wrong is diagnosed as a whole, by evaluating GPT-2 with one known
-mistake in every layer.
+| column | meaning |
+| --- | --- |
+| worst share of a limit | the measurement that came nearest to its limit, or went furthest beyond it |
+| not localised | operations whose result the engine does not show: no error can be blamed on them |
+
+A black box that is wrong is diagnosed as a whole, by evaluating GPT-2 with one known mistake in
+every layer.
 """
 
 
