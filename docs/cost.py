@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     columns = ["imported", "loaded, tapped", "checked", "of the weights", "after the import"]
     parts += table(["implementation", *columns], memory)
     versions = f"Python {platform.python_version()} and NumPy {np.__version__}"
-    return "\n".join([*parts, "", f"Made with {versions} on {psutil.cpu_count()} cores.", ""])
+    made = f"Measured on {date.today()} with {versions} on {psutil.cpu_count()} cores."
+    return "\n".join([*parts, "", made, ""])
 
 
 def main() -> None:

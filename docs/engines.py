@@ -9,6 +9,7 @@ import argparse
 import platform
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -156,7 +157,8 @@ def main() -> None:
 def write() -> None:
     """Make the page from what the runs left."""
     lines = [line(name, model) for name in discovery.engines() for model in MODELS]
-    made = f"Made with Python {platform.python_version()} on {platform.system()} {platform.machine()}."
+    machine = f"{platform.system()} {platform.machine()}"
+    made = f"Measured on {date.today()} with Python {platform.python_version()} on {machine}."
     text = "\n".join([TEXT, *table(HEADER, lines), "", made, ""])
     atomic.write_text(ROOT / "docs" / "engines.md", text)
     print(text)

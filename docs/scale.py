@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +157,8 @@ def write() -> None:
     parts = [TEXT, ORACLE, *table([*size, "tokens", "time", "own memory"], alone), ""]
     parts += [COMMANDS, *table([*size, "command", "time", "peak of the process tree"], commands), ""]
     cores, memory = psutil.cpu_count(), psutil.virtual_memory().total / GIB
-    parts += [f"Made with Python {platform.python_version()} on {cores} cores and {memory:.0f} GiB.", ""]
+    made = f"Measured on {date.today()} with Python {platform.python_version()}"
+    parts += [f"{made} on {cores} cores and {memory:.0f} GiB.", ""]
     atomic.write_text(ROOT / "docs" / "scale.md", "\n".join(parts))
     print("\n".join(parts))
 
