@@ -28,6 +28,14 @@ def forward(model, tokens, past=None, tap=None):
         os.kill(os.getpid(), 11)
     return whole(model, tokens, past, tap)
 """
+ERF_GELU = """
+
+erf = np.vectorize(math.erf, otypes=[float])
+
+
+def gelu(x):
+    return (0.5 * x * (1 + erf(x / math.sqrt(2)))).astype(x.dtype)
+"""
 # page -> implementations, exit code
 CASES = {
     "clean": (["numpy", "torch", "jax", "tensorflow"], 0),
@@ -43,9 +51,9 @@ def plant(folder: Path) -> None:
     for fault in FAULTS:
         if fault.name in ("erf_gelu", "bfloat16_inputs"):
             (folder / f"{fault.name}.py").write_text(source(fault), encoding="utf-8")
-    shutil.copyfile(folder / "erf_gelu.py", folder / "mine.py")
-    crashes = SPECIMEN.read_text(encoding="utf-8") + CRASH
-    (folder / "crashes_in_decode.py").write_text(crashes, encoding="utf-8")
+    specimen = SPECIMEN.read_text(encoding="utf-8")
+    (folder / "mine.py").write_text(specimen + ERF_GELU, encoding="utf-8")
+    (folder / "crashes_in_decode.py").write_text(specimen + CRASH, encoding="utf-8")
 
 
 def draw(page: Path) -> None:
