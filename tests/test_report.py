@@ -478,9 +478,8 @@ def test_the_schema_has_the_columns_and_verdicts_and_refuses_others(runs):
 
 def test_the_code_of_reading_results_runs(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("DIR").symlink_to(runs["fault"])
     text = (DOCS / "reading_results.md").read_text(encoding="utf-8")
-    scope = {}
+    scope = {"DIR": runs["fault"]}
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == 7
     for block in blocks:
