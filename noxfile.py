@@ -96,18 +96,20 @@ def faults(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def gallery(session: nox.Session) -> None:
-    """Make the reports in docs/gallery/ anew, by real runs."""
+    """Make example reports in out/gallery by real runs; `-- --picture` for the README's picture."""
     install(session)
-    session.run("python", "tests/gallery.py", env=QUIET)
+    session.run("python", "tests/gallery.py", *session.posargs, env=QUIET)
 
 
 @nox.session(default=False)
 def browser(session: nox.Session) -> None:
-    """Open the gallery in headless Chromium and look; skipped where there is no Chromium."""
+    """Open the pages of `nox -s gallery` in headless Chromium and look; skipped without Chromium."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         session.skip("no chromium and chromedriver here (Debian: chromium, chromium-driver)")
     install(session, "browser", extras=())
-    pages = session.posargs or sorted(map(str, Path("docs/gallery").glob("*.html")))
+    pages = session.posargs or sorted(map(str, Path("out/gallery").glob("*.html")))
+    if not pages:
+        session.error("no pages in out/gallery; make them with: nox -s gallery")
     session.run("python", "tests/browser.py", *pages, "--shots", "out/browser")
 
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -42,22 +43,22 @@ LISTED = ", ".join(CHECKED)
 GIB = 2**30
 TEXT = f"""# What a verification costs
 
-Written by docs/cost.py, which `nox -s cost` runs; do not edit. The checks {LISTED}
-on {MODEL} with {TOKENS} tokens, golden at hand, float32 on CPU. Seconds are medians of {ROUNDS} rounds,
-in which the implementation's tapped forward pass, one of the float64 oracle and the checks took turns,
-each twice in a row, of which the second was timed; *share* is what the checks took of four tapped
-passes and one of the oracle, a median of the rounds'.
+Written by docs/cost.py, which `nox -s cost` runs; do not edit. The checks {LISTED} on {MODEL} with
+{TOKENS} tokens, golden at hand, float32 on a CPU. Seconds are medians of {ROUNDS} rounds. In each
+round the implementation's tapped forward pass, the float64 oracle and the checks take turns, each
+twice in a row; the second is timed. *share* is the time of the checks divided by that of four
+tapped passes and one of the oracle, the median of the rounds.
 
-Two passes of the implementation are in it, one with taps and one without, and one of the oracle, for
-*local* computes every operation anew. The rest is mostly the bound of rounding: a second product, in
-float32, for every one that is judged.
+The checks include two passes of the implementation, one with taps and one without, and one of the
+oracle, because *local* recomputes every operation. The rest is mostly the rounding bound: a second
+product, in float32, for every one that is judged.
 """
 MEMORY = """
-Memory is the peak in GiB (VmHWM) once the framework is imported, while the model is loaded and one
-tapped pass made, and while the checks run once; the last columns have the greatest of these in
-weights, which are {weights:.2f}, and what of it came after the import: the verification's own, with the
-weights themselves. Who keeps the arrays that load() was given has them mapped; who copies them has both
-for as long as load() takes, and its copies afterwards. Checks map a weight at a time in each thread.
+Memory is the peak in GiB (VmHWM) after the framework is imported, while the model is loaded and one
+tapped pass made, and while the checks run once. The last columns give the greatest of these as a
+multiple of the weights ({weights:.2f} GiB), and the part of it that came after the import. An
+implementation that keeps the arrays given to load() has them mapped; one that copies them holds
+both while load() runs. The checks map one weight at a time in each thread.
 """
 
 
@@ -133,7 +134,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     columns = ["imported", "loaded, tapped", "checked", "of the weights", "after the import"]
     parts += table(["implementation", *columns], memory)
     versions = f"Python {platform.python_version()} and NumPy {np.__version__}"
-    return "\n".join([*parts, "", f"Made with {versions} on {psutil.cpu_count()} cores.", ""])
+    made = f"Measured on {date.today()} with {versions} on {psutil.cpu_count()} cores."
+    return "\n".join([*parts, "", made, ""])
 
 
 def main() -> None:

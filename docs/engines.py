@@ -9,6 +9,7 @@ import argparse
 import platform
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,10 +40,13 @@ Written by docs/engines.py, which `nox -s engines` runs; do not edit. Every engi
 weights from the same checkpoint and was judged as any implementation is (`parity verify --impl NAME`),
 declared `cpu-float32`.
 
-*Worst share of a limit*: the measurement that came nearest to its limit, or went furthest beyond it.
-*Not localised*: operations whose result the engine does not show, so that an error in one could not be
-blamed on it. A black box that is wrong is diagnosed as a whole, by evaluating GPT-2 with one known
-mistake in every layer.
+| column | meaning |
+| --- | --- |
+| worst share of a limit | the measurement that came nearest to its limit, or went furthest beyond it |
+| not localised | operations whose result the engine does not show: no error can be blamed on them |
+
+A black box that is wrong is diagnosed as a whole, by evaluating GPT-2 with one known mistake in
+every layer.
 """
 
 
@@ -153,7 +157,8 @@ def main() -> None:
 def write() -> None:
     """Make the page from what the runs left."""
     lines = [line(name, model) for name in discovery.engines() for model in MODELS]
-    made = f"Made with Python {platform.python_version()} on {platform.system()} {platform.machine()}."
+    machine = f"{platform.system()} {platform.machine()}"
+    made = f"Measured on {date.today()} with Python {platform.python_version()} on {machine}."
     text = "\n".join([TEXT, *table(HEADER, lines), "", made, ""])
     atomic.write_text(ROOT / "docs" / "engines.md", text)
     print(text)

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -38,24 +39,26 @@ GIB = 2**30
 TEXT = """# Memory and time
 
 Written by docs/scale.py, which `nox -s scale` runs; do not edit. Times are of one run on a machine
-that may have done other things besides: how they grow is what they tell. Memory is the peak of what
-was seen ten times a second.
+that may have been busy: look at how they grow. Memory is the peak of what was seen ten times a
+second.
 """
 ORACLE = """## The float64 oracle
 
-All weights stay in the mapped file; *own memory* is all that the process has besides (RssAnon),
-NumPy itself included. It is bounded by the 8,192 rows of wte that the head converts at a time, or
-by one layer's largest matrix in float64, plus the activations of one operation and, at the end, the
-logits: not by n_layer. Time is bounded by float64 products for many tokens, and for few by reading
-every weight and converting it (from the disk the first time, which for some sizes is the first row).
+All weights stay in the mapped file; *own memory* is all other memory of the process (RssAnon),
+NumPy included. It is bounded by the 8,192 rows of wte that the head converts at a time, or by one
+layer's largest matrix in float64, plus the activations of one operation and, at the end, the
+logits. It does not grow with n_layer. For many tokens, float64 products take the time; for few,
+reading and converting every weight does (from the disk the first time, which for some sizes is the
+first row).
 """
 COMMANDS = """## The commands
 
 Peak memory of the whole process tree (PSS: a page that several processes map counts once). The
 golden of a generated model has three cases, of 1, 48 and 128 tokens; `verify` adds 48 fresh ones,
-and runs NumPy and PyTorch in float32, one after the other, on the same mapped weights. Golden was
-bounded by TensorFlow, which had copies of the weights when this was measured; its time by 33
-evaluations of each case side by side (the truth, and eight draws of the noise at four precisions).
+and runs NumPy and PyTorch in float32, one after the other, on the same mapped weights. The memory
+of `golden build` was TensorFlow's, which held copies of the weights when this was measured; its
+time was that of 33 evaluations of each case side by side (the truth, and eight draws of the noise
+at four precisions).
 """
 
 
@@ -154,7 +157,8 @@ def write() -> None:
     parts = [TEXT, ORACLE, *table([*size, "tokens", "time", "own memory"], alone), ""]
     parts += [COMMANDS, *table([*size, "command", "time", "peak of the process tree"], commands), ""]
     cores, memory = psutil.cpu_count(), psutil.virtual_memory().total / GIB
-    parts += [f"Made with Python {platform.python_version()} on {cores} cores and {memory:.0f} GiB.", ""]
+    made = f"Measured on {date.today()} with Python {platform.python_version()}"
+    parts += [f"{made} on {cores} cores and {memory:.0f} GiB.", ""]
     atomic.write_text(ROOT / "docs" / "scale.md", "\n".join(parts))
     print("\n".join(parts))
 

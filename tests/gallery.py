@@ -1,8 +1,10 @@
-"""The reports in docs/gallery/, made by real runs: `nox -s gallery`.
+"""Make example reports in out/gallery by real runs: python tests/gallery.py [--picture]
 
 What each is to show is planted here; the exit code of each run is known beforehand and demanded.
+With --picture the README's picture is taken anew, by headless Chromium.
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,9 @@ from pathlib import Path
 
 from faults import FAULTS, SPECIMEN, source
 
-GALLERY = Path(__file__).parent.parent / "docs" / "gallery"
+ROOT = Path(__file__).parent.parent
+GALLERY = ROOT / "out" / "gallery"
+PICTURE = ROOT / "docs" / "images" / "planted_fault.png"
 CRASH = """
 
 whole = forward
@@ -24,12 +28,21 @@ def forward(model, tokens, past=None, tap=None):
         os.kill(os.getpid(), 11)
     return whole(model, tokens, past, tap)
 """
+ERF_GELU = """
+
+erf = np.vectorize(math.erf, otypes=[float])
+
+
+def gelu(x):
+    return (0.5 * x * (1 + erf(x / math.sqrt(2)))).astype(x.dtype)
+"""
 # page -> implementations, exit code
 CASES = {
     "clean": (["numpy", "torch", "jax", "tensorflow"], 0),
     "planted_fault": (["erf_gelu.py", "numpy"], 1),
     "precision_mismatch": (["bfloat16_inputs.py", "numpy"], 1),
     "crashed_backend": (["crashes_in_decode.py", "numpy"], 1),
+    "mine": (["mine.py"], 1),  # the README's picture
 }
 
 
@@ -38,11 +51,23 @@ def plant(folder: Path) -> None:
     for fault in FAULTS:
         if fault.name in ("erf_gelu", "bfloat16_inputs"):
             (folder / f"{fault.name}.py").write_text(source(fault), encoding="utf-8")
-    crashes = SPECIMEN.read_text(encoding="utf-8") + CRASH
-    (folder / "crashes_in_decode.py").write_text(crashes, encoding="utf-8")
+    specimen = SPECIMEN.read_text(encoding="utf-8")
+    (folder / "mine.py").write_text(specimen + ERF_GELU, encoding="utf-8")
+    (folder / "crashes_in_decode.py").write_text(specimen + CRASH, encoding="utf-8")
+
+
+def draw(page: Path) -> None:
+    """The head of a page as the README's picture. Needs chromium (Debian's package of that name)."""
+    window = ["--hide-scrollbars", "--window-size=1200,820"]
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", *window]
+    subprocess.run([*command, f"--screenshot={PICTURE}", page.as_uri()], check=True)
+    print(f"written: {PICTURE.relative_to(ROOT)}")
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--picture", action="store_true", help="take the README's picture anew")
+    picture = parser.parse_args().picture
     GALLERY.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -55,7 +80,9 @@ def main() -> None:
             if done.returncode != code:
                 sys.exit(f"{page}: exit code {done.returncode}, expected {code}; nothing was copied")
             shutil.copyfile(folder / page / "report.html", GALLERY / f"{page}.html")
-            print(f"written: docs/gallery/{page}.html")
+            print(f"written: out/gallery/{page}.html")
+    if picture:
+        draw(GALLERY / "mine.html")
 
 
 if __name__ == "__main__":
