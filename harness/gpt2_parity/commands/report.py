@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from gpt2_parity.commands.output_folder import writable
 from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.files.output_folder import writable
 from gpt2_parity.report import terminal
 
 

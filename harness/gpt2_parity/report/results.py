@@ -27,15 +27,22 @@ def read(directory: Path | str) -> "pd.DataFrame":
 
     Raises CannotJudge where results.json is missing, not JSON, or of another schema.
     """
-    import pandas as pd
-
-    found = load(Path(directory))
     try:
-        frame = pd.DataFrame(found.rows, columns=list(Row._fields))
+        return frame(load(Path(directory)))
     except ValueError as error:
         raise CannotJudge(f"{directory}: {NAME} holds what is no text ({error})") from error
-    frame.attrs.update(found.environment)
-    return frame
+
+
+def frame(found: Results) -> "pd.DataFrame":
+    """Results as a tidy frame, one row a measurement; frame.attrs has the environment.
+
+    Raises ValueError where a text cannot be encoded in UTF-8.
+    """
+    import pandas as pd
+
+    table = pd.DataFrame(found.rows, columns=list(Row._fields))
+    table.attrs.update(found.environment)
+    return table
 
 
 def load(path: Path) -> Results:
