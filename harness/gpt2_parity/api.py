@@ -88,7 +88,7 @@ class Verdict:
         Raises CannotJudge where that cannot be written.
         """
         from gpt2_parity.files import atomic
-        from gpt2_parity.report import files, page, runs  # what draws takes a second to import
+        from gpt2_parity.report import files, page, runs  # import matplotlib, which takes a second
 
         path = Path(path)
         if path.suffix == ".html":
@@ -263,7 +263,7 @@ def into(
     # a journal that is resumed stays where it is, even where resuming it is refused
     with nullcontext() if resumed else replacing(out, [JOURNAL]):
         found = runner.verify(request, out / JOURNAL if objects is None else None, progress, objects)
-    from gpt2_parity.report import files  # what draws takes a second to import
+    from gpt2_parity.report import files  # imports matplotlib, which takes a second
 
     files.write(found, out)
     shutil.rmtree(out / JOURNAL, ignore_errors=objects is not None)

@@ -23,8 +23,8 @@ TargetOption = Annotated[
 OutOption = Annotated[
     Path | None,
     typer.Option(
-        help="Folder for results.json, junit.xml, report.md and report.html. An interrupted run can be "
-        "resumed from it."
+        help="Folder for results.json, junit.xml, report.md and report.html; parity resume can then "
+        "continue the run if it is interrupted."
     ),
 ]
 SeedOption = Annotated[
@@ -33,10 +33,13 @@ SeedOption = Annotated[
 ]
 TimeoutOption = Annotated[
     float,
-    typer.Option(help="Seconds that the start, and each check or timed call, may take."),
+    typer.Option(
+        help="Seconds allowed for the start and for each check or timed call of an implementation."
+    ),
 ]
 MemoryOption = Annotated[
-    float, typer.Option(help="GiB of its own memory that an implementation may use.")
+    float,
+    typer.Option(help="GiB of memory allowed to each implementation, not counting the mapped weights."),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(help="Processors that each implementation may use. Default: all.", min=1)

@@ -30,7 +30,7 @@ def verify(
         list[str] | None,
         typer.Option(
             help="A name that parity list shows, MODULE[:attr] or PATH.py[:attr]; repeatable. "
-            "Default: all implementations, no engines."
+            "Default: all shipped implementations, without the engines."
         ),
     ] = None,
     model: ModelOption = "micro",
@@ -62,12 +62,18 @@ def verify(
 
 def gate(
     implementation: Annotated[
-        str, typer.Argument(help="PATH.py[:attr], MODULE[:attr], or a name that parity list shows.")
+        str,
+        typer.Argument(
+            metavar="IMPL", help="PATH.py[:attr], MODULE[:attr], or a name that parity list shows."
+        ),
     ],
     model: ModelOption = "micro",
     target: TargetOption = None,
     require_device: Annotated[
-        str, typer.Option(help="Exit 2 unless the implementation offers this device here, such as cuda.")
+        str,
+        typer.Option(
+            help="Device that the implementation must offer here, such as cuda; exit 2 if it does not."
+        ),
     ] = "",
     out: OutOption = None,
     seed: SeedOption = None,
@@ -96,14 +102,16 @@ def gate(
 
 
 def resume(
-    out: Annotated[Path, typer.Argument(help="The --out folder of a run that was interrupted.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="The --out folder of the interrupted run.")],
 ) -> None:
     """Continue an interrupted verify or gate; checks that were finished are not repeated."""
     finish(lambda progress: api.resume(out, progress), out)
 
 
 def new(
-    name: Annotated[str, typer.Argument(help="Name of the module; NAME.py is written here.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the module; NAME.py is written here.")
+    ],
 ) -> None:
     """Write NAME.py, a commented skeleton of an implementation to fill in and gate."""
     path = template.write(name, Path.cwd())
