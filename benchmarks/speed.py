@@ -164,15 +164,14 @@ class Verification:
         from gpt2_parity.implementation import discovery
         from gpt2_parity.model import catalogue
         from gpt2_parity.run import runner
+        from gpt2_parity.run.request import Request
 
         found = [discovery.find(implementation)]
         target = [Target("cpu", "float32")]
         samples = []
         for seed in range(VERIFICATIONS):
             start = time.perf_counter()
-            outcome = runner.verify(
-                runner.Request(found, catalogue.locate("micro"), seed, targets=target)
-            )
+            outcome = runner.verify(Request(found, catalogue.locate("micro"), seed, targets=target))
             samples.append(time.perf_counter() - start)
             if rows.exit_code(outcome.rows):
                 raise RuntimeError("not verified")

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from gpt2_parity.model import catalogue
-from gpt2_parity.run import runner
-from gpt2_parity.run.runner import Prepared
+from gpt2_parity.run.preparation import Prepared, prepare
 
 SEED = 20261123  # of the fresh tokens; fixed, so that a failure repeats
 
@@ -30,4 +29,4 @@ def home(tmp_path_factory):
 def prepared(home, tmp_path_factory) -> Prepared:
     """micro's checkpoint, its golden records and a fresh case."""
     folder: Path = tmp_path_factory.mktemp("prepared")
-    return runner.prepare(catalogue.locate("micro"), SEED, folder)
+    return prepare(catalogue.locate("micro"), SEED, folder)

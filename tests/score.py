@@ -42,8 +42,8 @@ from gpt2_parity.implementation.discovery import find
 from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.model import catalogue, checkpoint
 from gpt2_parity.reference import records, rounding
-from gpt2_parity.run import runner, supervisor
-from gpt2_parity.run.runner import Prepared
+from gpt2_parity.run import preparation, supervisor
+from gpt2_parity.run.preparation import Prepared
 from gpt2_parity.verdict import explain
 from gpt2_parity.verdict.attribution import collapse
 from variants import VARIANTS
@@ -69,7 +69,9 @@ def prepared(model: str, seed: int) -> Prepared:
     if model in ("outliers", "deep"):
         return variants.prepare(getattr(variants, model)(), seed)
     if model == "micro":
-        return runner.prepare(catalogue.locate(model), seed, Path(tempfile.mkdtemp(prefix="parity-")))
+        return preparation.prepare(
+            catalogue.locate(model), seed, Path(tempfile.mkdtemp(prefix="parity-"))
+        )
     loaded = checkpoint.load(catalogue.locate(model).checkpoint)  # a shape: the fresh case is enough
     fresh = records.make_record(records.fresh_case(loaded.hparams, seed), loaded.params, loaded.hparams)
     return Prepared(loaded, [fresh], {})

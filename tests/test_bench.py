@@ -34,7 +34,7 @@ from gpt2_parity.model import catalogue, synthetic
 from gpt2_parity.reference import oracle
 from gpt2_parity.reference.oracle import Arithmetic
 from gpt2_parity.report.runs import BENCH
-from gpt2_parity.run import runner
+from gpt2_parity.run import supervisor
 from gpt2_parity.run.supervisor import THREADS
 
 ROOT = Path(__file__).parent.parent
@@ -110,7 +110,7 @@ def outcome(tmp_path_factory, prepared):
         find(str(module(folder, "writes_into_tokens", WRITES))),
         find(str(module(folder, "wrong_black_box", "TAPS = ()\n" + LATE.format(misbehaviour=OFF)))),
     ]
-    plans = Plans(FLOAT32, TRIALS, threads=1, seed=3, limits=runner.Limits(seconds=20.0))
+    plans = Plans(FLOAT32, TRIALS, threads=1, seed=3, limits=supervisor.Limits(seconds=20.0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contestant, "LEAST_SECONDS", 0.0)  # one call a sample: LATE counts calls
         patch.setattr(session, "REST", 0.0)  # no figure is looked at
@@ -145,7 +145,7 @@ def test_what_is_right_has_figures_whatever_the_others_do(outcome, name):
 
 def test_a_target_that_nobody_offers_is_refused_with_what_each_says(tmp_path):
     plans = Plans(
-        Target("cuda", "float32"), TRIALS, threads=1, seed=3, limits=runner.Limits(seconds=20.0)
+        Target("cuda", "float32"), TRIALS, threads=1, seed=3, limits=supervisor.Limits(seconds=20.0)
     )
     found = [find("numpy"), find(str(module(tmp_path, "broken", 'raise RuntimeError("old driver")')))]
     said = r"nobody can be timed .*numpy: .*offered: cpu-float32, cpu-float64.*broken: .*old driver"

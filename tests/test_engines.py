@@ -24,6 +24,7 @@ from gpt2_parity.model import catalogue
 from gpt2_parity.reference import oracle
 from gpt2_parity.report import files
 from gpt2_parity.run import runner
+from gpt2_parity.run.request import Request
 from gpt2_parity.verdict import explain
 from gpt2_parity.verdict.judge import Judge
 
@@ -98,7 +99,7 @@ def test_an_engine_leaves_no_file_behind(name, tmp_path):
 @pytest.mark.parametrize("name", discovery.engines())
 def test_an_engine_comes_to_its_known_verdict(name, home):
     installed(name)
-    request = runner.Request([discovery.find(name)], catalogue.locate("micro"), SEED, [FLOAT32])
+    request = Request([discovery.find(name)], catalogue.locate("micro"), SEED, [FLOAT32])
     outcome = runner.verify(request)
     failed = [row for row in outcome.rows if row.verdict == "fail"]
     silent = {row.scope for row in outcome.rows if row.verdict == "unlocalised"}

@@ -158,9 +158,9 @@ def test_the_skeleton_filled_with_the_specimens_body_passes(tmp_path):
 # -- the ledger
 
 ROW = Row("mine", "cpu", "float32", "m", "seed", "local", "h0/mlp/gelu", "rounding_units",
-          800.0, 16.0, 50.0, "fail", "h0/mlp/gelu", "erf_gelu: ...", "at [0, 0, 0]")  # fmt: skip
+          800.0, 16.0, 50.0, "fail", "measured", "h0/mlp/gelu", "erf_gelu", {})  # fmt: skip
 PASS = ROW._replace(check="logits", scope="logits", value=1.0, ratio=0.1, verdict="pass", blame="")
-LOST = ROW._replace(value=None, ratio=None)
+LOST = ROW._replace(value=None, ratio=None, status="lost")
 
 
 def known(at_most=100.0, blame="h0/mlp/gelu", target="mine-cpu-float32"):
@@ -174,7 +174,7 @@ def verdicts(rows):
 def test_a_known_failure_is_known_and_passes():
     rows = known_failures.apply([ROW, PASS], [known()])
     assert verdicts(rows) == ["known", "pass"]
-    assert rows[0].detail.startswith("known: not yet.")
+    assert rows[0].evidence["known"] == {"reason": "not yet", "line": 1}
     assert exit_code(rows) == 0
     assert exit_code([ROW, PASS]) == 1
 
@@ -182,7 +182,7 @@ def test_a_known_failure_is_known_and_passes():
 def test_a_known_failure_that_has_grown_fails():
     rows = known_failures.apply([ROW, PASS], [known(at_most=49.0)])
     assert verdicts(rows) == ["fail", "pass"]
-    assert "beyond the 49 limits" in rows[0].detail
+    assert rows[0].evidence["beyond"] == {"line": 1, "at_most": 49.0}
 
 
 def test_where_the_limit_is_0_the_count_is_what_may_be_known():
@@ -201,7 +201,7 @@ def test_names_match_exactly_and_a_line_that_matches_nothing_is_out_of_date(blam
     rows = known_failures.apply([ROW, PASS], [known(blame=blame)])
     assert verdicts(rows) == ["fail", "pass", "fail"]
     assert rows[-1].check == "ledger"
-    assert "line 1 is out of date" in rows[-1].detail
+    assert rows[-1].evidence["stale"]["line"] == 1
 
 
 def test_a_line_about_what_was_not_examined_is_left_alone():

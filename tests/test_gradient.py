@@ -5,9 +5,9 @@ import pytest
 
 from examine import FLOAT32, examine
 from faults import FAULTS, plant
+from gpt2_parity.checks.gradients import GRADIENT
 from gpt2_parity.checks.registry import CAPABILITIES, CHECKS
 from gpt2_parity.contract.architecture import HParams, parameter_shapes
-from gpt2_parity.checks.gradients import GRADIENT
 from gpt2_parity.implementation.discovery import find
 from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.model import synthetic

@@ -509,9 +509,10 @@ def test_results_that_find_no_room_are_named_and_none_is_half_written(world, mon
         8.0,
         0.1,
         "pass",
+        "measured",
         "",
         "",
-        "",
+        {},
     )
     outcome = Results([row], {"model": "micro", "cuda": "present", "seed": 1})
     monkeypatch.setattr(runner, "verify", lambda *_: outcome)
@@ -558,7 +559,7 @@ def test_a_folder_that_is_gone_and_an_odd_encoding_do_no_harm(tmp_path):
 
 
 def test_a_fault_of_our_own_is_one_line_too_and_not_a_disagreement(monkeypatch):
-    monkeypatch.setattr("gpt2_parity.commands.verify.parse_target", lambda text: 1 // 0)
+    monkeypatch.setattr("gpt2_parity.api.parse_target", lambda text: 1 // 0)
     code, _, err = parity("verify", "--impl", "numpy", "--target", "cpu-float32")
     assert code == 2
     assert err.startswith(f"error: {cli.UNFORESEEN} ZeroDivisionError")

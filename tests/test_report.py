@@ -521,19 +521,6 @@ def test_results_of_schema_1_are_still_read(tmp_path):
     assert "erf instead of tanh GELU explains it" in page_of(found)
 
 
-def test_the_code_of_reading_results_runs(runs, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    text = (DOCS / "reading_results.md").read_text(encoding="utf-8")
-    scope = {"DIR": runs["fault"]}
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 7
-    for block in blocks:
-        exec(compile(block, "docs/reading_results.md", "exec"), scope)
-    assert scope["verdicts"].loc[("erf_gelu", "cpu", "float32"), "fail"] > 0
-    assert set(scope["blamed"].index) == {f"h{i}/mlp/gelu" for i in range(4)}
-    assert (tmp_path / "results.parquet").stat().st_size > 1000
-
-
 def test_a_run_without_files_draws_nothing():
     """matplotlib takes a second to import: a verdict does not wait for it."""
     modules = "gpt2_parity.cli, gpt2_parity.run.runner, gpt2_parity.report.terminal"

@@ -18,9 +18,9 @@ from commands import SPECIMEN, command, module, parity
 from examine import examine
 from faults import FAULTS, plant
 from gpt2_parity.checks.registry import CHECKS
-from gpt2_parity.commands.output_folder import alone, replacing
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.contract.rows import Row, exit_code
+from gpt2_parity.files.output_folder import alone, replacing
 from gpt2_parity.implementation import discovery
 from gpt2_parity.implementation.discovery import IMPLS, find
 from gpt2_parity.model import catalogue
@@ -211,7 +211,7 @@ def test_results_of_another_schema_are_refused(tmp_path):
 
 def test_markdown_survives_hostile_text():
     row = Row("a|b", "cpu", "float32", "m", "c", "logits", "s", "noise_units", 9.0, 8.0, None,
-              "fail", "", "", "| <script> `x` *y*")  # fmt: skip
+              "fail", "measured", "", "", {"note": "| <script> `x` *y*"})  # fmt: skip
     text = files.job_summary(results.Results([row], {"model": "m"}))
     assert "<script>" not in text
     assert "\\<script\\>" in text
@@ -289,7 +289,7 @@ def test_a_folder_of_somebody_elses_is_not_taken_for_a_journal(tmp_path, prepare
     (tmp_path / "journal" / "monday.md").write_text("precious")
     done = parity("gate", "numpy", "--out", tmp_path)
     assert done.returncode == 2
-    assert "no journal of ours" in done.stderr
+    assert "is not the journal of a run" in done.stderr
     assert listing(tmp_path) == {Path("journal/monday.md"): b"precious"}
 
 
@@ -404,7 +404,7 @@ def test_ctrl_c_is_exit_2_and_says_how_to_go_on(tmp_path, prepared):
     path = module(tmp_path, "slow", "import time\ndef forward(*args, **kw):\n    time.sleep(60)")
     out = tmp_path / "out"
     out.mkdir()
-    (out / "results.json").write_text("{}")
+    (out / "results.json").write_text('{"complete": true}')
     running = subprocess.Popen(
         command("gate", path, "--out", out),
         stderr=subprocess.PIPE,
@@ -417,7 +417,8 @@ def test_ctrl_c_is_exit_2_and_says_how_to_go_on(tmp_path, prepared):
     running.send_signal(signal.SIGINT)
     _, told = running.communicate(timeout=60)
     assert running.returncode == 2
-    assert [path.name for path in out.iterdir()] == ["journal"], "an earlier run's must not pass for its"
+    assert sorted(path.name for path in out.iterdir()) == ["journal", "results.json"]
+    assert (out / "results.json").read_text() == '{"complete": true}', "an earlier run's stay"
     assert "interrupted" in told
     assert "parity resume" in told
 

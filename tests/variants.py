@@ -37,7 +37,7 @@ from gpt2_parity.implementation.discovery import IMPLS, Found
 from gpt2_parity.model import synthetic
 from gpt2_parity.model.checkpoint import Checkpoint
 from gpt2_parity.reference import records
-from gpt2_parity.run.runner import Prepared
+from gpt2_parity.run.preparation import Prepared
 
 
 class Variant(NamedTuple):

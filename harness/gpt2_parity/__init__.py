@@ -1,6 +1,30 @@
 """gpt2-parity: is this GPT-2 right, where does it break, and how fast is it?
 
-Importing this package imports no framework: workers and oracles load them when they need them.
+    import gpt2_parity
+
+    verdict = gpt2_parity.verify("mine.py", targets=["cpu-float32"])
+    verdict.passed, verdict.explain(), verdict.frame()
+
+Importing this package is cheap: it imports neither NumPy nor a framework. The functions below are
+imported when they are first used.
 """
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING
+
+from gpt2_parity.version import __version__
+
+if TYPE_CHECKING:
+    from gpt2_parity.api import CannotJudge, Verdict, gate, read, resume, verify
+else:
+
+    def __getattr__(name):
+        if name in __all__:
+            return getattr(importlib.import_module("gpt2_parity.api"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return sorted(__all__)
+
+
+__all__ = ["CannotJudge", "Verdict", "__version__", "gate", "read", "resume", "verify"]

@@ -1,8 +1,7 @@
-"""The command line: parity verify, gate, resume, new, bench, report, compare,
-fetch, known, list, golden.
+"""The command line of parity: each command is a function in commands/, and main() runs one.
 
-Exit codes: 0 every required check passed; 1 a disagreement; 2 could not judge (bad usage, missing
-file, corrupt checkpoint, a device required but absent).
+Exit codes: 0 every required check passed; 1 a disagreement; 2 could not judge (bad usage, a missing
+file, a corrupt checkpoint, an absent device).
 """
 
 import contextlib
@@ -26,7 +25,8 @@ from gpt2_parity.commands.verify import gate, new, resume, verify
 from gpt2_parity.contract.interface import CannotJudge
 
 app = typer.Typer(
-    help="Is this GPT-2 right, and where is it wrong? Exit codes: 0 right, 1 wrong, 2 could not judge.",
+    help="Is this GPT-2 right, and if not, where is it wrong? "
+    "Exit codes: 0 right, 1 wrong, 2 could not judge.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,8 +37,8 @@ app.command("list")(listing.show)
 app.add_typer(golden.app, name="golden")
 
 
-def tell_version(asked: bool) -> None:
-    if asked:
+def print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"gpt2-parity {metadata.version('gpt2-parity')}")
         raise typer.Exit
 
@@ -46,18 +46,21 @@ def tell_version(asked: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Name the version.")
+        bool,
+        typer.Option(
+            "--version", callback=print_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
-    """What stands before any command."""
+    """Options of parity itself, before any command."""
 
 
 def main() -> None:
-    """Entry point: whatever keeps us from judging is one line on stderr and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):  # a name that cannot be encoded is shown as an escape
+    """Run the command; whatever keeps it from judging becomes one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # what cannot be encoded is shown as an escape
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))  # what is temporary is cleared up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))  # so that temporary files are removed
     try:
         command()
     except CannotJudge as error:
@@ -69,36 +72,36 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("PARITY_TRACEBACK"):
             raise
-        refuse(f"{UNFORESEEN} {error!r} ({place(error)}); PARITY_TRACEBACK=1 shows all of it")
+        refuse(f"{UNFORESEEN} {error!r} ({location(error)}); set PARITY_TRACEBACK=1 for the traceback")
 
 
-INTERRUPTED = 130  # how typer ends on Ctrl-C
-UNFORESEEN = "a fault of parity itself, please report it:"
+INTERRUPTED = 130  # typer's exit code for Ctrl-C
+UNFORESEEN = "a bug in parity itself, please report it:"
 
 
 def command() -> None:
-    """The command, with all its output out: a verdict that could not be told is none."""
-    with contextlib.suppress(FileNotFoundError):  # there is no folder that we are in
-        sys.path.append(os.getcwd())  # --impl MODULE may be a module beside the user
+    """Run the command and flush its output: a verdict that nobody could read is no verdict."""
+    with contextlib.suppress(FileNotFoundError):  # the working folder has been removed
+        sys.path.append(os.getcwd())  # --impl MODULE may be a module in the working folder
     try:
         app(standalone_mode=True)
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # whoever read our output has gone
+        if isinstance(end.__context__, BrokenPipeError):  # the reader of our output has closed it
             sys.exit(2)
         if end.code == INTERRUPTED:
             raise CannotJudge(
-                "interrupted; if you gave --out DIR to verify or gate, go on with: parity resume DIR"
+                "interrupted; a verify or gate with --out DIR is continued by: parity resume DIR"
             ) from end
         try:
             sys.stdout.flush()
         except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter tries again at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python flushes again at exit
             raise CannotJudge(f"standard output: {error.strerror}") from error
         raise
 
 
-def place(error: BaseException) -> str:
-    """Where an exception was raised: file:line."""
+def location(error: BaseException) -> str:
+    """Where an exception was raised, as file:line."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
@@ -106,11 +109,11 @@ def place(error: BaseException) -> str:
 
 
 def refuse(text: str) -> NoReturn:
-    """One line on stderr, whatever the text holds, and exit code 2."""
+    """Print one line on stderr, whatever characters the text holds, and exit with code 2."""
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     line = line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
     Console(stderr=True).print(f"[bold red]error[/bold red]: {escape(line)}", soft_wrap=True)
     sys.exit(2)
 
 
-LONGEST = 1000  # characters of an error
+LONGEST = 1000  # characters of an error message; the middle of a longer one is cut

@@ -1,9 +1,9 @@
 """pytest --parity-impl PATH.py: the conformance suite as tests, one for each target and check.
 
-The implementation is run once, isolated as ever, before the tests are collected; each test then
-holds the rows of its check. Under pytest-xdist the controller runs it and the workers read what it
-found, so nothing is run twice. Without --parity-impl this plugin does nothing; with it, there is no
-way to collect nothing: what cannot be judged is an error.
+The implementation runs once, isolated, before the tests are collected; each test then holds the rows of
+its check. Under pytest-xdist the controller runs it and the workers read its results, so nothing runs
+twice. Without --parity-impl this plugin does nothing. With it, an empty collection is impossible: where
+no verdict is possible, pytest ends with a usage error.
 """
 
 import tempfile
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-if TYPE_CHECKING:  # this module is imported in every pytest session of every user: keep it light
+if TYPE_CHECKING:  # every pytest session of every user imports this module: keep it light
     from gpt2_parity.contract.rows import Row
 
 FOLDER = pytest.StashKey[str]()
 OPTIONS = {
-    "--parity-impl": "an implementation to gate: PATH.py[:attr], MODULE[:attr] or a name; repeat",
+    "--parity-impl": "implementation to gate: PATH.py[:attr], MODULE[:attr] or a name; repeatable",
     "--parity-model": "model to verify it on (default: micro)",
-    "--parity-target": "DEVICE-DTYPE such as cpu-float32; repeat (default: all that are offered)",
-    "--parity-require-device": "a device that it must offer here",
+    "--parity-target": "DEVICE-DTYPE such as cpu-float32; repeatable (default: all that are offered)",
+    "--parity-require-device": "device that it must offer on this machine",
     "--parity-ledger": "file of known disagreements",
     "--parity-out": "folder for results.json, junit.xml, report.md and report.html",
 }
@@ -38,46 +38,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Run the implementations, unless this is a worker of xdist, which is told where the results are."""
+    """Run the implementations, unless this is a worker of xdist: the controller passes it the folder."""
     if not config.getoption("--parity-impl") or config.option.help:
         return
-    told = getattr(config, "workerinput", None)
-    if told is not None:
-        config.stash[FOLDER] = told["parity"]
+    from_controller = getattr(config, "workerinput", None)
+    if from_controller is not None:
+        config.stash[FOLDER] = from_controller["parity"]
         return
-    out = config.getoption("--parity-out")
-    folder = Path(out or tempfile.mkdtemp(prefix="parity-"))
-    config.stash[FOLDER] = str(folder)
-    from gpt2_parity.contract.interface import CannotJudge
+    folder = config.getoption("--parity-out") or tempfile.mkdtemp(prefix="parity-")
+    config.stash[FOLDER] = folder
+    from gpt2_parity import api
 
     try:
-        measure(config, folder)
-    except CannotJudge as error:
+        api.verify(
+            config.getoption("--parity-impl"),
+            model=config.getoption("--parity-model") or "micro",
+            targets=config.getoption("--parity-target"),
+            out=folder,
+            ledger=config.getoption("--parity-ledger"),
+            require_device=config.getoption("--parity-require-device") or "",
+        )
+    except api.CannotJudge as error:
         raise pytest.UsageError(f"parity: {error}") from error
-
-
-def measure(config: pytest.Config, folder: Path) -> None:
-    """Run what the options ask for, and write what it found into folder."""
-    from gpt2_parity.commands import verify
-    from gpt2_parity.commands.options import DEFAULT
-    from gpt2_parity.implementation import discovery
-
-    ledger = config.getoption("--parity-ledger")
-    asked = verify.request(
-        [discovery.find(name) for name in config.getoption("--parity-impl")],
-        config.getoption("--parity-model") or "micro",
-        config.getoption("--parity-target"),
-        None,
-        config.getoption("--parity-require-device") or "",
-        DEFAULT,
-        ledger and Path(ledger),
-    )
-    verify.make(asked, folder)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker of xdist where the results are."""
+    """Pass the folder of the results to a worker of xdist."""
     node.workerinput["parity"] = node.config.stash.get(FOLDER, "")
 
 
@@ -89,18 +76,18 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
 
 def collect(session: pytest.Session, folder: Path) -> Iterator["Check"]:
     """A test for each target and check that has rows."""
+    from gpt2_parity import api
     from gpt2_parity.contract.rows import label
-    from gpt2_parity.report import results
 
     by_check: dict[str, list[Row]] = {}
-    for row in results.load(folder).rows:
+    for row in api.read(folder).rows:
         by_check.setdefault(f"{label(row)}-{row.check}", []).append(row)
     for name, rows in by_check.items():
         yield Check.from_parent(session, name=f"parity[{name}]", rows=rows)
 
 
 class Failed(Exception):
-    """Its text is the whole report: a stack of ours would tell a user nothing."""
+    """Its text is the whole report: our stack trace would not help anybody."""
 
 
 class Check(pytest.Item):
@@ -117,12 +104,13 @@ class Check(pytest.Item):
         verdicts = {row.verdict for row in self.rows}
         code = exit_code(self.rows)
         if code == 1:
-            told = [text for paragraphs in explain.paragraphs(self.rows).values() for text in paragraphs]
-            raise Failed("\n".join(told))
+            found = [text for texts in explain.paragraphs(self.rows).values() for text in texts]
+            raise Failed("\n".join(found))
         if verdicts <= {"unlocalised", "skipped"}:
             pytest.skip(explain.detail(self.rows[0]))
         if code == 2:
-            raise Failed(f"no verdict: {', '.join(sorted(verdicts))}. {explain.detail(self.rows[0])}")
+            text = explain.detail(self.rows[0])
+            raise Failed(f"no verdict: {', '.join(sorted(verdicts))}. {text}")
         if "known" in verdicts:
             pytest.xfail(next(explain.detail(row) for row in self.rows if row.verdict == "known"))
 

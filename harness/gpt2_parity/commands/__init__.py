@@ -1,4 +1,4 @@
-"""The commands of parity, one kind a file; cli.py puts them together.
+"""The commands of parity, one kind a file, thin over the API; cli.py puts them together.
 
-May import everything but the entry points.
+May import everything but cli.py and the pytest plugin.
 """

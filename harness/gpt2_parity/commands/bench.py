@@ -19,8 +19,8 @@ from gpt2_parity.commands.options import (
     limits,
     parse_target,
 )
-from gpt2_parity.commands.output_folder import alone, replacing, writable
 from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.files.output_folder import alone, replacing, writable
 from gpt2_parity.implementation import discovery
 from gpt2_parity.model import catalogue
 from gpt2_parity.report import terminal

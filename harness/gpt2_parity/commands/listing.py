@@ -1,4 +1,4 @@
-"""parity list: what there is."""
+"""parity list: the implementations, engines, models and checks that there are."""
 
 import ast
 
@@ -14,14 +14,16 @@ from gpt2_parity.report import terminal
 
 
 def show() -> None:
-    """List implementations, models and checks."""
+    """List the implementations, engines, models and checks."""
     console = terminal.console()
     for title, rows in {
-        "implementations (impls/gpt2_NAME.py)": [(name, docline(name)) for name in discovery.names()],
-        "engines (impls/engine_NAME.py; verified where named)": [
+        "implementations: --impl NAME; all of them are verified if none is named": [
+            (name, docline(name)) for name in discovery.names()
+        ],
+        "engines: --impl NAME; verified only if named": [
             (name, docline(name)) for name in discovery.engines()
         ],
-        "models": [(name, availability(name)) for name in ("micro", *catalogue.OFFICIAL)],
+        "models: --model NAME": [(name, availability(name)) for name in ("micro", *catalogue.OFFICIAL)],
         "checks": [(name, check.establishes) for name, check in CHECKS.items()],
     }.items():
         table = Table(title=title, title_justify="left", show_header=False)
@@ -37,13 +39,17 @@ def docline(name: str) -> str:
         text = ast.get_docstring(ast.parse(source.read_bytes())) if source else None
         return (text or "").partition("\n")[0]
     except (SyntaxError, ValueError) as error:
-        return f"is not Python: {error}"
+        return f"cannot be parsed: {error}"
 
 
 def availability(name: str) -> str:
+    """Whether a model can be verified against now, and if not, what to do."""
     try:
-        where = catalogue.locate(name)
-        golden.read_manifest(where)
+        model = catalogue.locate(name)
+    except CannotJudge:
+        return f"not downloaded; get it with: parity fetch {name}"
+    try:
+        golden.read_manifest(model)
     except CannotJudge as error:
         return str(error).partition(". ")[0]
-    return f"ready: {where.checkpoint}"
+    return f"ready: {model.checkpoint}"

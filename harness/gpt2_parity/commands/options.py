@@ -1,62 +1,53 @@
-"""Options that several commands share, and what is made of their words."""
+"""Options that several commands share."""
 
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gpt2_parity.contract.interface import CannotJudge, Target
+from gpt2_parity.run.request import limits as limits
+from gpt2_parity.run.request import parse_target as parse_target
 from gpt2_parity.run.supervisor import Limits
 
 ModelOption = Annotated[
     str,
     typer.Option(
-        help="micro, 124M, 355M, 774M, 1558M, shape:124M and so on, or a folder with OpenAI's files."
+        help="micro, 124M, 355M, 774M, 1558M, shape:124M and so on (generated weights), or a folder "
+        "with a checkpoint."
     ),
 ]
-
-
 TargetOption = Annotated[
     list[str] | None,
-    typer.Option(help="DEVICE-DTYPE such as cpu-float32; repeat. Default: all that are offered."),
+    typer.Option(help="DEVICE-DTYPE, such as cpu-float32; repeatable. Default: all that are offered."),
 ]
 OutOption = Annotated[
     Path | None,
     typer.Option(
-        help="Folder for results.json, junit.xml, report.md, report.html; the run can be resumed."
+        help="Folder for results.json, junit.xml, report.md and report.html; parity resume can then "
+        "continue the run if it is interrupted."
     ),
 ]
 SeedOption = Annotated[
     int | None,
-    typer.Option(min=0, help="Seed of the fresh random tokens. Default: random, and shown."),
+    typer.Option(min=0, help="Seed of the fresh random tokens. Default: random; the output names it."),
 ]
 TimeoutOption = Annotated[
     float,
-    typer.Option(help="Seconds that the start, a check or a timed call may take before it is stopped."),
+    typer.Option(
+        help="Seconds allowed for the start and for each check or timed call of an implementation."
+    ),
 ]
 MemoryOption = Annotated[
-    float, typer.Option(help="GiB of its own memory beyond which an implementation is stopped.")
+    float,
+    typer.Option(help="GiB of memory allowed to each implementation, not counting the mapped weights."),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(help="Processors that each implementation may use. Default: all.", min=1)
 ]
 LedgerOption = Annotated[
-    Path | None, typer.Option(help="File of known disagreements; strict both ways (see README).")
+    Path | None,
+    typer.Option(
+        help="File of known disagreements. Unlisted failures fail; so do entries that no longer occur."
+    ),
 ]
 DEFAULT = Limits()
-
-
-def limits(timeout: float, memory: float, threads: int | None = None) -> Limits:
-    """Raises CannotJudge for a limit that could never be kept or, like NaN, never be reached."""
-    for option, value in (("--timeout", timeout), ("--memory", memory)):
-        if not (value > 0 and math.isfinite(value)):
-            raise CannotJudge(f"{option} {value}: expected a positive number")
-    return Limits(timeout, memory, threads)
-
-
-def parse_target(text: str) -> Target:
-    device, dash, dtype = text.partition("-")
-    if not (device and dash and dtype):
-        raise CannotJudge(f"target {text!r}: expected DEVICE-DTYPE, such as cpu-float32")
-    return Target(device, dtype)

@@ -1,40 +1,49 @@
-"""parity report, compare: runs are drawn, and held against each other."""
+"""parity report, compare: the page of one or several runs, and what changed between two."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gpt2_parity.commands.output_folder import writable
 from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.files.output_folder import writable
 from gpt2_parity.report import terminal
 
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Folders of runs; several are merged.")
+        list[Path],
+        typer.Argument(
+            metavar="DIR...", help="Folders that --out named; several runs are merged into one page."
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="The file to write. Default: report.html in the first folder.")
+        Path | None,
+        typer.Option(help="The .html file to write. Default: report.html in the first folder."),
     ] = None,
 ) -> None:
-    """Draw report.html from the results of one or several runs."""
-    from gpt2_parity.report import page  # what draws takes a second to import
+    """Write report.html from the results of one or several runs, benchmarks included."""
+    from gpt2_parity.report import page  # imports matplotlib, which takes a second
 
     target = out or runs[0] / "report.html"
     if target.suffix != ".html":
-        raise CannotJudge(f"{target}: the report is one .html file; name it with --out FILE.html")
+        raise CannotJudge(f"{target}: the report is one file; give it a name that ends in .html")
     page.write(runs, target)
     terminal.console().print(f"written: {target}", highlight=False, soft_wrap=True)
 
 
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="A", help="Folder of a run, or its results.json.")],
-    after: Annotated[Path, typer.Argument(metavar="B", help="The run to compare with it.")],
+    before: Annotated[
+        Path, typer.Argument(metavar="BEFORE", help="Folder of a run, or its results.json.")
+    ],
+    after: Annotated[
+        Path,
+        typer.Argument(metavar="AFTER", help="Folder or results.json of the run to compare with it."),
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder for compare.md and compare.html.")] = None,
 ) -> None:
-    """Compare two runs: what is better, worse, slower, new or gone. Exit code 1: a regression."""
-    from gpt2_parity.report import compare as comparison  # what draws takes a second to import
+    """Show what is better, worse, slower, new or gone between two runs; exit 1 on a regression."""
+    from gpt2_parity.report import compare as comparison  # imports matplotlib, which takes a second
 
     if out is not None:
         writable(out)

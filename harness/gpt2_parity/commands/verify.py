@@ -1,15 +1,14 @@
 """parity verify, gate, resume, new: implementations are run and judged."""
 
-import os
-import secrets
-import shutil
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from rich.markup import escape
 
+from gpt2_parity import api
+from gpt2_parity.api import Verdict
 from gpt2_parity.checks.registry import CAPABILITIES
 from gpt2_parity.commands.options import (
     DEFAULT,
@@ -21,28 +20,18 @@ from gpt2_parity.commands.options import (
     TargetOption,
     ThreadsOption,
     TimeoutOption,
-    limits,
-    parse_target,
 )
-from gpt2_parity.commands.output_folder import alone, replacing, writable
-from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.contract.plan import Progress
-from gpt2_parity.contract.rows import Results, exit_code
 from gpt2_parity.implementation import discovery, template
-from gpt2_parity.model import catalogue
 from gpt2_parity.report import results, terminal
-from gpt2_parity.run import runner
-from gpt2_parity.run.supervisor import Limits
-from gpt2_parity.verdict import known_failures as ledgers
-
-JOURNAL = "journal"  # in --out, while a run is under way
 
 
 def verify(
     impl: Annotated[
         list[str] | None,
         typer.Option(
-            help="Name, MODULE[:attr] or PATH.py[:attr]; repeat. Default: each impls/gpt2_NAME.py."
+            help="A name that parity list shows, MODULE[:attr] or PATH.py[:attr]; repeatable. "
+            "Default: all shipped implementations, without the engines."
         ),
     ] = None,
     model: ModelOption = "micro",
@@ -55,17 +44,37 @@ def verify(
     ledger: LedgerOption = None,
 ) -> None:
     """Verify implementations against the golden records, each in a process of its own."""
-    found = discovery.find_all(impl or discovery.names())
-    allowed = limits(timeout, memory, threads)
-    start(request(found, model, target, seed, "", allowed, ledger), out)
+    finish(
+        lambda progress: api.verify(
+            impl or discovery.names(),
+            model=model,
+            targets=target,
+            out=out,
+            seed=seed,
+            timeout=timeout,
+            memory=memory,
+            threads=threads,
+            ledger=ledger,
+            progress=progress,
+        ),
+        out,
+    )
 
 
 def gate(
-    implementation: Annotated[str, typer.Argument(help="PATH.py[:attr], MODULE[:attr] or a name.")],
+    implementation: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMPL", help="PATH.py[:attr], MODULE[:attr], or a name that parity list shows."
+        ),
+    ],
     model: ModelOption = "micro",
     target: TargetOption = None,
     require_device: Annotated[
-        str, typer.Option(help="Exit 2 unless the implementation runs on this device here.")
+        str,
+        typer.Option(
+            help="Device that the implementation must offer here, such as cuda; exit 2 if it does not."
+        ),
     ] = "",
     out: OutOption = None,
     seed: SeedOption = None,
@@ -74,89 +83,52 @@ def gate(
     threads: ThreadsOption = None,
     ledger: LedgerOption = None,
 ) -> None:
-    """Gate one backend in CI: the whole suite over one implementation of the contract."""
-    found = [discovery.find(implementation)]
-    allowed = limits(timeout, memory, threads)
-    start(request(found, model, target, seed, require_device, allowed, ledger), out)
+    """Gate one implementation in CI: run every check on it and exit with the verdict."""
+    finish(
+        lambda progress: api.gate(
+            implementation,
+            model=model,
+            targets=target,
+            require_device=require_device,
+            out=out,
+            seed=seed,
+            timeout=timeout,
+            memory=memory,
+            threads=threads,
+            ledger=ledger,
+            progress=progress,
+        ),
+        out,
+    )
 
 
 def resume(
-    out: Annotated[Path, typer.Argument(help="The --out folder of a run that was killed.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="The --out folder of the interrupted run.")],
 ) -> None:
-    """Go on with a verify or gate that was killed: checks that were finished are not made again."""
-    if (out / results.FILES[0]).is_file() and not (out / JOURNAL).exists():
-        raise CannotJudge(f"{out}: its run is complete, there is nothing to resume")
-    start(runner.interrupted(out / JOURNAL), out, anew=False)
+    """Continue an interrupted verify or gate; checks that were finished are not repeated."""
+    finish(lambda progress: api.resume(out, progress), out)
 
 
-def new(name: Annotated[str, typer.Argument(help="NAME; NAME.py is written here.")]) -> None:
-    """Write a commented skeleton of an implementation, to be filled in and gated."""
+def new(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the module; NAME.py is written here.")
+    ],
+) -> None:
+    """Write NAME.py, a commented skeleton of an implementation to fill in and gate."""
     path = template.write(name, Path.cwd(), CAPABILITIES)
     terminal.console().print(f"written: {path.name}; fill it in, then: parity gate {path.name}")
 
 
-def request(
-    found: list[discovery.Found],
-    model: str,
-    target: list[str] | None,
-    seed: int | None,
-    require: str,
-    allowed: Limits,
-    ledger: Path | None,
-) -> runner.Request:
-    """What the options ask for. Raises CannotJudge for what no run can be made of."""
-    return runner.Request(
-        implementations=found,
-        model=catalogue.locate(model),
-        seed=secrets.randbelow(2**31) if seed is None else seed,
-        targets=[parse_target(text) for text in target or ()],
-        require=require,
-        limits=allowed,
-        ledger=ledger and ledger.resolve(),
-    )
-
-
-def make(
-    asked: runner.Request,
-    out: Path | None,
-    progress: Progress = runner.silent,
-    *,
-    anew: bool = True,
-) -> Results:
-    """Make the run and write it down in out; its journal is there for as long as it is under way."""
-    if out is None:
-        return runner.verify(asked, None, progress)
-    writable(out)
-    with alone(out):
-        return written(asked, out, progress, anew)
-
-
-def written(asked: runner.Request, out: Path, progress: Progress, anew: bool) -> Results:
-    """Make the run, with its journal in out, and write down what came of it."""
-    if anew and os.path.lexists(out / JOURNAL) and not runner.is_journal(out / JOURNAL):
-        raise CannotJudge(
-            f"{out / JOURNAL}: is there already and no journal of ours; name another --out"
-        )
-    # what was resumed is left as it is where it is refused, for whoever can mend it
-    with replacing(out, (*results.FILES, JOURNAL)) if anew else nullcontext():
-        outcome = runner.verify(asked, out / JOURNAL, progress)
-    from gpt2_parity.report import files  # what draws takes a second to import
-
-    files.write(outcome, out)
-    shutil.rmtree(out / JOURNAL)
-    return outcome
-
-
-def start(asked: runner.Request, out: Path | None, *, anew: bool = True) -> NoReturn:
-    """Make the run, show it, and exit with its verdict."""
+def finish(judge: Callable[[Progress], Verdict], out: Path | None) -> NoReturn:
+    """Show progress while judge runs, then its verdict, and exit with that."""
     console = terminal.console()
     with terminal.progress(console) as progress:
-        outcome = make(asked, out, progress, anew=anew)
-    terminal.show(console, outcome)
+        verdict = judge(progress)
+    terminal.show(console, verdict.results)
     if out is not None:
         console.print(f"  written: {out}/{', '.join(results.FILES)}", highlight=False)
-    if asked.ledger and (lines := ledgers.suggest(outcome.rows)):
+    if verdict.ledger and (lines := verdict.ledger_lines()):
         console.print("  not in the ledger:", highlight=False)
         for line in lines:
             console.print(f"    {escape(line)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(exit_code(outcome.rows))
+    raise typer.Exit(verdict.exit_code)

@@ -1,4 +1,4 @@
-"""Files: memory-mapped safetensors, atomic writes, strict JSON, hashes, what ships with the package.
+"""Memory-mapped safetensors, atomic writes, strict JSON, hashes, folders of results, shipped data.
 
 May import: contract.
 """

@@ -1,5 +1,6 @@
 """Finding implementations: by name in impls/, by module name, or by the path of a file."""
 
+import difflib
 import functools
 import importlib
 import importlib.util
@@ -47,8 +48,8 @@ class Found(NamedTuple):
 
         so that the command in a report works for others and does not show anybody's folders.
         """
-        if self.is_file and Path(self.module).parent == IMPLS:
-            return self.name
+        if self.is_file and not self.attribute and Path(self.module).parent == IMPLS:
+            return Path(self.module).stem.removeprefix(PREFIX).removeprefix(ENGINE)
         suffix = f":{self.attribute}" if self.attribute else ""
         return self.module.removeprefix(f"{Path.cwd()}/") + suffix
 
@@ -95,9 +96,12 @@ def find(name: str) -> Found:
     except (ImportError, ValueError):  # how a finder says that this is not a name
         spec = None
     if spec is None:
+        shipped_names = names() + engines()
+        near = difflib.get_close_matches(name, shipped_names, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
         raise CannotJudge(
-            f"implementation {name!r}: not one of {', '.join(names() + engines())}, "
-            "not an importable module and not the path of a .py file"
+            f"implementation {name!r}: not one of {', '.join(shipped_names)}, "
+            f"not an importable module and not the path of a .py file{meant}"
         )
     return Found(attribute or module, module, attribute)
 
@@ -115,6 +119,12 @@ def _file(name: str, text: str) -> Path:
 def find_all(arguments: Sequence[str]) -> list[Found]:
     """Locate each. Raises CannotJudge where two would have the same name in the results."""
     found = [find(argument) for argument in arguments]
+    refuse_namesakes(found, arguments)
+    return found
+
+
+def refuse_namesakes(found: Sequence[Found], arguments: Sequence[str]) -> None:
+    """Raise CannotJudge where two would have the same name in the results; arguments name them."""
     for one in found:
         same = [arguments[i] for i, other in enumerate(found) if other.name == one.name]
         if len(same) > 1:
@@ -122,7 +132,6 @@ def find_all(arguments: Sequence[str]) -> list[Found]:
                 f"implementations {' and '.join(same)}: all would be {one.name!r} in the results; "
                 "name each once, and give their files different names"
             )
-    return found
 
 
 def _spec(name: str) -> ModuleSpec | None:

@@ -41,8 +41,9 @@ def main(order: str, lifeline: str) -> None:
     """Run a job: where, name, targets, resume, require, journal, threads, and what run.prepare says."""
     faulthandler.enable()
     threading.Thread(target=end_with_parent, args=(int(lifeline),), daemon=True).start()
-    sys.path.append(os.getcwd())  # a module beside the user; last, for its json.py is not ours
     job = json.loads(Path(order).read_text(encoding="utf-8"))
+    # where the caller finds modules, and the working folder; last: a json.py there must not replace ours
+    sys.path += [entry for entry in (*job["path"], os.getcwd()) if entry not in sys.path]
     keep_to(job["threads"])
     owner = os.getpid()
     with Path(job["journal"]).open("a", encoding="utf-8") as file:
