@@ -64,8 +64,8 @@ def unanswered(name: str, hparams: HParams) -> list[probes.Fact]:
         about | {"kind": "logit_difference", "pair": [1, 2]},
         about | {"kind": "top", "of": "logits", "at": [0, -1], "skeleton": 5},
         about | {"kind": "top", "of": "probs", "at": [-1], "skeleton": 3},
-        about | {"kind": "logprobs", "from": 1, "of": "logprobs"},
-        about | {"kind": "logprob_sum", "from": 4},
+        about | {"kind": "logprobs", "first": 1, "of": "logprobs"},
+        about | {"kind": "logprob_sum", "first": 4},
         about | {"kind": "mean_nll", "of": "nll"},
         {"kind": "greedy", "prompt": [5, 8, 13], "skeleton": 6},
     ]
@@ -78,8 +78,8 @@ def unanswered(name: str, hparams: HParams) -> list[probes.Fact]:
             about | {"kind": "tap", "tap": "embed", "slice": "0, -1, :4"},
             about | {"kind": "tap_statistics", "tap": "ln_f", "skeleton": ["min", "max", "rms"]},
             about | {"kind": "logits", "slice": "0, -1, -5:"},
-            about | {"kind": "logprobs", "from": 2, "of": "nll"},
-            about | {"kind": "logprobs", "from": 3, "of": "probs"},
+            about | {"kind": "logprobs", "first": 2, "of": "nll"},
+            about | {"kind": "logprobs", "first": 3, "of": "probs"},
             about | {"kind": "mean_nll", "of": "nll", "rows": 3},
             about | {"kind": "mean_nll", "of": "perplexity"},
         ]
@@ -93,24 +93,24 @@ def main(names: list[str]) -> None:
     kept = [fact for fact in known_answers.read() if fact["model"] not in names]
     new = [fact for name in names for fact in record(catalogue.locate(name))]
     lines = ",\n".join(f"  {json.dumps(fact, ensure_ascii=False)}" for fact in [*new, *kept])
-    text = f'{{\n "format": {known_answers.FORMAT},\n "facts": [\n{lines}\n ]\n}}\n'
+    text = f'{{\n "format": 1,\n "facts": [\n{lines}\n ]\n}}\n'
     atomic.write_text(known_answers.FACTS, text)
     print(f"{len(new)} facts recorded, {len(kept)} kept: {known_answers.FACTS}")
 
 
 def record(model: catalogue.Model) -> list[probes.Fact]:
     """The answers of the exact oracle, in the digits that its float32 draws leave certain."""
-    place = known_answers.place_of(model, None, None)
-    params = safetensors_mmap.read(place.weights)
+    files = known_answers.model_files(model, None, None)
+    params = safetensors_mmap.read(files.weights)
     draws = [arithmetic("float32", np.random.default_rng([0, draw])) for draw in range(DRAWS)]
     exact, *noisy = (
-        probes.Respondent(Oracle(params, place.hparams, each), None, params, place)
+        probes.Evaluator(Oracle(params, files.hparams, each), None, params, files)
         for each in (oracle.EXACT, *draws)
     )
-    return [answered(fact, exact, noisy) for fact in unanswered(model.name, place.hparams)]
+    return [answered(fact, exact, noisy) for fact in unanswered(model.name, files.hparams)]
 
 
-def answered(fact: probes.Fact, exact: probes.Respondent, noisy: list[probes.Respondent]) -> probes.Fact:
+def answered(fact: probes.Fact, exact: probes.Evaluator, noisy: list[probes.Evaluator]) -> probes.Fact:
     """The fact with its expected answer and its source."""
     skeleton, kind = fact.pop("skeleton", None), fact["kind"]
     if kind == "greedy" and skeleton:
@@ -132,7 +132,7 @@ def answered(fact: probes.Fact, exact: probes.Respondent, noisy: list[probes.Res
     return fact | {"source": SOURCE}
 
 
-def ranked(exact: probes.Respondent, fact: probes.Fact, k: int) -> list[list[list[int]]]:
+def ranked(exact: probes.Evaluator, fact: probes.Fact, k: int) -> list[list[list[int]]]:
     """The ids of the k greatest logits at each position, without their values."""
     found = exact.logits(exact.prompt(fact))[0]
     return [[[int(i), 0] for i in np.argsort(-found[at])[:k]] for at in fact["at"]]

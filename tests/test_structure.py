@@ -56,7 +56,7 @@ def test_a_check_measures_and_does_not_judge(path):
     ],
 )
 def test_importing_the_harness_imports_no_framework(module):
-    code = f"import sys, gpt2_parity.{module}; print(sorted({FRAMEWORKS!r} & set(sys.modules)))"
+    code = f"import sys, {module}; print(sorted({FRAMEWORKS!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

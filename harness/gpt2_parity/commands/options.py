@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gpt2_parity.contract.interface import CannotJudge, Target
-from gpt2_parity.run.supervisor import Limits
+from gpt2_parity.run.supervisor import Resources
 
 ModelOption = Annotated[
     str,
@@ -44,15 +44,15 @@ ThreadsOption = Annotated[
 LedgerOption = Annotated[
     Path | None, typer.Option(help="File of known disagreements; strict both ways (see README).")
 ]
-DEFAULT = Limits()
+DEFAULT = Resources()
 
 
-def limits(timeout: float, memory: float, threads: int | None = None) -> Limits:
+def resources(timeout: float, memory: float, threads: int | None = None) -> Resources:
     """Raises CannotJudge for a limit that could never be kept or, like NaN, never be reached."""
     for option, value in (("--timeout", timeout), ("--memory", memory)):
         if not (value > 0 and math.isfinite(value)):
             raise CannotJudge(f"{option} {value}: expected a positive number")
-    return Limits(timeout, memory, threads)
+    return Resources(timeout, memory, threads)
 
 
 def parse_target(text: str) -> Target:

@@ -20,8 +20,8 @@ from gpt2_parity.commands.options import (
     TargetOption,
     ThreadsOption,
     TimeoutOption,
-    limits,
     parse_target,
+    resources,
 )
 from gpt2_parity.commands.output_folder import alone, replacing, writable
 from gpt2_parity.contract.interface import CannotJudge
@@ -30,7 +30,7 @@ from gpt2_parity.implementation import discovery, template
 from gpt2_parity.model import catalogue
 from gpt2_parity.report import results, terminal
 from gpt2_parity.run import runner
-from gpt2_parity.run.supervisor import Limits
+from gpt2_parity.run.supervisor import Resources
 from gpt2_parity.verdict import known_failures as ledgers
 
 JOURNAL = "journal"  # in --out, while a run is under way
@@ -54,7 +54,7 @@ def verify(
 ) -> None:
     """Verify implementations against the golden records, each in a process of its own."""
     found = discovery.find_all(impl or discovery.names())
-    allowed = limits(timeout, memory, threads)
+    allowed = resources(timeout, memory, threads)
     start(request(found, model, target, seed, "", allowed, ledger), out)
 
 
@@ -74,7 +74,7 @@ def gate(
 ) -> None:
     """Gate one backend in CI: the whole suite over one implementation of the contract."""
     found = [discovery.find(implementation)]
-    allowed = limits(timeout, memory, threads)
+    allowed = resources(timeout, memory, threads)
     start(request(found, model, target, seed, require_device, allowed, ledger), out)
 
 
@@ -99,7 +99,7 @@ def request(
     target: list[str] | None,
     seed: int | None,
     require: str,
-    allowed: Limits,
+    allowed: Resources,
     ledger: Path | None,
 ) -> runner.Request:
     """What the options ask for. Raises CannotJudge for what no run can be made of."""
@@ -109,7 +109,7 @@ def request(
         seed=secrets.randbelow(2**31) if seed is None else seed,
         targets=[parse_target(text) for text in target or ()],
         require=require,
-        limits=allowed,
+        resources=allowed,
         ledger=ledger and ledger.resolve(),
     )
 

@@ -1,4 +1,4 @@
-"""Files: memory-mapped safetensors, atomic writes, strict JSON, hashes, data that ships with the package.
+"""Files: memory-mapped safetensors, atomic writes, strict JSON, hashes, and the data shipped with us.
 
 May import: contract.
 """

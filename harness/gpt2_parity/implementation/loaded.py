@@ -66,7 +66,7 @@ class Loaded:
     ) -> "Loaded":
         """With its model, loaded from a mapping of its own, which is gone where it makes copies."""
         model = impl.load(weight_layout.params_for(impl, weights), hparams, **target._asdict())
-        return cls(impl, model, target, safetensors_mmap.Glances(weights), hparams, *rest, **named)
+        return cls(impl, model, target, safetensors_mmap.MappedArrays(weights), hparams, *rest, **named)
 
     def plan(self) -> Plan:
         """Raises ContractBroken for a promise of taps that the contract does not have."""

@@ -29,7 +29,7 @@ from gpt2_parity.reference import golden
 from gpt2_parity.reference.records import Record, fresh_case, make_record, shape_of
 from gpt2_parity.run import supervisor
 from gpt2_parity.run.journal import RunState
-from gpt2_parity.run.supervisor import Limits
+from gpt2_parity.run.supervisor import Resources
 from gpt2_parity.verdict import known_failures
 
 Progress = Callable[[str, str, int], None]  # implementation, target or "", checks done
@@ -51,7 +51,7 @@ class Request(NamedTuple):
     seed: int  # of the fresh tokens
     targets: Sequence[Target] = ()  # all that are offered, if none are named
     require: str = ""  # a device that every implementation must offer
-    limits: Limits = Limits()
+    resources: Resources = Resources()
     ledger: Path | None = None  # of known disagreements
 
 
@@ -111,7 +111,7 @@ def verify(
         started,
     )
     made_with["golden_sha256"] = digest.sha256(request.model.records / "manifest.json")
-    made_with["limits"] = request.limits._asdict()
+    made_with["resources"] = request.resources._asdict()
     made_with["implementation_sha256"] = sources(request)
     made_with["command"] = command(request)
     return Results(rows, made_with)
@@ -159,7 +159,7 @@ def written(request: Request, prepared: Prepared) -> dict[str, Any]:
         "seed": request.seed,
         "targets": [list(target) for target in request.targets],
         "require": request.require,
-        "limits": list(request.limits),
+        "resources": list(request.resources),
         "ledger": str(request.ledger) if request.ledger else None,
     }
 
@@ -172,7 +172,7 @@ def sources(request: Request) -> dict[str, str]:
 
 def command(request: Request) -> str:
     """The command line that repeats a run, seed and all; limits where they are not the usual ones."""
-    usual, chosen = Limits(), request.limits
+    usual, chosen = Resources(), request.resources
     words = [word for found in request.implementations for word in ("--impl", found.argument)]
     door = ["verify", *words]
     if request.require:
@@ -202,7 +202,7 @@ def interrupted(folder: Path) -> Request:
             seed=told["seed"],
             targets=[Target(*target) for target in told["targets"]],
             require=told["require"],
-            limits=Limits(*told["limits"]),
+            resources=Resources(*told["resources"]),
             ledger=Path(told["ledger"]) if told["ledger"] else None,
         )
     except (KeyError, TypeError) as error:
@@ -260,7 +260,7 @@ def examine(
             "resume": {"target": state.current, "checks": state.checked},
         }
         ended = len(state.ended)
-        death = supervisor.attend(job, journal, request.limits, hear)
+        death = supervisor.supervise(job, journal, request.resources, hear)
         refuse_absence(state, request.require)
         if not death and not state.current and len(state.ended) > ended:
             continue  # with the targets that are left, if any: it could do no more in that process
