@@ -1,11 +1,13 @@
 """Speed and memory of each implementation on each model, as `parity bench` measures them.
 
-setup_cache runs one benchmark for each commit and model: implementations take turns, each in a process of
-its own, verified before and after; a wrong one has no figures. The functions below only pick the figures.
+setup_cache runs one benchmark for each commit and model: implementations take turns, each in a process
+of its own, verified before and after; a wrong one has no figures. The functions below only pick the
+figures.
 
-asv takes lower values for better, so the figures that may regress are seconds per token. Tokens per second
-are stored as two samples, of the slowest and the fastest round. asv's interval around two samples is 50
-times as wide as their distance, so it never reports a change of them, whose direction it would misread.
+asv takes lower values for better, so the figures that may regress are seconds per token. Tokens per
+second are stored as two samples, of the slowest and the fastest round. asv's interval around two samples
+is 50 times as wide as their distance, so it never reports a change of them, whose direction it would
+misread.
 
 Commits are measured one after the other, and the machine may change meanwhile. Machine holds its rates
 during each commit's rounds: where they regressed too, the commit is not the only cause.
