@@ -65,7 +65,7 @@ class Participant:
         self.worker = self.setup.start(self.setup.job(self.found))
 
     def wait_until_loaded(self) -> None:
-        """Wait until it has loaded the model, and ask what it offers."""
+        """Wait until it has loaded the model, and request what it offers."""
         assert self.worker is not None
         target = self.setup.settings.target
         try:

@@ -170,8 +170,8 @@ def too_big(hparams: HParams, target: Target, n_implementations: int) -> str:
     the oracle's largest weight and logits in float64.
     """
     one = roofline.parameters(hparams) * ITEMSIZE[target.dtype]
-    truth = 8 * hparams.n_vocab * (hparams.n_embd + 2 * hparams.n_ctx)
-    needed = one * (1 + 2 * n_implementations) + truth
+    oracle = 8 * hparams.n_vocab * (hparams.n_embd + 2 * hparams.n_ctx)
+    needed = one * (1 + 2 * n_implementations) + oracle
     free = psutil.virtual_memory().available
     if needed <= free:
         return ""

@@ -12,8 +12,8 @@ from gpt2_parity.run import supervisor
 from gpt2_parity.run.supervisor import WorkerProcess
 
 TUNED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # settings under which NumPy is not what users run
-# The bare machine's idle OpenBLAS threads sleep after 2**20 cycles, not after the usual 0.11 s of
-# spinning, which would disturb whoever is timed next. Their speed is the same.
+# In the worker that measures the machine, idle OpenBLAS threads sleep after 2**20 cycles. They usually
+# spin for 0.11 s, which would disturb the implementation that is timed next. Their speed is the same.
 SLEEP_AT_ONCE = {"OPENBLAS_THREAD_TIMEOUT": "20"}
 
 

@@ -92,7 +92,7 @@ class Settings(NamedTuple):
 
     @property
     def threads(self) -> int:
-        """Threads of each implementation: as asked for, or one for each core that we may use."""
+        """Threads of each implementation: as requested, or one for each available core."""
         return self.resources.threads or len(cores.available())
 
 

@@ -26,7 +26,6 @@ def lock(path: Path) -> Iterator[bool | None]:
         yield held
     finally:
         if held:
-            path.unlink(
-                missing_ok=True
-            )  # before the release: whoever opened it meanwhile opens a new one
+            # before the release, so that no other process can lock a file that is then removed
+            path.unlink(missing_ok=True)
             file.release()

@@ -203,7 +203,7 @@ def accept(reply: requests.Response, url: str, part: Path, here: int, version: s
     if reply.status_code not in (200, 206):
         raise CannotJudge(f"{url}: HTTP {reply.status_code} {reply.reason}; is this the right address?")
     if reply.headers.get("Content-Encoding", "identity") != "identity":
-        raise CannotJudge(f"{url}: the server compresses it although it was asked not to")
+        raise CannotJudge(f"{url}: the server compresses it although the request forbids it")
     if reply.status_code == 200:
         size = reply.headers.get("Content-Length")
         return int(size) if size and size.isdigit() else None

@@ -14,7 +14,7 @@ FACTS = catalogue.GOLDEN / "official.json"
 
 
 class PublishedFile(msgspec.Struct, frozen=True):
-    """What is published about one file; None where nobody has published it."""
+    """What is published about one file; None where it is not published."""
 
     bytes: int | None = None
     sha256: str | None = None
@@ -24,7 +24,7 @@ class PublishedSize(msgspec.Struct, frozen=True):
     """What is published about one checkpoint."""
 
     files: dict[str, PublishedFile]
-    # offset and size in bytes, and the CRC32C in hexadecimal; empty where nobody has published them
+    # offset and size in bytes, and the CRC32C in hexadecimal; empty where they are not published
     tensors: dict[str, tuple[int, int, Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}\Z")]]] = {}
 
 

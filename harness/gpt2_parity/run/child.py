@@ -25,9 +25,7 @@ def begin(job_path: str, lifeline: str) -> dict[str, Any]:
     """
     faulthandler.enable()
     threading.Thread(target=end_with_parent, args=(int(lifeline),), daemon=True).start()
-    sys.path.append(
-        os.getcwd()
-    )  # a module beside the user; last, so that its json.py does not hide ours
+    sys.path.append(os.getcwd())  # --impl may name a module there; last, so that it hides no other
     job: dict[str, Any] = json.loads(Path(job_path).read_text(encoding="utf-8"))
     cores.keep_to(job["cores"])
     return job
