@@ -33,7 +33,7 @@ SeedOption = Annotated[
 ]
 TimeoutOption = Annotated[
     float,
-    typer.Option(help="Seconds that the start, a check or a timed call may take before it is stopped."),
+    typer.Option(help="Seconds that the start, a check or a call may take before it is stopped."),
 ]
 MemoryOption = Annotated[
     float, typer.Option(help="GiB of its own memory beyond which an implementation is stopped.")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gpt2_parity.commands.options import DEFAULT, parse_target
+from gpt2_parity.commands.options import DEFAULT, MemoryOption, TimeoutOption, parse_target, resources
 from gpt2_parity.contract.dtypes import DROPPED_BITS
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.implementation import discovery
@@ -58,6 +58,8 @@ def known(
     gluon_logits: Annotated[
         Path | None, typer.Option(help="gluon_117M_gt_logits.npy and so on, or their folder.")
     ] = None,
+    timeout: TimeoutOption = DEFAULT.seconds,
+    memory: MemoryOption = DEFAULT.gigabytes,
 ) -> None:
     """Compare an implementation with what others have published about a checkpoint."""
     console = terminal.console()
@@ -67,13 +69,14 @@ def known(
             f"target {on}: the facts have the digits of float32, which {on.dtype} cannot meet; "
             "use a float32 target here, and parity verify for both"
         )
+    allowed = resources(timeout, memory)
     facts = known_answers.about(where.name, known_answers.read())
     if not facts:
         raise CannotJudge(f"model {model}: nothing is published about {where.name!r}")
     files = known_answers.model_files(where, texts, gluon_logits)
     answers = []
     with console.status("known answers") as status:
-        for answer in known_answers.compare(facts, found, on, files, DEFAULT):
+        for answer in known_answers.compare(facts, found, on, files, allowed):
             answers.append(answer)
             status.update(f"known answers: {len(answers)} of {len(facts)}")
     terminal.answers(console, f"{where.name}: known answers, {found.name} {on}", answers)

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import select
 import signal
 import subprocess
@@ -87,7 +88,7 @@ class WorkerProcess:
         self.resources = resources
         self.output, job_path = (path.with_name(path.name + suffix) for suffix in (".txt", ".json"))
         atomic.write_text(job_path, json.dumps({**job, "cores": resources.cores}))
-        self.mark = f"{os.getpid()}-{time.monotonic_ns()}"
+        self.mark = secrets.token_hex(16)
         self._partial = b""
         their_end, self._lifeline = os.pipe()
         self.started = time.perf_counter()
