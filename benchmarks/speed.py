@@ -1,44 +1,45 @@
 """Speed and memory of each implementation on each model, as `parity bench` measures them.
 
-One benchmark run on each model is made for a commit, in setup_cache: implementations take turns
-there, each in a process of its own and verified before and after, and what is wrong has no figure. The
-functions below only say which figure is which.
+setup_cache runs one benchmark for each commit and model: implementations take turns, each in a process
+of its own, verified before and after; a wrong one has no figures. The functions below only pick the
+figures.
 
-Lower is better to asv, so what is gated is seconds per token. Tokens per second stand beside it as two
-samples, those of the slowest and of the fastest round: asv's interval around two is 50 times as wide as
-they are apart, so that it does not take a change of them, which it would read upside down, for real.
+asv takes lower values for better, so the figures that may regress are seconds per token. Tokens per
+second are stored as two samples, of the slowest and the fastest round. asv's interval around two samples
+is 50 times as wide as their distance, so it never reports a change of them, whose direction it would
+misread.
 
-Commits are measured one after the other, and a machine may change meanwhile: Machine holds what it
-could do in the very rounds of each commit. Where that regressed too, it was not for the commit alone.
+Commits are measured one after the other, and the machine may change meanwhile. Machine holds its rates
+during each commit's rounds: where they regressed too, the commit is not the only cause.
 """
 
 IMPLEMENTATIONS = ("numpy", "torch", "jax")
 MODELS = ("micro", "shape:124M")
-NOT_MEASURED = float("nan")  # asv shows n/a, and does not fail: decode of micro may be too short to time
-SAMPLES = 10  # with ten, asv's interval is that of the samples' own extremes
-VERIFICATIONS = 5  # a single one has no interval, and asv took a third more, by chance, for a regression
+NOT_MEASURED = float("nan")  # asv shows n/a and does not fail; decode of micro may be too short to time
+SAMPLES = 10  # with ten, asv's interval is that of the samples' extremes
+VERIFICATIONS = 5  # a single one has no interval: asv reported a random third more as a regression
 
 
 def measure(model: str) -> dict:
-    """The rows and the environment of one run; no rows at a commit that cannot be benchmarked yet."""
+    """The rows and the environment of one run; no rows at a commit without this benchmark."""
     try:
         from gpt2_parity.bench import session
-        from gpt2_parity.bench.workload import Plans
+        from gpt2_parity.bench.workload import Settings
         from gpt2_parity.contract.interface import Target
         from gpt2_parity.implementation import discovery
         from gpt2_parity.model import catalogue
-        from gpt2_parity.run.supervisor import Limits
+        from gpt2_parity.run.supervisor import Resources
     except ImportError:
         return {"rows": [], "environment": {}}
     found = [discovery.find(name) for name in IMPLEMENTATIONS if name in discovery.names()]
     where = catalogue.locate(model)
-    plans = Plans(Target("cpu", "float32"), samples=SAMPLES, limits=Limits(seconds=300.0))
-    outcome = session.measure(found, where, plans, quick=True)
+    settings = Settings(Target("cpu", "float32"), samples=SAMPLES, resources=Resources(seconds=300.0))
+    outcome = session.measure(found, where, settings, quick=True)
     return {"rows": [row._asdict() for row in outcome.rows], "environment": outcome.environment}
 
 
 def unit(name: str):
-    """What a figure is in, for asv."""
+    """Tell asv the unit of a figure."""
 
     def mark(method):
         method.unit = name
@@ -65,7 +66,7 @@ class Speed:
             raise NotImplementedError("not at this commit, or its framework is not installed")
 
     def row(self, phase: str, metric: str) -> dict | None:
-        """The one row; None for what could not be measured. Raises for what is wrong or crashed."""
+        """The one row, or None where it could not be measured. Raises where it is wrong or crashed."""
         (row,) = [row for row in self.rows if (row["phase"], row["metric"]) == (phase, metric)]
         if row["verdict"] == "skipped":
             return None
@@ -78,7 +79,7 @@ class Speed:
         return {"samples": row["samples"], "number": 1} if row else NOT_MEASURED
 
     def shown(self, phase: str, metric: str) -> dict | float:
-        """Tokens per second of the slowest and the fastest round, for people."""
+        """Tokens per second of the slowest and the fastest round, for people to read."""
         row = self.row(phase, metric)
         if row is None:
             return NOT_MEASURED
@@ -120,12 +121,12 @@ class Speed:
 
 
 class Machine:
-    """What the bare machine took in the same rounds: lower is better, as asv wants it."""
+    """What plain reads and products took in the same rounds; lower is better, as asv expects."""
 
-    params = (MODELS[1:],)  # micro fits the cache, whose rate says nothing of memory's and wavers
+    params = (MODELS[1:],)  # micro fits in the cache, whose rate varies and says nothing about memory
     param_names = ("model",)
     timeout = 1800
-    setup_cache = Speed.setup_cache  # the very same: asv runs it once for both
+    setup_cache = Speed.setup_cache  # the same function, so that asv runs it once for both
 
     def setup(self, runs, model):
         self.rates = runs[model]["environment"]
@@ -142,7 +143,7 @@ class Machine:
 
 
 class Verification:
-    """What the full verdict on micro costs, all checks on all cases."""
+    """The time of a full verification of micro: all checks on all cases."""
 
     params = (IMPLEMENTATIONS,)
     param_names = ("implementation",)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from gpt2_parity.bench.process import TUNED
+from gpt2_parity.bench.setup import TUNED
 from gpt2_parity.checks.registry import CAPABILITIES, CHECKS
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import Target
@@ -80,7 +80,7 @@ def peak() -> float:
 
 def measure(name: str, record: str, weights: str, hparams: HParams) -> dict[str, object]:
     """One implementation, in this process, as in a worker: medians, the share, and peaks of memory."""
-    case = records.Record("fresh", safetensors_mmap.Glances(Path(record)), hparams.n_layer)
+    case = records.Record("fresh", safetensors_mmap.MappedArrays(Path(record)), hparams.n_layer)
     module = discovery.find(name).load()
     module.targets()  # a framework may only now be imported
     peaks = [peak()]

@@ -1,9 +1,9 @@
-"""Record known answers of models that nobody else publishes about: micro, and shape:124M if asked.
+"""Record facts about models that nobody else publishes about: micro, and shape:124M if it is named.
 
-The questions are below; the answers are the float64 oracle's. A number is written with the digits that
-float32 noise leaves certain: what rounding cuts off and the noise together are at most 0.38 of a unit of
-the last digit. 0.6 is allowed (published/known_answers.py),
-so it passes, and any other last digit fails.
+The facts to record are listed below; their values are computed by the float64 oracle. A number is
+written with the digits that float32 noise leaves certain: rounding and noise together are at most 0.38
+of a unit of the last digit. 0.6 is allowed (published/known_answers.py), so the right value passes, and
+a value with another last digit fails.
 
     python golden/record_known.py [micro] [shape:124M]
 """
@@ -24,9 +24,9 @@ from gpt2_parity.reference.noise import arithmetic
 from gpt2_parity.reference.records import CONTINUATION, PROMPT
 
 SOURCE = "golden/record_known.py: the float64 oracle"
-DRAWS = 5  # of float32 noise, to see which digits it leaves certain
-ROOM = 3.0  # times what the draws showed
-CERTAIN = 0.38  # of a unit of the last digit: one unit more or less is then beyond known.LAST_DIGIT
+DRAWS = 5  # of float32 noise, to find which digits it leaves certain
+ROOM = 3.0  # times the greatest noise among the draws
+CERTAIN = 0.38  # of a unit of the last digit: a value one unit off then exceeds known_answers.LAST_DIGIT
 
 
 class Oracle:
@@ -38,14 +38,14 @@ class Oracle:
     def forward(self, model: Any, tokens: np.ndarray, past: Any = None, tap: Tap | None = None) -> Any:
         tokens = tokens if past is None else np.concatenate([past, tokens], axis=1)
         found = oracle.forward(self.params, self.hparams, tokens, tap, self.arithmetic)
-        return found, tokens  # without a cache: all logits, of which the last are asked for
+        return found, tokens  # has no cache: computes all positions again
 
     def numpy(self, x: np.ndarray) -> np.ndarray:
         return x
 
 
-def unanswered(name: str, hparams: HParams) -> list[probes.Fact]:
-    """Facts without answers; what a question takes from an expected answer is given as a skeleton."""
+def without_values(name: str, hparams: HParams) -> list[probes.Fact]:
+    """Facts without expected values. "skeleton" gives the form of those that the evaluation needs."""
     last = hparams.n_layer - 1
     prompt: Any = PROMPT if name == "micro" else [3, 1, 4, 1, 5, 9]
     about = {"prompt": prompt}
@@ -64,12 +64,12 @@ def unanswered(name: str, hparams: HParams) -> list[probes.Fact]:
         about | {"kind": "logit_difference", "pair": [1, 2]},
         about | {"kind": "top", "of": "logits", "at": [0, -1], "skeleton": 5},
         about | {"kind": "top", "of": "probs", "at": [-1], "skeleton": 3},
-        about | {"kind": "logprobs", "from": 1, "of": "logprobs"},
-        about | {"kind": "logprob_sum", "from": 4},
+        about | {"kind": "logprobs", "first": 1, "of": "logprobs"},
+        about | {"kind": "logprob_sum", "first": 4},
         about | {"kind": "mean_nll", "of": "nll"},
         {"kind": "greedy", "prompt": [5, 8, 13], "skeleton": 6},
     ]
-    if name == "micro":  # a generated model has no text, and its forward passes cost more
+    if name == "micro":  # a generated model has no text, and its forward passes take longer
         facts += [
             {"kind": "tokens", "text": "Alan Turing theorized, in 1936: don't stop!"},
             {"kind": "greedy", "prompt": PROMPT, "expected": CONTINUATION},
@@ -78,8 +78,8 @@ def unanswered(name: str, hparams: HParams) -> list[probes.Fact]:
             about | {"kind": "tap", "tap": "embed", "slice": "0, -1, :4"},
             about | {"kind": "tap_statistics", "tap": "ln_f", "skeleton": ["min", "max", "rms"]},
             about | {"kind": "logits", "slice": "0, -1, -5:"},
-            about | {"kind": "logprobs", "from": 2, "of": "nll"},
-            about | {"kind": "logprobs", "from": 3, "of": "probs"},
+            about | {"kind": "logprobs", "first": 2, "of": "nll"},
+            about | {"kind": "logprobs", "first": 3, "of": "probs"},
             about | {"kind": "mean_nll", "of": "nll", "rows": 3},
             about | {"kind": "mean_nll", "of": "perplexity"},
         ]
@@ -93,25 +93,25 @@ def main(names: list[str]) -> None:
     kept = [fact for fact in known_answers.read() if fact["model"] not in names]
     new = [fact for name in names for fact in record(catalogue.locate(name))]
     lines = ",\n".join(f"  {json.dumps(fact, ensure_ascii=False)}" for fact in [*new, *kept])
-    text = f'{{\n "format": {known_answers.FORMAT},\n "facts": [\n{lines}\n ]\n}}\n'
+    text = f'{{\n "format": 1,\n "facts": [\n{lines}\n ]\n}}\n'
     atomic.write_text(known_answers.FACTS, text)
     print(f"{len(new)} facts recorded, {len(kept)} kept: {known_answers.FACTS}")
 
 
 def record(model: catalogue.Model) -> list[probes.Fact]:
-    """The answers of the exact oracle, in the digits that its float32 draws leave certain."""
-    place = known_answers.place_of(model, None, None)
-    params = safetensors_mmap.read(place.weights)
+    """The facts with the values of the exact oracle, in the digits that float32 noise leaves certain."""
+    files = known_answers.model_files(model, None, None)
+    params = safetensors_mmap.read(files.weights)
     draws = [arithmetic("float32", np.random.default_rng([0, draw])) for draw in range(DRAWS)]
     exact, *noisy = (
-        probes.Respondent(Oracle(params, place.hparams, each), None, params, place)
+        probes.Evaluator(Oracle(params, files.hparams, each), None, params, files)
         for each in (oracle.EXACT, *draws)
     )
-    return [answered(fact, exact, noisy) for fact in unanswered(model.name, place.hparams)]
+    return [with_value(fact, exact, noisy) for fact in without_values(model.name, files.hparams)]
 
 
-def answered(fact: probes.Fact, exact: probes.Respondent, noisy: list[probes.Respondent]) -> probes.Fact:
-    """The fact with its expected answer and its source."""
+def with_value(fact: probes.Fact, exact: probes.Evaluator, noisy: list[probes.Evaluator]) -> probes.Fact:
+    """The fact with its expected value and its source."""
     skeleton, kind = fact.pop("skeleton", None), fact["kind"]
     if kind == "greedy" and skeleton:
         fact["expected"] = [-1] * skeleton
@@ -122,17 +122,17 @@ def answered(fact: probes.Fact, exact: probes.Respondent, noisy: list[probes.Res
         fact["expected"] = dict.fromkeys(skeleton, 0)
     elif kind == "file":
         fact["expected"] = dict.fromkeys(("bytes", "sha256"), 0)
-    ask = probes.KINDS[kind]
+    evaluate = probes.KINDS[kind]
     if kind in probes.EXACT:
-        fact["expected"] = ask(exact, fact)
+        fact["expected"] = evaluate(exact, fact)
     elif kind != "greedy":
-        got = ask(exact, fact)
-        spread = [ask(each, fact) for each in noisy]
+        got = evaluate(exact, fact)
+        spread = [evaluate(each, fact) for each in noisy]
         fact["expected"] = certain(got, spread) if kind != "top" else named(fact, got, spread)
     return fact | {"source": SOURCE}
 
 
-def ranked(exact: probes.Respondent, fact: probes.Fact, k: int) -> list[list[list[int]]]:
+def ranked(exact: probes.Evaluator, fact: probes.Fact, k: int) -> list[list[list[int]]]:
     """The ids of the k greatest logits at each position, without their values."""
     found = exact.logits(exact.prompt(fact))[0]
     return [[[int(i), 0] for i in np.argsort(-found[at])[:k]] for at in fact["at"]]
@@ -148,7 +148,7 @@ def named(fact: probes.Fact, got: Any, spread: list[Any]) -> list[Any]:
 
 
 def certain(got: Any, spread: list[Any]) -> Any:
-    """Numbers as text, in the form in which they came."""
+    """Numbers as text, in the same nested form."""
     if isinstance(got, dict):
         return {key: certain(value, [each[key] for each in spread]) for key, value in got.items()}
     if isinstance(got, list):

@@ -411,7 +411,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    os.environ |= supervisor.ALONE
+    os.environ |= supervisor.SHARE_THE_GPU
     if options.device == "cuda" and ("cuda", "float32") not in find("torch").load().targets():
         console.print("skipped: no CUDA device")
         sys.exit(2)

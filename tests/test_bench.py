@@ -4,7 +4,6 @@ import importlib.util
 import itertools
 import json
 import math
-import re
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,18 +14,16 @@ import pytest
 from commands import module, parity
 from faults import FAULTS, plant
 from gpt2_parity.bench import (
-    contestant,
-    growth,
-    history,
     interval,
-    process,
+    participant,
     roofline,
     rows,
     session,
+    setup,
     tables,
 )
 from gpt2_parity.bench.roofline import Rates
-from gpt2_parity.bench.workload import Plans, Row, Workload, workloads
+from gpt2_parity.bench.workload import Settings, TimedRow, Workload, workloads
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.implementation.discovery import Found, find
@@ -34,8 +31,7 @@ from gpt2_parity.model import catalogue, synthetic
 from gpt2_parity.reference import oracle
 from gpt2_parity.reference.oracle import Arithmetic
 from gpt2_parity.report.runs import BENCH
-from gpt2_parity.run import supervisor
-from gpt2_parity.run.supervisor import THREADS
+from gpt2_parity.run.supervisor import THREADS, Resources
 
 ROOT = Path(__file__).parent.parent
 FLOAT32 = Target("cpu", "float32")
@@ -62,7 +58,7 @@ BAD = {
         "after the timing",
     ),
     "crashes": ("import os; os.kill(os.getpid(), 11)", "crashed", "died of SIGSEGV"),
-    "hangs": ("import time; time.sleep(600)", "crashed", "no answer for 20 s"),
+    "hangs": ("import time; time.sleep(600)", "crashed", "the request took longer than 20 s"),
     "leaves": ("raise SystemExit(0)", "crashed", "it ended too early"),
     "raises": ("assert tokens.shape[1] != 24, 'enough'", "crashed", "enough"),
 }
@@ -110,11 +106,11 @@ def outcome(tmp_path_factory, prepared):
         find(str(module(folder, "writes_into_tokens", WRITES))),
         find(str(module(folder, "wrong_black_box", "TAPS = ()\n" + LATE.format(misbehaviour=OFF)))),
     ]
-    plans = Plans(FLOAT32, TRIALS, threads=1, seed=3, limits=supervisor.Limits(seconds=20.0))
+    settings = Settings(FLOAT32, TRIALS, seed=3, resources=Resources(seconds=20.0, threads=1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contestant, "LEAST_SECONDS", 0.0)  # one call a sample: LATE counts calls
+        patch.setattr(participant, "LEAST_SECONDS", 0.0)  # one call a sample: LATE counts calls
         patch.setattr(session, "REST", 0.0)  # no figure is looked at
-        return session.measure(found, catalogue.locate("micro"), plans)
+        return session.measure(found, catalogue.locate("micro"), settings)
 
 
 def rows_of(outcome, name):
@@ -144,13 +140,16 @@ def test_what_is_right_has_figures_whatever_the_others_do(outcome, name):
 
 
 def test_a_target_that_nobody_offers_is_refused_with_what_each_says(tmp_path):
-    plans = Plans(
-        Target("cuda", "float32"), TRIALS, threads=1, seed=3, limits=supervisor.Limits(seconds=20.0)
+    settings = Settings(
+        Target("cuda", "float32"),
+        TRIALS,
+        seed=3,
+        resources=Resources(seconds=20.0, threads=1),
     )
     found = [find("numpy"), find(str(module(tmp_path, "broken", 'raise RuntimeError("old driver")')))]
-    said = r"nobody can be timed .*numpy: .*offered: cpu-float32, cpu-float64.*broken: .*old driver"
+    said = r"no implementation can be timed .*numpy: .*cpu-float32, cpu-float64.*broken: .*old driver"
     with pytest.raises(CannotJudge, match=said):
-        session.measure(found, catalogue.locate("micro"), plans)
+        session.measure(found, catalogue.locate("micro"), settings)
 
 
 def test_how_decode_was_timed_is_said(outcome):
@@ -196,7 +195,7 @@ def test_a_crash_or_wrong_output_exits_1_and_no_figure_at_all_exits_2(outcome):
 def test_the_files_say_what_the_rows_say(outcome, tmp_path):
     tables.write(tmp_path, outcome)
     frame = tables.read(tmp_path)
-    assert list(frame.columns) == list(Row._fields)
+    assert list(frame.columns) == list(TimedRow._fields)
     assert len(frame) == len(outcome.rows)
     assert frame.attrs["threads"] == 1
     assert frame.attrs["interval_confidence"] == 1 - 2 / 2**6
@@ -234,7 +233,6 @@ def test_the_command_writes_both_files_and_shows_the_table(tmp_path, prepared):
         (["--impl", "numpy", "--samples", 5], "needs at least 6"),
         (["--impl", "numpy", "--against", "torch"], "--against torch: not measured"),
         (["--impl", "numpy", "--target", "cpu-int8"], "dtype is not one of"),
-        (["--growth", "--quick"], "--growth and --quick"),
         (["--impl", "nonesuch"], "implementation 'nonesuch'"),
         (["--model", "nonesuch"], "model 'nonesuch'"),
     ],
@@ -253,26 +251,27 @@ def test_a_model_that_does_not_fit_is_refused():
 
 
 def test_children_run_as_users_run_them(monkeypatch):
-    for name in process.TUNED:
+    for name in setup.TUNED:
         monkeypatch.setenv(name, "x")
-    found = process.child_environment(3, "mark")
-    assert not set(process.TUNED) & set(found)
+    found = setup.environment(3)
+    assert not set(setup.TUNED) & set(found)
     assert {found[name] for name in THREADS} == {"3"}
-    assert process.child_environment(3, "mark", bare=True) == found | process.AT_ONCE
-    assert not set(process.AT_ONCE) & set(found)
+    assert setup.environment(3, bare=True) == found | setup.SLEEP_AT_ONCE
+    assert not set(setup.SLEEP_AT_ONCE) & set(found)
 
 
 def test_threads_of_the_bare_machine_leave_the_cores_to_who_is_timed_next(tmp_path):
     """There is no rest after the machine's rates: 0.11 s of spinning were seen without the setting."""
-    job = {"name": "machine", "where": "", "target": FLOAT32, "hparams": SMALL._asdict(), "cpus": []}
-    plans = Plans(FLOAT32, threads=2)
-    machine = process.Worker(job, tmp_path, plans)
+    one = object.__new__(setup.Setup)
+    one.folder, one.settings = tmp_path, Settings(FLOAT32, resources=Resources(threads=2))
+    job = {"name": "machine", "implementation": None, "target": FLOAT32, "hparams": SMALL._asdict()}
+    machine = one.start(job)
     try:
-        machine.hear()
+        machine.receive()
         given = Path(f"/proc/{machine.process.pid}/environ").read_bytes().split(b"\0")
         assert b"OPENBLAS_THREAD_TIMEOUT=20" in given
     finally:
-        machine.close()
+        machine.kill()
 
 
 def test_trials_are_clipped_to_the_context():
@@ -354,8 +353,9 @@ def test_the_machines_own_rates_are_measured():
 
 def row(n=1, n_past=0, batch=1, phase="prefill", samples=(), model="a", verdict="verified"):
     median = interval.median(samples).median if samples else None
-    return Row("x", "cpu", "float32", model, phase, "seconds", n_past, n, batch, list(samples), median,
-               None, None, "seconds", None, None, "x", None, None, None, verdict, "")  # fmt: skip
+    return TimedRow("x", "cpu", "float32", model, phase, "seconds", n_past, n, batch, list(samples),
+                    median, None, None, "seconds", None, None, "x", None, None, None, verdict,
+                    "")  # fmt: skip
 
 
 def test_ratios_are_taken_within_rounds():
@@ -370,7 +370,7 @@ def test_each_turn_stands_between_two_measurements_of_the_machine(monkeypatch):
     """Shared memory changes within seconds: a share is of what it gave around that very turn."""
     monkeypatch.setattr(session, "REST", 0)
     clock = itertools.count(1)
-    machine = SimpleNamespace(ask=lambda _: {"bandwidth": float(next(clock)), "gemm": None})
+    machine = SimpleNamespace(request=lambda _: {"bandwidth": float(next(clock)), "gemm": None})
     workload = Workload("decode", 8, 16)
     a, b, lost, out = (
         SimpleNamespace(
@@ -380,7 +380,11 @@ def test_each_turn_stands_between_two_measurements_of_the_machine(monkeypatch):
         for name, t in (("a", 1.0), ("b", 2.0), ("lost", None), ("out", 3.0))
     )  # fmt: skip
     one = object.__new__(session.Session)
-    one.contestants, one.plans, one.rates = [a, b, lost, out], Plans(FLOAT32, (workload,), samples=2), []
+    one.participants, one.settings, one.rates = (
+        [a, b, lost, out],
+        Settings(FLOAT32, (workload,), samples=2),
+        [],
+    )
     one.report, one.done, one.all = lambda *_: None, 0, 12
     one._time(workload, machine)
     assert [rate.bandwidth for rate in a.rates[workload]] == [1.5, 7.5]  # a, b, lost; then b, lost, a
@@ -394,153 +398,13 @@ def test_a_share_of_the_roofline_is_of_the_rates_around_each_sample():
     workload = Workload("decode", 8, 16)
     rates = [Rates(1e9, None), Rates(2e9, None).between(Rates(6e9, 1e12))]
     least = [roofline.seconds(SMALL, rate, 1, 16 + 4, 1, 4) for rate in rates]
-    parts = {"plans": Plans(FLOAT32, (workload,)), "truth": SimpleNamespace(hparams=SMALL)}
-    entrant_ = SimpleNamespace(session=SimpleNamespace(**parts), rates={workload: rates})
+    parts = {"settings": Settings(FLOAT32, (workload,)), "expected": SimpleNamespace(hparams=SMALL)}
+    one = SimpleNamespace(setup=SimpleNamespace(**parts), rates={workload: rates})
     taken = row(8, phase="decode", n_past=16, samples=[seconds / 0.8 for seconds in least])
-    assert rows.roofline_share(entrant_, workload, taken) == pytest.approx(0.8)
-
-
-def test_a_power_law_has_its_exponent_and_theory_beside_it():
-    rates, rng = Rates(1e9, 1e12), np.random.default_rng(1)
-    larger = SMALL._replace(n_embd=96)
-    cost = lambda x, p: (1e-3 * x**p * rng.uniform(0.999, 1.001, 6)).tolist()  # noqa: E731
-    rows = [row(n, samples=cost(n, 1.5)) for n in (16, 32, 64, 24)]
-    rows += [row(24, batch=b, samples=cost(b, 0.7)) for b in (4, 16)]
-    rows += [row(24, samples=cost(24, 1.5), model="b")]
-    rows += [row(48, samples=cost(48, 9), verdict="wrong output")]
-    found = {
-        f.against: f for f in growth.fits(rows, {"a": SMALL, "b": larger}, rates) if f.phase == "prefill"
-    }
-    tokens = found["tokens"]
-    assert tokens.sizes == [16, 32, 64, 24]
-    assert tokens.exponent == pytest.approx(1.5, abs=0.01)
-    assert tokens.low <= tokens.exponent <= tokens.high
-    assert 1 < tokens.flops < 1.2
-    assert 0 < tokens.bytes < 1
-    assert found["batch"].sizes == [1, 4, 16]
-    assert found["batch"].flops == pytest.approx(1)
-    assert len(found["parameters"].sizes) == 2
-    decode = next(f for f in growth.fits(rows, {"a": SMALL, "b": larger}, rates) if f.phase == "decode")
-    assert decode.exponent is None
-    assert "no slope" in decode.detail
-
-
-def test_growth_is_measured_and_fitted(tmp_path, home, monkeypatch):
-    """On two shapes that have no golden records: their truth is made on the spot."""
-    monkeypatch.setattr(session, "REST", 0.0)
-    sizes = {"tiny": SMALL, "small": SMALL._replace(n_embd=96), "huge": SMALL._replace(n_embd=2**20)}
-    monkeypatch.setattr(synthetic, "OFFICIAL", sizes)
-    monkeypatch.setattr(catalogue, "OFFICIAL", tuple(sizes))
-    few = [Workload("prefill", n, batch=batch) for n, batch in ((32, 1), (64, 1), (64, 4))]
-    monkeypatch.setattr(growth, "workloads", lambda hparams: [*few, Workload("decode", 16, 16)])
-    named = [f"shape:{size}" for size in sizes]
-    outcome, fits = growth.measure([find("numpy")], named, Plans(FLOAT32, threads=1, seed=3))
-    assert outcome.environment["truth"] == "float64 oracle on the spot"
-    verdicts = {row.model: row.verdict for row in outcome.rows}
-    assert verdicts == dict(zip(named, ("verified", "verified", "skipped"), strict=True))
-    assert {"GiB of memory are needed" in r.detail for r in outcome.rows if r.model == named[2]} == {
-        True
-    }
-    told = {(fit.phase, fit.against): fit for fit in fits}
-    assert told["prefill", "tokens"].sizes == [32, 64]
-    assert told["prefill", "batch"].sizes == [1, 4]
-    assert told["prefill", "parameters"].sizes == [
-        roofline.parameters(sizes[s]) for s in ("tiny", "small")
-    ]
-    assert told["prefill", "tokens"].exponent is not None
-    tables.write(tmp_path, outcome, fits)
-    document = json.loads((tmp_path / BENCH).read_text())
-    assert document["rows"] == []
-    assert len(document["growth"]["rows"]) == len(outcome.rows)
-    assert "## How cost grows" in (tmp_path / "bench.md").read_text()
-
-
-def test_a_larger_model_that_does_not_fit_is_skipped_with_its_reason(monkeypatch):
-    found, plans = [find("numpy")], Plans(FLOAT32)
-    rows = growth.skipped(found, "shape:774M", plans, "numpy", "too little")
-    assert {(r.verdict, r.detail, r.median) for r in rows} == {("skipped", "too little", None)}
-    assert growth.names("shape:355M") == ["shape:355M", "shape:774M"]
-    assert growth.names("micro") == ["micro"]
-
-
-def test_what_was_measured_is_kept_when_memory_runs_short_at_a_larger_model(home, monkeypatch):
-    """It was free when asked for the first time, and is not a moment later."""
-    sizes = {"tiny": SMALL, "small": SMALL._replace(n_embd=96)}
-    monkeypatch.setattr(synthetic, "OFFICIAL", sizes)
-    monkeypatch.setattr(catalogue, "OFFICIAL", tuple(sizes))
-    monkeypatch.setattr(growth, "workloads", lambda hparams: [Workload("prefill", 32)])
-    answers = iter(["", "", "", "no room"])  # growth and session, for each of the two
-    monkeypatch.setattr(session, "too_big", lambda *asked: next(answers))
-    outcome, _ = growth.measure(
-        [find("numpy")], ["shape:tiny", "shape:small"], Plans(FLOAT32, threads=1)
-    )
-    verdicts = {row.model: (row.verdict, row.detail.endswith("no room")) for row in outcome.rows}
-    assert verdicts == {"shape:tiny": ("verified", False), "shape:small": ("skipped", True)}
-
-    monkeypatch.setattr(session, "too_big", lambda *asked: "no room")
-    with pytest.raises(CannotJudge, match="no room"):
-        growth.measure([find("numpy")], ["shape:tiny", "shape:small"], Plans(FLOAT32))
+    assert rows.roofline_share(one, workload, taken) == pytest.approx(0.8)
 
 
 # -- asv
-
-
-def asv_results(folder: Path) -> Path:
-    """A results folder as asv 0.6.6 writes it, cut down by hand."""
-    name = "speed.Speed.track_decode_seconds_per_token"
-    (folder / "box").mkdir(parents=True)
-    benchmarks = {name: {"unit": "seconds", "param_names": ["implementation", "model"]}, "version": 2}
-    (folder / "benchmarks.json").write_text(json.dumps(benchmarks))
-    (folder / "box" / "machine.json").write_text('{"machine": "box", "version": 1}')
-    columns = ["result", "params", "version", "started_at", "duration", "stats_ci_99_a", "stats_ci_99_b"]
-    params = [["'numpy'", "'torch'"], ["'micro'", "'shape:124M'"]]
-    values = [
-        [0.5, None, float("nan"), 2.0],
-        params,
-        "v",
-        0,
-        1.0,
-        [0.4, None, None, 1.5],
-        [0.6, None, None, 3],
-    ]
-    document = {"commit_hash": "c" * 40, "env_name": "virtualenv-py3.11", "date": 1763900000000,
-                "params": {"machine": "box"}, "python": "3.11", "result_columns": columns,
-                "results": {name: values}, "durations": {}, "version": 2}  # fmt: skip
-    (folder / "box" / "cccccccc-env.json").write_text(json.dumps(document))
-    return folder
-
-
-def test_asv_results_become_a_frame_in_one_call(tmp_path):
-    frame = history.read(asv_results(tmp_path / "results"))
-    assert frame[["implementation", "model", "status"]].values.tolist() == [
-        ["numpy", "micro", "measured"],
-        ["numpy", "shape:124M", "failed"],
-        ["torch", "micro", "skipped"],
-        ["torch", "shape:124M", "measured"],
-    ]
-    assert frame.value.tolist()[::3] == [0.5, 2.0]
-    assert frame.high.tolist()[::3] == [0.6, 3.0]
-    assert set(frame.unit) == {"seconds"}
-    assert str(frame.date[0]).startswith("2025-11-23")
-
-
-@pytest.mark.parametrize("damage", ["missing", "version", "truncated", "shape"])
-def test_damaged_asv_results_are_named(tmp_path, damage):
-    folder = asv_results(tmp_path / "results")
-    path = folder / "box" / "cccccccc-env.json"
-    text = path.read_text()
-    match damage:
-        case "missing":
-            path = folder / "benchmarks.json"
-            path.unlink()
-        case "version":
-            path.write_text(text.replace('"version": 2', '"version": 3'))
-        case "truncated":
-            path.write_text(text[:200])
-        case "shape":
-            path.write_text(text.replace("[0.5, null, NaN, 2.0]", "[0.5, null, NaN]"))
-    with pytest.raises(CannotJudge, match=re.escape(str(path))):
-        history.read(folder)
 
 
 def test_the_benchmarks_import_no_framework_where_asv_looks_for_them():
@@ -611,10 +475,10 @@ def test_asv_is_told_that_one_figure_could_not_be_measured():
 def test_what_is_short_is_called_again_and_every_result_is_held(monkeypatch, tick, calls):
     """The median counts; a call of 0.1 s or more stands for itself."""
     clock, seconds, held = itertools.count(0, tick), iter([0.3, 0.1, 0.2]), []
-    monkeypatch.setattr(contestant.time, "perf_counter", lambda: next(clock))
-    one = contestant.Contestant(find("numpy"), None)
+    monkeypatch.setattr(participant.time, "perf_counter", lambda: next(clock))
+    one = participant.Participant(find("numpy"), None)
     monkeypatch.setattr(one, "_call", lambda _: {"seconds": next(seconds)})
-    monkeypatch.setattr(one, "hold", lambda _, reply: held.append(reply["seconds"]))
+    monkeypatch.setattr(one, "check", lambda _, reply: held.append(reply["seconds"]))
     workload = Workload("prefill", 4)
     assert one.time(workload) == {3: 0.2, 1: 0.3}[calls]
     assert held == [0.3, 0.1, 0.2][:calls]
@@ -629,9 +493,9 @@ def test_a_time_whose_interval_reaches_nothing_is_no_figure(monkeypatch):
     workload = Workload("decode", 1, 16)
 
     def verdict(samples, share=None):
-        plans = SimpleNamespace(samples=6, target=FLOAT32)
-        session = SimpleNamespace(plans=plans, model=SimpleNamespace(name="m"))
-        one = SimpleNamespace(session=session, samples={workload: samples}, running=True, failed={},
+        settings = SimpleNamespace(samples=6, target=FLOAT32)
+        setup = SimpleNamespace(settings=settings, model=SimpleNamespace(name="m"))
+        one = SimpleNamespace(setup=setup, samples={workload: samples}, running=True, failed={},
                               how={}, decoded={}, verdict="verified", detail="",
                               found=find("numpy"))  # fmt: skip
         monkeypatch.setattr(rows, "roofline_share", lambda *_: share)
@@ -655,7 +519,7 @@ def test_the_prompt_is_subtracted_as_it_is_once_memory_is_warm(monkeypatch):
         now[0] += (1.5 if len(calls) == 1 else 1.0) + 0.1 * (n_new - 1)
         return np.zeros((1, n_new), np.int32)
 
-    one = object.__new__(worker.Timed)
+    one = object.__new__(worker.TimedModel)
     one.impl, one.model = SimpleNamespace(generate=generate), None
     one.tokens = lambda n_past, batch: np.zeros((batch, n_past), np.int32)
     monkeypatch.setattr(worker.time, "perf_counter", lambda: now[0])

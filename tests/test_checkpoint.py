@@ -230,7 +230,7 @@ def test_mapped_arrays_can_be_written_to_without_touching_the_file(tmp_path):
 def test_a_glance_sees_the_file_whatever_others_wrote(tmp_path):
     path = tmp_path / "x.safetensors"
     safetensors_mmap.write(path, {"x": np.zeros(3, np.float32), "y": np.arange(4)})
-    glances = safetensors_mmap.Glances(path)
+    glances = safetensors_mmap.MappedArrays(path)
     glances["x"][:] = 1
     assert glances["x"].tolist() == [0, 0, 0]
     assert sorted(glances) == ["x", "y"]
@@ -239,7 +239,7 @@ def test_a_glance_sees_the_file_whatever_others_wrote(tmp_path):
         glances["z"]
     (tmp_path / "bad.safetensors").write_bytes(b"")
     with pytest.raises(CannotJudge, match=r"bad\.safetensors: not a readable"):
-        safetensors_mmap.Glances(tmp_path / "bad.safetensors")
+        safetensors_mmap.MappedArrays(tmp_path / "bad.safetensors")
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="mappings are read from /proc (Linux)")
@@ -250,7 +250,7 @@ def test_what_nobody_holds_is_not_mapped(tmp_path):
     def mappings():
         return Path("/proc/self/maps").read_text().count(path.name)
 
-    glances = safetensors_mmap.Glances(path)
+    glances = safetensors_mmap.MappedArrays(path)
     assert mappings() == 0
     held = glances["x"]
     assert held.sum() + glances["y"].sum() == 6

@@ -22,7 +22,7 @@ from gpt2_parity.run import runner, supervisor, worker
 MISDEEDS = {
     "segfault": (
         "import os\ndef forward(*_):\n    print('last will', flush=True); os.kill(os.getpid(), 11)",
-        "died of SIGSEGV; last words: last will; at ",
+        "died of SIGSEGV; last output: last will; at ",
     ),
     "aborts": ("def forward(*_, **__):\n    import os; os.abort()", "died of SIGABRT"),
     "exits": ("def forward(*_, **__):\n    raise SystemExit(0)", "SystemExit"),
@@ -48,7 +48,7 @@ MISDEEDS = {
     ),
     "floods": (
         "def forward(*_, **__):\n    while True: print('x' * 10000)",
-        "wrote more than 64 MiB of output; last words: xxx",
+        "wrote more than 64 MiB of output; last output: xxx",
     ),
     "forges_its_journal": (
         "import sys, json\npath = json.load(open(sys.argv[1]))['journal']\n"
@@ -62,9 +62,9 @@ MISDEEDS = {
 def test_a_misdeed_is_that_implementations_verdict_and_the_others_are_kept(name, tmp_path, prepared):
     code, message = MISDEEDS[name]
     path, out = module(tmp_path, name, code), tmp_path / "out"
-    limits = ("--timeout", 15 if "hangs" in name else 120, "--memory", 2)
+    resources = ("--timeout", 15 if "hangs" in name else 120, "--memory", 2)
     chosen = ("--impl", path, "--impl", "numpy", "--target", "cpu-float32")
-    done = parity("verify", *chosen, "--out", out, *limits)
+    done = parity("verify", *chosen, "--out", out, *resources)
     assert done.returncode == 1, done.stdout + done.stderr
     frame = results.read(out)
     assert set(frame[frame.implementation == "numpy"].verdict) == {"pass"}
@@ -364,12 +364,12 @@ def test_a_damaged_journal_is_named_and_not_gone_on_with(line, tmp_path, prepare
         runner.replay(path, prepared.state("it", "micro"))
 
 
-def test_the_last_words_are_the_last_line_before_python_reports_the_crash(tmp_path):
-    words = tmp_path / "words.txt"
-    words.write_text(
+def test_the_last_output_is_the_last_line_before_python_reports_the_crash(tmp_path):
+    output = tmp_path / "output.txt"
+    output.write_text(
         'a\nlast\nFatal Python error: Segmentation fault\n\nThread 0x1:\n  File "w.py", line 1 in g\n'
         'Current thread 0x2:\n  File "x.py", line 3 in f\n'
     )
-    assert supervisor.last_words(words) == "; last words: last; at x.py:3 in f"
-    words.write_text("")
-    assert supervisor.last_words(words) == ""
+    assert supervisor.last_output(output) == "; last output: last; at x.py:3 in f"
+    output.write_text("")
+    assert supervisor.last_output(output) == ""

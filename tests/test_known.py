@@ -1,6 +1,6 @@
 """Known answers: every fact can fail, and none that was not asked counts.
 
-The official files are not at hand in any test. What can be shown without them is: the facts recorded
+No test has the official files. What can be shown without them is: the facts recorded
 from micro pass and any other digit fails; every published fact is judged as it should be; and the
 published logits of the official weights, where they are at hand, answer the facts about them.
 """
@@ -26,23 +26,28 @@ from gpt2_parity.implementation.discovery import find
 from gpt2_parity.model import catalogue, synthetic
 from gpt2_parity.model.tokenizer import Tokenizer
 from gpt2_parity.published import known_answers, probes
+from gpt2_parity.published.worker import Answering
+from gpt2_parity.run import child
+from gpt2_parity.run.supervisor import Resources
 
 ROOT = Path(__file__).parent.parent
 FLOAT32 = Target("cpu", "float32")
+DEFAULT = Resources()
 FACTS = known_answers.read()
-RUNNABLE = [fact for fact in FACTS if "not_run" not in fact]
 MICRO = known_answers.about("micro", FACTS)
 
 
 @pytest.fixture(scope="module")
-def place(home) -> probes.Place:
-    return known_answers.place_of(catalogue.locate("micro"), None, None)
+def files(home) -> probes.ModelFiles:
+    return known_answers.model_files(catalogue.locate("micro"), None, None)
 
 
 @pytest.fixture(scope="module")
-def answers(place) -> dict[str, known_answers.Answer]:
+def answers(files) -> dict[str, known_answers.Answer]:
     """What the NumPy specimen answers, in a process of its own, by fact."""
-    return {a.fact["id"]: a for a in known_answers.ask(MICRO, find("numpy"), FLOAT32, place)}
+    return {
+        a.fact["id"]: a for a in known_answers.compare(MICRO, find("numpy"), FLOAT32, files, DEFAULT)
+    }
 
 
 def test_every_fact_recorded_from_micro_passes(answers):
@@ -80,25 +85,25 @@ def altered(expected, path, at, digit):
 
 
 @pytest.mark.parametrize("fact", MICRO, ids=lambda fact: fact["id"])
-def test_one_other_digit_in_a_recorded_fact_fails_it(fact, answers, place):
+def test_one_other_digit_in_a_recorded_fact_fails_it(fact, answers, files):
     reply = {"got": answers[fact["id"]].got}
-    respondent = probes.Respondent.load(find("numpy"), FLOAT32, place)
+    evaluator = probes.Evaluator.load(find("numpy"), FLOAT32, files)
     changed = 0
     for path, at, digit in digits(fact["expected"]):
         other = fact | {"expected": altered(fact["expected"], path, at, digit)}
         if fact["kind"] in ("top", "greedy"):  # the ids are part of the question: it must be asked anew
-            reply = known_answers.measure(respondent, other)
+            reply = answer(evaluator, other)
         assert known_answers.judge(other, reply).verdict == "fail", (path, at, digit)
         changed += 1
     assert changed or isinstance(fact["expected"], str)
 
 
-def test_another_word_in_the_seed_sentence_fails_it(place):
+def test_another_word_in_the_seed_sentence_fails_it(files):
     fact = next(f for f in MICRO if f["expected"] == " the most powerful machines on the planet.")
-    respondent = probes.Respondent.load(find("numpy"), FLOAT32, place)
+    evaluator = probes.Evaluator.load(find("numpy"), FLOAT32, files)
     for text in (" the most powerful machines on the plane", " the most powerful machine", " the", ""):
         other = fact | {"expected": text}
-        assert known_answers.judge(other, known_answers.measure(respondent, other)).verdict == (
+        assert known_answers.judge(other, answer(evaluator, other)).verdict == (
             "pass" if text == " the" else "fail"  # " the" is what it says first, whole tokens of it
         )
 
@@ -114,10 +119,9 @@ def test_the_seed_sentence_is_a_fact_of_the_official_124m():
 def test_every_official_size_has_facts_with_sources(size):
     facts = known_answers.about(size, FACTS)
     assert all(fact["source"] for fact in facts)
-    assert {"hparams", "tokens", "file"} <= {fact.get("kind") for fact in facts}
-    assert all(fact["not_run"] for fact in facts if "not_run" in fact)
+    assert {"hparams", "tokens", "file"} <= {fact["kind"] for fact in facts}
     if size == "124M":
-        asked = {fact["kind"] for fact in facts if "not_run" not in fact}
+        asked = {fact["kind"] for fact in facts}
         assert asked == probes.KINDS.keys() - {"tensor_statistics"}
 
 
@@ -141,7 +145,7 @@ def numbers(value, exact, by=0.0):
     return value if exact else float(value) + by
 
 
-@pytest.mark.parametrize("fact", RUNNABLE, ids=lambda fact: fact["id"])
+@pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact["id"])
 def test_every_fact_passes_what_was_published_and_nothing_else(fact):
     assert known_answers.judge(fact, {"got": perfect(fact)}).verdict == "pass"
     assert known_answers.judge(fact, {"error": "raised"}).verdict == "fail"
@@ -169,7 +173,7 @@ def test_every_fact_passes_what_was_published_and_nothing_else(fact):
         assert known_answers.judge(fact, {"got": [perfect(fact)]}).verdict == "fail"
 
 
-class Blank(probes.Respondent):
+class Blank(probes.Evaluator):
     """A model of an official shape of which every number is 0."""
 
     def __init__(self, size: str, tokenizer: Tokenizer, texts: Path):
@@ -179,7 +183,7 @@ class Blank(probes.Respondent):
             name: np.broadcast_to(np.float32(0), shape[1:] if name.endswith("/w") else shape)
             for name, shape in sizes
         }
-        self.place = probes.Place(texts, texts, self.hparams, texts)
+        self.files = probes.ModelFiles(texts, texts, self.hparams, texts)
 
     def forward(self, ids, past=None, tap=None):
         return np.zeros((1, 1, self.hparams.n_vocab)), None
@@ -200,13 +204,13 @@ def test_every_question_about_an_official_size_can_be_asked(size, official_token
     ids = {"debug_state_x_y_tokens_0_256": 257, "val_first_1281": 1281, "train_tokens_32768_33024": 257}
     batches = {key: [0] * n for key, n in ids.items()}
     (tmp_path / "tinyshakespeare_token_batches.json").write_text(json.dumps(batches))
-    respondent = Blank(size, official_tokenizer, tmp_path)
+    evaluator = Blank(size, official_tokenizer, tmp_path)
     for fact in known_answers.about(size, FACTS):
-        if "not_run" in fact or fact["kind"] in ("file", "logits_file"):
+        if fact["kind"] in ("file", "logits_file"):
             continue
-        reply = known_answers.measure(respondent, fact)
+        reply = answer(evaluator, fact)
         if fact.get("tokens", {}).get("file") == "the-verdict.txt":
-            assert "not at hand" in reply["not_run"]
+            assert "is missing" in reply["not_run"]
             continue
         assert "got" in reply, (fact["id"], reply)
         if fact["kind"] not in ("greedy", *probes.EXACT):
@@ -260,13 +264,21 @@ def specimen(tmp_path):
     return make
 
 
-def ask(found, place, facts=MICRO):
-    return list(known_answers.ask(facts, found, FLOAT32, place))
+def ask(found, files, facts=MICRO, resources=DEFAULT):
+    return list(known_answers.compare(facts, found, FLOAT32, files, resources))
 
 
-def test_a_wrong_implementation_fails(specimen, place):
+def answer(evaluator, fact):
+    """The worker's reply to a fact, or to one that raises what its supervisor makes of it."""
+    try:
+        return Answering(evaluator).answer(fact)
+    except Exception as error:
+        return child.failure(error)
+
+
+def test_a_wrong_implementation_fails(specimen, files):
     found = specimen("1e-5", "1e-3")  # epsilon
-    answers = ask(found, place)
+    answers = ask(found, files)
     failed = {a.fact["kind"] for a in answers if a.verdict == "fail"}
     assert {"logits", "tap", "logprobs", "top", "mean_nll"} <= failed
     assert known_answers.exit_code(answers) == 1
@@ -276,83 +288,80 @@ def test_a_wrong_implementation_fails(specimen, place):
     ("body", "message"),
     [
         ("raise ValueError('no')", "ValueError at edited.py:.*: no"),
-        ("import os; os._exit(9)", "the process died"),
-        ("import time; time.sleep(600)", "no answer for 2 s"),
+        ("import os; os._exit(9)", "exited with code 9"),
+        ("import time; time.sleep(600)", "stopped: the request took longer than 5 s"),
     ],
     ids=["raises", "dies", "hangs"],
 )
-def test_an_implementation_that_breaks_fails_every_fact_it_owes(
-    body, message, specimen, place, monkeypatch
-):
-    if "sleep" in body:
-        monkeypatch.setattr(known_answers, "SECONDS", 2.0)
+def test_an_implementation_that_breaks_fails_every_fact_it_owes(body, message, specimen, files):
+    resources = Resources(seconds=5.0) if "sleep" in body else DEFAULT
     text = (ROOT / "impls" / "gpt2_numpy.py").read_text()
     header = re.search(r"^def forward\(.*?\):\n", text, re.M)[0]
-    answers = ask(specimen(header, f"{header}    {body}\n"), place)
+    answers = ask(specimen(header, f"{header}    {body}\n"), files, resources=resources)
     owed = [a for a in answers if a.fact["kind"] in ("logits", "greedy", "logprobs", "tap")]
     assert {a.verdict for a in owed} == {"fail"}
     assert re.search(message, owed[0].detail)
     assert len(answers) == len(MICRO)
 
 
-def test_an_implementation_that_cannot_be_loaded_fails(specimen, place):
+def test_an_implementation_that_cannot_be_loaded_fails(specimen, files):
     answers = ask(
-        specimen("import numpy as np", "import numpy as np\nraise RuntimeError('not today')"), place
+        specimen("import numpy as np", "import numpy as np\nraise RuntimeError('not today')"), files
     )
     assert {a.verdict for a in answers} == {"fail"}
     assert "not today" in answers[0].detail
 
 
-def test_what_an_implementation_does_not_tap_is_not_run(specimen, place):
+def test_what_an_implementation_does_not_tap_is_not_run(specimen, files):
     text = (ROOT / "impls" / "gpt2_numpy.py").read_text()
     header = re.search(r"^def forward\(.*?\):\n(?:    \"\"\".*?\"\"\"\n)?", text, re.M | re.S)[0]
-    answers = ask(specimen(header, f"{header}    tap = None\n"), place)
+    answers = ask(specimen(header, f"{header}    tap = None\n"), files)
     verdicts = {a.fact["kind"]: a.verdict for a in answers}
     assert verdicts["tap"] == verdicts["tap_statistics"] == "not run"
     assert verdicts["logits"] == "pass"
 
 
-def test_a_tap_that_no_model_has_fails(place):
-    respondent = probes.Respondent.load(find("numpy"), FLOAT32, place)
+def test_a_tap_that_no_model_has_fails(files):
+    evaluator = probes.Evaluator.load(find("numpy"), FLOAT32, files)
     fact = next(f for f in MICRO if f["kind"] == "tap")
-    assert "there is no tap h9" in known_answers.measure(respondent, fact | {"tap": "h9"})["error"]
+    assert "there is no tap h9" in answer(evaluator, fact | {"tap": "h9"})["error"]
 
 
-def test_a_target_that_is_not_offered_cannot_be_judged(place):
+def test_a_target_that_is_not_offered_cannot_be_judged(files):
     with pytest.raises(CannotJudge, match="numpy does not offer cuda-float32"):
-        list(known_answers.ask(MICRO[:1], find("numpy"), Target("cuda", "float32"), place))
+        list(known_answers.compare(MICRO[:1], find("numpy"), Target("cuda", "float32"), files, DEFAULT))
 
 
-def test_texts_that_are_not_at_hand_are_not_run_and_another_text_is_refused(place, tmp_path):
-    respondent = probes.Respondent.load(find("numpy"), FLOAT32, place._replace(texts=None))
-    facts = [f for f in FACTS if "tokens" in f and "not_run" not in f]
+def test_texts_that_are_not_at_hand_are_not_run_and_another_text_is_refused(files, tmp_path):
+    evaluator = probes.Evaluator.load(find("numpy"), FLOAT32, files._replace(texts=None))
+    facts = [f for f in FACTS if "tokens" in f]
     assert len(facts) >= 5
     for fact in facts:
-        assert "is not at hand" in known_answers.measure(respondent, fact)["not_run"]
-    other = probes.Respondent(None, None, {}, place._replace(texts=tmp_path))
+        assert "is missing" in answer(evaluator, fact)["not_run"]
+    other = probes.Evaluator(None, None, {}, files._replace(texts=tmp_path))
     (tmp_path / "the-verdict.txt").write_text("I HAD always thought")
     fact = next(f for f in facts if f["tokens"]["file"] == "the-verdict.txt")
-    assert "SHA-256 is" in known_answers.measure(other, fact)["not_run"]
+    assert "SHA-256 is" in answer(other, fact)["not_run"]
 
 
-def test_rows_of_a_text_are_read_alone(place, tmp_path):
+def test_rows_of_a_text_are_read_alone(files, tmp_path):
     """The loss over rows is the mean of their own losses; what does not fill a row is left out."""
     ids = [5, 8, 13, 21, 34, 55, 89, 144]
     (tmp_path / "ids.json").write_text(json.dumps({"key": ids}))
-    respondent = probes.Respondent.load(find("numpy"), FLOAT32, place._replace(texts=tmp_path))
+    evaluator = probes.Evaluator.load(find("numpy"), FLOAT32, files._replace(texts=tmp_path))
     fact = {"kind": "mean_nll", "tokens": {"file": "ids.json", "key": "key"}, "rows": 3, "of": "nll"}
     alone = [{"kind": "mean_nll", "prompt": part, "of": "nll"} for part in (ids[:4], ids[3:7])]
-    want = np.mean([known_answers.measure(respondent, each)["got"] for each in alone])
-    assert known_answers.measure(respondent, fact)["got"] == pytest.approx(want, rel=1e-12)
-    assert "too few" in known_answers.measure(respondent, fact | {"rows": 8})["error"]
+    want = np.mean([answer(evaluator, each)["got"] for each in alone])
+    assert answer(evaluator, fact)["got"] == pytest.approx(want, rel=1e-12)
+    assert "too few" in answer(evaluator, fact | {"rows": 8})["error"]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "not readable"),
-        ('{"format": 2, "facts": []}', "not known answers of format 1"),
-        ('{"format": 1, "facts": [{"id": "x", "model": "124M"}]}', "lacks source"),
+        ('{"format": 2, "facts": []}', "Invalid enum value 2|format"),
+        ('{"format": 1, "facts": [{"id": "x", "model": "124M"}]}', "required field `source`"),
         ('{"format": 1, "facts": [{"id":"x","model":"y","source":"z","kind":"w"}]}', "unknown kind 'w'"),
     ],
 )
@@ -381,11 +390,11 @@ def test_the_command_prints_each_fact_and_exits_by_the_verdict(home, monkeypatch
     done = runner.invoke(cli.app, ["known", "micro"])
     assert done.exit_code == 1
     assert f"FAIL: 1 fail, {len(MICRO) - 1} pass" in done.output
-    unasked = {"id": "x", "model": "micro", "source": "y", "not_run": "because"}
-    path.write_text(json.dumps({"format": 1, "facts": [unasked]}))
+    absent = next(fact for fact in FACTS if fact["kind"] == "logits_file") | {"model": "micro"}
+    path.write_text(json.dumps({"format": 1, "facts": [absent]}))
     done = runner.invoke(cli.app, ["known", "micro"])
     assert done.exit_code == 2
-    assert "not run: x: because" in done.output
+    assert f"not run: {absent['id']}: {absent['file']} is missing" in done.output
     path.write_text(json.dumps({"format": 1, "facts": []}))
     done = runner.invoke(cli.app, ["known", "micro"])
     assert isinstance(done.exception, CannotJudge)
@@ -404,7 +413,7 @@ def test_facts_recorded_from_a_generated_shape_pass_on_it(recorder, monkeypatch)
     monkeypatch.setattr(catalogue, "OFFICIAL", (*catalogue.OFFICIAL, "own"))
     where = catalogue.locate("shape:own")
     facts = json.loads(json.dumps(recorder.record(where)))
-    answers = ask(find("numpy"), known_answers.place_of(where, None, None), facts)
+    answers = ask(find("numpy"), known_answers.model_files(where, None, None), facts)
     assert {a.fact["id"]: a.verdict for a in answers} == {f["id"]: "pass" for f in facts}
     assert len(facts) >= 14
 
@@ -430,16 +439,14 @@ def official_tokenizer(tmp_path_factory):
 def test_the_published_token_ids_are_those_of_the_official_tokenizer(official_tokenizer):
     facts = [f for f in known_answers.about("124M", FACTS) if f.get("kind") == "tokens"]
     assert len(facts) >= 25
-    respondent = probes.Respondent.__new__(probes.Respondent)
-    respondent.tokenizer = official_tokenizer
+    evaluator = probes.Evaluator.__new__(probes.Evaluator)
+    evaluator.tokenizer = official_tokenizer
     for fact in facts:
-        assert known_answers.judge(fact, known_answers.measure(respondent, fact)).verdict == "pass", (
-            fact["id"]
-        )
+        assert known_answers.judge(fact, answer(evaluator, fact)).verdict == "pass", fact["id"]
 
 
 def test_every_text_expected_of_greedy_decoding_is_whole_tokens_after_its_prompt(official_tokenizer):
-    facts = [f for f in RUNNABLE if f["kind"] == "greedy" and f["model"] in catalogue.OFFICIAL]
+    facts = [f for f in FACTS if f["kind"] == "greedy" and f["model"] in catalogue.OFFICIAL]
     assert len(facts) >= 25
     for fact in facts:
         assert all(0 <= token < 50257 for token in fact["prompt"])
@@ -451,13 +458,13 @@ def test_every_text_expected_of_greedy_decoding_is_whole_tokens_after_its_prompt
 def test_a_token_that_was_not_published_may_not_be_among_the_greatest(official_tokenizer, tmp_path):
     fact = {"kind": "top", "prompt": [1, 2], "of": "logits", "at": [-1], "within": 1e-3}
     fact |= {"id": "x", "expected": [[[7, 3.0], [9, 2.0]]]}
-    respondent = Blank("124M", official_tokenizer, tmp_path)
+    evaluator = Blank("124M", official_tokenizer, tmp_path)
     found = np.zeros((1, 2, 50257))
     found[0, -1, [7, 9]] = 3.0, 2.0
-    respondent.logits = lambda ids: found
-    assert known_answers.judge(fact, known_answers.measure(respondent, fact)).verdict == "pass"
+    evaluator.logits = lambda ids: found
+    assert known_answers.judge(fact, answer(evaluator, fact)).verdict == "pass"
     found[0, -1, 11] = 2.5
-    assert known_answers.judge(fact, known_answers.measure(respondent, fact)).verdict == "fail"
+    assert known_answers.judge(fact, answer(evaluator, fact)).verdict == "fail"
 
 
 class Published:
@@ -474,32 +481,28 @@ class Published:
 
 
 @pytest.mark.parametrize(("size", "name"), [("124M", "117M"), ("355M", "345M")])
-def test_the_published_logits_answer_the_facts_about_them(size, name, place):
+def test_the_published_logits_answer_the_facts_about_them(size, name, files):
     """Whole logits, slices, log-probabilities and top 5: the questions are asked as they were meant."""
     if not (given := os.environ.get("PARITY_REFERENCE_DATA")):
         pytest.skip("PARITY_REFERENCE_DATA is not set: third-party reference data")
     path = Path(given) / f"gluon_{name}_gt_logits.npy"
-    here = place._replace(gluon_logits=Path(given))
-    respondent = probes.Respondent(Published(path), None, {}, here)
+    here = files._replace(gluon_logits=Path(given))
+    evaluator = probes.Evaluator(Published(path), None, {}, here)
     facts = [
         f for f in known_answers.about(size, FACTS) if re.fullmatch(rf"logits-.*-{name}.*", f["id"])
     ]
     assert {f["kind"] for f in facts} == {"logits_file", "logits", "logprobs", "top"}
     for fact in facts:
-        assert known_answers.judge(fact, known_answers.measure(respondent, fact)).verdict == "pass", (
-            fact["id"]
-        )
-    respondent.impl.found = respondent.impl.found * np.float32(1.001)
-    respondent._latest = None
+        assert known_answers.judge(fact, answer(evaluator, fact)).verdict == "pass", fact["id"]
+    evaluator.impl.found = evaluator.impl.found * np.float32(1.001)
+    evaluator._latest = None
     for fact in facts:
-        assert known_answers.judge(fact, known_answers.measure(respondent, fact)).verdict == "fail", (
-            fact["id"]
-        )
+        assert known_answers.judge(fact, answer(evaluator, fact)).verdict == "fail", fact["id"]
 
 
-def test_logits_from_a_wrong_file_are_not_run(place, tmp_path):
-    fact = next(f for f in RUNNABLE if f["kind"] == "logits_file")
-    respondent = probes.Respondent(None, None, {}, place._replace(gluon_logits=tmp_path))
-    assert "is not at hand" in known_answers.measure(respondent, fact)["not_run"]
+def test_logits_from_a_wrong_file_are_not_run(files, tmp_path):
+    fact = next(f for f in FACTS if f["kind"] == "logits_file")
+    evaluator = probes.Evaluator(None, None, {}, files._replace(gluon_logits=tmp_path))
+    assert "is missing" in answer(evaluator, fact)["not_run"]
     (tmp_path / fact["file"]).write_bytes(b"not it")
-    assert "SHA-1 is" in known_answers.measure(respondent, fact)["not_run"]
+    assert "SHA-1 is" in answer(evaluator, fact)["not_run"]

@@ -51,12 +51,12 @@ def copy(tmp_path, home):
 def test_its_logits_enter_the_agreement_figure(copy):
     before = sorted(path.name for path in copy.records.iterdir())
     manifest = build_golden.build(copy, second_oracle.tensorflow, official_source=STAND_IN)
-    for entry in manifest["cases"].values():
+    for entry in manifest.cases.values():
         # real float32 noise: neither nothing nor too much
-        assert 0 < entry["official_noise_units"] <= limits.NOISE.most
-        assert 0 < entry["official_logits_max_abs"] < 1e-3
+        assert 0 < entry.official_noise_units <= limits.NOISE.most
+        assert 0 < entry.official_logits_max_abs < 1e-3
     sha = digest.sha256(STAND_IN / openai_source.MODEL)
-    assert manifest["oracles"][2] == (
+    assert manifest.oracles[2] == (
         f"TensorFlow float32 (src/model.py, SHA-256 {sha}, NOT the file that OpenAI published)"
     )
     assert golden.read_manifest(copy) == manifest

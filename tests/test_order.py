@@ -147,7 +147,7 @@ def test_a_second_file_that_is_right_is_left_alone(weights):
 
 def test_glances_keep_to_the_file_that_they_were_opened_on(weights):
     glances, before = (
-        safetensors_mmap.Glances(weights),
+        safetensors_mmap.MappedArrays(weights),
         safetensors_mmap.read(weights)["h0/mlp/c_fc/w"].copy(),
     )
     safetensors_mmap.write(weights, {"another": drawn(3), "h0/mlp/c_fc/w": drawn(16, 64)})
@@ -181,6 +181,6 @@ def test_what_is_written_the_safetensors_package_reads(tmp_path, monkeypatch, la
 
 @pytest.mark.parametrize("dtype", [np.complex64, np.bool_, np.dtype(">f4")])
 def test_what_could_not_be_read_again_is_not_written(tmp_path, dtype):
-    with pytest.raises(CannotJudge, match=r"'x' is .*; kept are F64, F32, I32, I64"):
+    with pytest.raises(CannotJudge, match=r"'x' is .*; supported are F64, F32, I32, I64"):
         safetensors_mmap.write(tmp_path / "x.safetensors", {"x": np.zeros(2, dtype)})
     assert not list(tmp_path.iterdir())

@@ -442,7 +442,7 @@ def test_a_report_made_again_says_the_same(runs, tmp_path):
             "missing required field `device` - at `$.rows[0]`",
         ),
         ('{"schema": 1, "environment": {}, "rows": [{"blame": 1}]}', "at `$.rows[0]"),
-        ('{"schema": 2, "environment": {}, "rows": [NaN]}', "NaN is no JSON number"),
+        ('{"schema": 2, "environment": {}, "rows": [NaN]}', "NaN is not a JSON number"),
         ('{"schema": 3, "environment": {}, "rows": []}', "not results of schema 2"),
         ("[1]", "not results of schema 2"),
     ],
@@ -459,7 +459,7 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path, content, message):
 
 def test_a_damaged_benchmark_is_refused(tmp_path):
     (tmp_path / folders.BENCH).write_text('{"schema": 1, "environment": {}, "rows": [{"n": 1}]}')
-    with pytest.raises(CannotJudge, match="rows without"):
+    with pytest.raises(CannotJudge, match="missing required field `implementation`"):
         folders.read([tmp_path])
 
 

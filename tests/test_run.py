@@ -136,7 +136,7 @@ def test_a_run_is_refused_where_another_one_is_under_way(door, tmp_path, prepare
     with alone(tmp_path / "out"):
         done = parity(*door, tmp_path / "out")
         assert done.returncode == 2
-        assert "a run is still under way there" in done.stderr
+        assert "another run is using it" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -27,7 +27,7 @@ from gpt2_parity.report import results
 from gpt2_parity.run import request as requests
 from gpt2_parity.run import runner, supervisor
 from gpt2_parity.run.request import Request, parse_target
-from gpt2_parity.run.supervisor import Limits
+from gpt2_parity.run.supervisor import Resources
 from gpt2_parity.verdict import explain, known_failures
 
 if TYPE_CHECKING:  # pandas takes half a second to import; a verdict does not need it
@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # pandas takes half a second to import; a verdict does not ne
 __all__ = ["CannotJudge", "Verdict", "gate", "read", "resume", "verify"]
 
 JOURNAL = "journal"  # in the folder out, while a run is under way
-DEFAULT = Limits()
+DEFAULT = Resources()
 OUTCOMES = {0: "PASS", 1: "FAIL", 2: "NO VERDICT"}  # by exit code
 
 
@@ -162,12 +162,12 @@ def verify(
         seed=seed_of(seed),
         targets=targets_of(targets),
         require=require_device,
-        limits=requests.limits(timeout, memory, threads),
+        resources=requests.resources(timeout, memory, threads),
         ledger=Path(ledger).resolve() if ledger is not None else None,
     )
     if isolated:
         implementation_given.refuse_memory(given)
-    elif request.limits != DEFAULT:
+    elif request.resources != DEFAULT:
         raise CannotJudge("isolated=False: timeout, memory and threads need a process of its own")
     return judged(request, out, progress, None if isolated else given)
 

@@ -1,11 +1,11 @@
-"""What is right: records for the checks, and a float64 oracle for what is timed."""
+"""The expected results: records for the checks, and a float64 oracle for timed calls."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from gpt2_parity.bench.workload import Plans
+from gpt2_parity.bench.workload import Settings
 from gpt2_parity.contract import limits
 from gpt2_parity.files import safetensors_mmap
 from gpt2_parity.model import checkpoint
@@ -17,33 +17,33 @@ KEPT = 32  # positions at which logits of timed calls are compared
 
 
 class Expected:
-    """What is right: records for the checks, and a float64 oracle for what is timed."""
+    """The expected results: records for the checks, and a float64 oracle for timed calls."""
 
-    def __init__(self, model: Model, plans: Plans, folder: Path):
-        self.source, self.checkpoint, self.records, self.paths = _records(model, plans, folder)
+    def __init__(self, model: Model, settings: Settings, folder: Path):
+        self.source, self.checkpoint, self.records, self.paths = _records(model, settings, folder)
         self.params, self.hparams = self.checkpoint.params, self.checkpoint.hparams
-        # Random tokens, drawn anew in every run: nobody can have seen them.
-        longest = max(workload.longest for workload in plans.workloads)
-        rng = np.random.default_rng(plans.seed)
+        # Random tokens, different in every run, so that no implementation can have seen them.
+        longest = max(workload.longest for workload in settings.workloads)
+        rng = np.random.default_rng(settings.seed)
         self.tokens = rng.integers(0, self.hparams.n_vocab, (1, longest)).astype(np.int32)
-        lengths = [t.n for t in plans.workloads if t.phase != "decode"] or [1]
+        lengths = [t.n for t in settings.workloads if t.phase != "decode"] or [1]
         spread = np.linspace(0, max(lengths) - 1, KEPT).astype(np.int32)
         positions = np.unique([*spread, *(n - 1 for n in lengths)])
         logits = oracle.forward(self.params, self.hparams, self.tokens[:, : max(lengths)])[:, positions]
-        self.path = folder / "truth.safetensors"
+        self.path = folder / "expected.safetensors"
         arrays = {"tokens": self.tokens, "positions": positions.astype(np.int32), "logits": logits}
         safetensors_mmap.write(self.path, arrays)
-        self.noise = max(record.noise(plans.target.dtype) for record in self.records)
-        self._told: dict[bytes, np.ndarray] = {}
+        self.noise = max(record.noise(settings.target.dtype) for record in self.records)
+        self._computed: dict[bytes, np.ndarray] = {}
 
     def units(self, difference: float) -> float:
         """A difference of logits in noise units."""
         return difference / self.noise
 
     def unlikely(self, n_past: int, ids: Sequence[Sequence[int]]) -> str:
-        """What is wrong with ids [batch, n] chosen after n_past tokens; "" if nothing.
+        """What is wrong with ids [batch, n] chosen after n_past tokens, or "" if nothing is.
 
-        Each must be the likeliest given those before it, or within the noise of it.
+        Each must be the likeliest token after those before it, or within the noise of it.
         """
         tie = limits.near_tie(self.noise)
         for row in sorted({tuple(row) for row in ids}):
@@ -58,30 +58,31 @@ class Expected:
         return ""
 
     def _after(self, n_past: int, ids: np.ndarray) -> np.ndarray:
-        """Float64 logits [n, n_vocab] from which each of ids was to be chosen; computed once."""
+        """Float64 logits [n, n_vocab] from which ids [n] were to be chosen, computed once."""
         tokens = np.concatenate([self.tokens[0, :n_past], ids[:-1].astype(np.int32)])[None]
         key = tokens.tobytes()
-        if key not in self._told:
+        if key not in self._computed:
             logits = oracle.forward(self.params, self.hparams, tokens)
-            self._told[key] = logits[0, n_past - 1 :].copy()
-        return self._told[key]
+            self._computed[key] = logits[0, n_past - 1 :].copy()
+        return self._computed[key]
 
 
 def _records(
-    model: Model, plans: Plans, folder: Path
+    model: Model, settings: Settings, folder: Path
 ) -> tuple[str, checkpoint.Checkpoint, list[Record], dict[str, str]]:
-    """Where the truth comes from, the checkpoint, the records and their files.
+    """The source of what is expected, the checkpoint, the records, and their files.
 
-    The golden ones; for generated weights without any, one is made on the spot by the same oracle.
+    The records are the golden ones. For generated weights without golden records, the same oracle
+    computes one now.
     """
     if (model.records / "manifest.json").is_file() or not model.name.startswith(SHAPE):
         loaded, records = golden.read(model)
         paths = {r.name: str(model.records / f"{r.name}.safetensors") for r in records}
         return "golden records", loaded, records, paths
     loaded = checkpoint.load(model.checkpoint)
-    tokens = fresh_case(loaded.hparams, plans.seed).tokens
+    tokens = fresh_case(loaded.hparams, settings.seed).tokens
     case = Case("fresh", tokens, 2)
-    record = make_record(case, loaded.params, loaded.hparams, (plans.target.dtype,))
+    record = make_record(case, loaded.params, loaded.hparams, (settings.target.dtype,))
     path = folder / f"{case.name}.safetensors"
     safetensors_mmap.write(path, record.arrays)
     return "float64 oracle on the spot", loaded, [record], {case.name: str(path)}

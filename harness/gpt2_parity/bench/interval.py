@@ -1,4 +1,4 @@
-"""The median of a few samples, and how far it can be trusted: no distribution is assumed."""
+"""The median of a few samples with a confidence interval that assumes no distribution."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ WANTED = 0.95
 
 
 class Interval(NamedTuple):
-    """A median and an interval that holds the true one with the given confidence."""
+    """A median, and an interval that encloses the true median with the given confidence."""
 
     median: float
     low: float
@@ -17,21 +17,21 @@ class Interval(NamedTuple):
 
 
 def confidence(n: int, cut: int) -> float:
-    """That the true median lies between the order statistics cut + 1 and n - cut of n samples.
+    """Probability that the true median lies between order statistics cut + 1 and n - cut of n samples.
 
-    It lies outside where at most ``cut`` samples fall on one side of it, and each falls on
-    either side with probability one half.
+    It lies outside if at most ``cut`` samples fall on one side of it; each sample falls on either side
+    with probability one half.
     """
     return 1 - 2 * sum(math.comb(n, k) for k in range(cut + 1)) / 2**n
 
 
 def median(samples: Sequence[float]) -> Interval:
-    """The median with the narrowest symmetric interval of at least 95 % (the extremes, if none is).
+    """The median with the narrowest symmetric interval of at least 95 %, or the extremes if none is.
 
     Raises ValueError for no samples.
     """
     if len(samples) == 0:
-        raise ValueError("no samples: there is no median of nothing")
+        raise ValueError("no samples: there is no median")
     ordered, n = sorted(samples), len(samples)
     cut = max((k for k in range((n - 1) // 2 + 1) if confidence(n, k) >= WANTED), default=0)
     middle = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2

@@ -1,8 +1,8 @@
-"""The roofline: what GPT-2 must compute and move at least, and how fast this machine does either.
+"""The roofline: the least that GPT-2 must compute and move, and how fast this machine does either.
 
-Nothing takes less time than its FLOPs at the rate of a bare matrix product, nor than its bytes at
-the rate of a bare read (Williams, Waterman & Patterson 2009). Both rates are measured, in the same
-run as what is compared with them.
+Nothing takes less time than its FLOPs at the rate of a plain matrix product, or than its bytes at the
+rate of a plain read (Williams, Waterman & Patterson 2009). Both rates are measured in the same run as
+the times that are compared with them.
 """
 
 import functools
@@ -15,50 +15,52 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt2_parity.contract.architecture import HParams, variable_shapes
+from gpt2_parity.run import cores
 
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-REPEATS = 3  # of each bare kernel: the fastest is the machine's limit
-LEAST, MOST = 2**22, 2**29  # bytes read at a time: as many as the weights have, within these
+REPEATS = 3  # runs of each kernel; the fastest is the machine's limit
+LEAST, MOST = 2**22, 2**29  # bytes of a read: as many as the weights have, within these
 
 
 class Rates(NamedTuple):
-    """What the machine can do; gemm is None where no bare product of that dtype is at hand."""
+    """The rates of the machine. gemm is None where there is no plain product in that dtype."""
 
     bandwidth: float  # bytes read per second
     gemm: float | None  # FLOP per second of a matrix product
 
     def between(self, later: "Rates") -> "Rates":
-        """What to expect of the time between two measurements: the mean of both."""
+        """The rates to expect between two measurements: the mean of both."""
         gemm = (self.gemm + later.gemm) / 2 if self.gemm and later.gemm else None
         return Rates((self.bandwidth + later.bandwidth) / 2, gemm)
 
 
 def flops(hparams: HParams, n: int, n_past: int = 0, batch: int = 1) -> float:
-    """Of n new tokens after n_past, logits of each: 2 for each weight and token, and attention.
+    """FLOPs for the logits of n new tokens after n_past: 2 for each weight and token, and attention.
 
-    Attention is two products of n_embd with every visible key: 4 n_embd FLOPs a key and layer.
+    Attention takes two products of n_embd with every visible key: 4 n_embd FLOPs for each key and layer.
     """
     keys = n * n_past + n * (n + 1) / 2
     return batch * (2.0 * n * _in_products(hparams) + 4.0 * hparams.n_embd * hparams.n_layer * keys)
 
 
 def bytes_moved(hparams: HParams, n: int, n_past: int, batch: int, itemsize: int) -> float:
-    """At least: all weights once, the keys and values of every position once, the logits once."""
+    """The least bytes to move: all weights, the keys and values of all positions, the logits."""
     cache = batch * (n_past + n) * 2 * hparams.n_layer * hparams.n_embd
     return float(itemsize * (weights(hparams) + cache + batch * n * hparams.n_vocab))
 
 
 def weights(hparams: HParams) -> int:
-    """Weights that any forward pass reads: all but the positions' table, of which it reads rows."""
+    """Number of weights that any forward pass reads: all but wpe, of which it reads some rows."""
     return sum(math.prod(s) for name, s in variable_shapes(hparams).items() if name != "wpe")
 
 
 def parameters(hparams: HParams) -> int:
-    """All of them: 124 million and so on."""
+    """Number of all weights: 124 million and so on."""
     return sum(math.prod(shape) for shape in variable_shapes(hparams).values())
 
 
 def _in_products(hparams: HParams) -> int:
+    """Number of weights that are factors of a matrix product."""
     shapes = variable_shapes(hparams)
     return sum(math.prod(s) for name, s in shapes.items() if name == "wte" or name.endswith("/w"))
 
@@ -66,7 +68,7 @@ def _in_products(hparams: HParams) -> int:
 def seconds(
     hparams: HParams, rates: Rates, n: int, n_past: int, batch: int, itemsize: int
 ) -> float | None:
-    """The least time for n new tokens in one pass; None where a rate that decides is not known."""
+    """The least seconds for n new tokens in one pass, or None where the deciding rate is not known."""
     moving = bytes_moved(hparams, n, n_past, batch, itemsize) / rates.bandwidth
     if rates.gemm is None:
         return moving if n * batch == 1 else None
@@ -77,7 +79,7 @@ def seconds(
 
 
 def rates(device: str, dtype: str, hparams: HParams) -> Rates:
-    """Of this machine, now: the fastest of a few bare kernels, each run a few times."""
+    """Measure the rates of this machine: the fastest of a few kernels, each run a few times."""
     n_bytes = min(max(weights(hparams) * ITEMSIZE[dtype], LEAST), MOST)
     if device == "cuda":
         return _cuda_rates(dtype, n_bytes, hparams.n_embd)
@@ -87,6 +89,7 @@ def rates(device: str, dtype: str, hparams: HParams) -> Rates:
 
 
 def _fastest(kernel: Callable[[], Any]) -> float:
+    """Seconds of the fastest run of a kernel."""
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
@@ -98,14 +101,14 @@ def _fastest(kernel: Callable[[], Any]) -> float:
 Kernels = tuple[list[Callable[[], Any]], list[tuple[Callable[[], Any], float]]]
 
 
-@functools.cache  # the buffers stay between rounds: touching new pages would be timed otherwise
+@functools.cache  # keeps the buffers: touching new pages would be timed otherwise
 def _cpu_kernels(dtype: str, n_bytes: int, n_embd: int) -> Kernels:
-    """Reads of n_bytes, and products with their FLOPs (none for a dtype that NumPy lacks)."""
+    """Functions that read n_bytes, and products with their FLOPs (none in a dtype that NumPy lacks)."""
     kind = np.dtype(dtype) if dtype in ("float32", "float64") else np.dtype(np.float32)
     buffer = np.ones(n_bytes // kind.itemsize, kind)
     table = buffer[: buffer.size // n_embd * n_embd].reshape(-1, n_embd)
     x, y = np.ones(n_embd, kind), np.ones(len(table), kind)
-    threads = _threads()
+    threads = len(cores.available())
     pool, parts = ThreadPoolExecutor(threads), np.array_split(buffer, threads)
     reads: list[Callable[[], Any]] = [
         lambda: table @ x,  # BLAS threads read a row each
@@ -123,14 +126,8 @@ def _cpu_kernels(dtype: str, n_bytes: int, n_embd: int) -> Kernels:
     return reads, products
 
 
-def _threads() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _cuda_rates(dtype: str, n_bytes: int, n_embd: int) -> Rates:
-    """By torch, whatever framework is measured: bare kernels are the same cuBLAS for all."""
+    """Rates of a GPU, measured with torch whatever is timed: all frameworks use the same cuBLAS."""
     import torch
 
     torch.set_float32_matmul_precision("highest")  # TF32 is not float32

@@ -1,4 +1,4 @@
-"""A run of a benchmark, from the request to the rows."""
+"""Run a benchmark, from the request to the rows."""
 
 import tempfile
 import time
@@ -9,12 +9,11 @@ from typing import Any
 import psutil
 
 from gpt2_parity.bench import interval, roofline
-from gpt2_parity.bench.contestant import Contestant
-from gpt2_parity.bench.expected import Expected
-from gpt2_parity.bench.process import Lost, Refused, Worker, cores, threads
+from gpt2_parity.bench.participant import Participant
 from gpt2_parity.bench.roofline import ITEMSIZE, Rates
-from gpt2_parity.bench.rows import entrant_rows
-from gpt2_parity.bench.workload import SAMPLES, Outcome, Plans, Row, Workload, workloads
+from gpt2_parity.bench.rows import rows_of
+from gpt2_parity.bench.setup import Setup
+from gpt2_parity.bench.workload import SAMPLES, Outcome, Settings, TimedRow, Workload, workloads
 from gpt2_parity.contract import dtypes
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import CannotJudge, Target
@@ -22,122 +21,118 @@ from gpt2_parity.implementation.discovery import Found
 from gpt2_parity.model import checkpoint
 from gpt2_parity.model.catalogue import Model
 from gpt2_parity.run import runner
+from gpt2_parity.run.supervisor import Lost, Refused, WorkerProcess
 
-REST = 0.15  # seconds after a turn; OpenBLAS's idle threads were seen to spin for 0.11
-AGAIN = 8  # tokens of generate in the verification afterwards; all that was timed is checked besides
+REST = 0.15  # seconds after a turn; idle threads of OpenBLAS were seen to spin for 0.11 s
+AGAIN = 8  # tokens of generate in the verification afterwards; timed results are checked besides
 
-Report = Callable[[str, int, int], None]  # what is going on, requests done, requests in all
+Report = Callable[[str, int, int], None]  # the current step, steps done, steps in total
 
 
 class Session:
-    """One run on one model."""
+    """One benchmark on one model."""
 
-    def __init__(self, found: Sequence[Found], model: Model, plans: Plans, folder: Path, report: Report):
-        self.model, self.plans, self.folder, self.report = model, plans, folder, report
-        self.done, self.all = 0, len(found) * (2 + sum(plans.samples + 1 for _ in plans.workloads)) + 1
-        self.step("preparing the truth")
-        self.truth = Expected(model, plans, folder)
-        self.contestants = [Contestant(one, self) for one in found]
+    def __init__(
+        self, found: Sequence[Found], model: Model, settings: Settings, folder: Path, report: Report
+    ):
+        self.settings, self.report = settings, report
+        steps = 2 + (settings.samples + 1) * len(settings.workloads)  # for each implementation
+        self.done, self.all = 0, 1 + len(found) * steps
+        self.step("preparing what is expected")
+        self.setup = Setup(model, settings, folder)
+        self.participants = [Participant(one, self.setup) for one in found]
         self.rates: list[Rates] = []
 
     def step(self, what: str) -> None:
+        """Report the start of a step."""
         self.report(what, self.done, self.all)
         self.done += 1
 
-    def job(self, found: Found | None) -> dict[str, Any]:
-        """A worker's job; of no implementation: the bare machine's."""
-        return {
-            "name": found.name.replace("/", "-") if found else "machine",
-            "implementation": found._asdict() if found else None,
-            "target": self.plans.target,
-            "hparams": self.truth.hparams._asdict(),
-            "weights": str(self.truth.checkpoint.weights),
-            "truth": str(self.truth.path),
-            "records": self.truth.paths,
-            "cpus": cores()[: threads(self.plans)],
-        }
-
     def run(self) -> None:
-        """Everything, in order; processes that are left are ended, whatever happens."""
-        machine = Worker(self.job(None), self.folder, self.plans)
+        """Verify, time and verify again. All processes are ended, whatever happens."""
+        machine = self.setup.start(self.setup.job(None))
         try:
-            machine.hear()
-            for contestant in self.contestants:
-                contestant.begin()  # all at once: they import and load side by side
-            for contestant in self.contestants:
-                self.step(f"{contestant.found.name}: loading and verifying")
-                contestant.greet()
-                if contestant.running:
-                    contestant.verify("before")
+            machine.receive()
+            for participant in self.participants:
+                participant.begin()  # all at once, so that they import and load side by side
+            for participant in self.participants:
+                self.step(f"{participant.found.name}: loading and verifying")
+                participant.wait_until_loaded()
+                if participant.running:
+                    participant.verify("before")
             self.refuse_absent_target()
-            self._machine(machine)  # for a run of nothing but starts, which have no roofline
-            for workload in self.plans.workloads:
+            self._machine(machine)  # for a run of starts only, which measure no rates
+            for workload in self.settings.workloads:
                 self._time(workload, machine)
-            for contestant in self.contestants:
-                self.step(f"{contestant.found.name}: verifying again")
-                if contestant.running:
-                    contestant.verify("after", AGAIN)
-                    contestant.check_ids()
+            for participant in self.participants:
+                self.step(f"{participant.found.name}: verifying again")
+                if participant.running:
+                    participant.verify("after", AGAIN)
+                    participant.check_ids()
         except (Lost, Refused) as error:
-            raise CannotJudge(f"the machine's own rates: {error.args[0]}") from error
+            raise CannotJudge(f"the machine's own rates: {error}") from error
         finally:
-            for contestant in self.contestants:
-                contestant.close()
-            machine.close()
+            for participant in self.participants:
+                participant.close()
+            machine.kill()
 
     def refuse_absent_target(self) -> None:
-        """Raise CannotJudge where nobody offers the target. Where all crashed, rows say so instead."""
-        offers = [contestant.offered for contestant in self.contestants]
-        if any(offers) and not any(self.plans.target in offered for offered in offers):
-            told = "; ".join(
-                f"{contestant.found.name}: {contestant.detail}" for contestant in self.contestants
+        """Raise CannotJudge where no implementation that runs offers the target. Crashes have rows."""
+        offers = [participant.offered for participant in self.participants]
+        if any(offers) and not any(self.settings.target in offered for offered in offers):
+            offered = "; ".join(
+                f"{participant.found.name}: {participant.detail}" for participant in self.participants
             )
-            raise CannotJudge(f"target {self.plans.target}: nobody can be timed on it ({told})")
+            raise CannotJudge(
+                f"target {self.settings.target}: no implementation can be timed on it ({offered})"
+            )
 
-    def _time(self, workload: Workload, machine: Worker) -> None:
-        """Warm up apart, then rounds in which everyone has a turn, a different one first each time."""
-        for contestant in self.contestants:
-            self.step(f"{contestant.found.name}: {workload}, warming up")
-            contestant.warm(workload)
-        for i in range(self.plans.samples):
-            first = i % max(1, len(self.contestants))
-            turns = [*self.contestants[first:], *self.contestants[:first]]
-            words = f"{workload}, round {i + 1} of {self.plans.samples}"
+    def _time(self, workload: Workload, machine: WorkerProcess) -> None:
+        """Warm up, then run rounds in which each has a turn, with a different one first each time."""
+        for participant in self.participants:
+            self.step(f"{participant.found.name}: {workload}, warming up")
+            participant.warm(workload)
+        for i in range(self.settings.samples):
+            first = i % max(1, len(self.participants))
+            turns = [*self.participants[first:], *self.participants[:first]]
+            caption = f"{workload}, round {i + 1} of {self.settings.samples}"
             if workload.phase == "start":
-                self._start(workload, turns, words)
+                self._start(workload, turns, caption)
             else:
-                self._round(workload, turns, words, machine)
+                self._round(workload, turns, caption, machine)
 
-    def _start(self, workload: Workload, turns: list[Contestant], words: str) -> None:
-        """Fresh processes, which need no rest and have no roofline."""
-        for contestant in turns:
-            self.step(f"{contestant.found.name}: {words}")
-            contestant.time(workload)
+    def _start(self, workload: Workload, turns: list[Participant], caption: str) -> None:
+        """A turn of each with fresh processes, which need no rest and have no roofline."""
+        for participant in turns:
+            self.step(f"{participant.found.name}: {caption}")
+            participant.time(workload)
 
-    def _round(self, workload: Workload, turns: list[Contestant], words: str, machine: Worker) -> None:
-        """A turn of each, with the machine's own rates before and after it."""
+    def _round(
+        self, workload: Workload, turns: list[Participant], caption: str, machine: WorkerProcess
+    ) -> None:
+        """A turn of each, with the machine's rates measured before and after it."""
         before = self._machine(machine)
-        for contestant in turns:
-            self.step(f"{contestant.found.name}: {words}")
-            if contestant.is_out(workload):
+        for participant in turns:
+            self.step(f"{participant.found.name}: {caption}")
+            if participant.is_out(workload):
                 continue
-            taken = contestant.time(workload)
+            taken = participant.time(workload)
             after = self._machine(machine)
             if taken is not None:
-                contestant.rates[workload].append(before.between(after))
+                participant.rates[workload].append(before.between(after))
             before = after
 
-    def _machine(self, machine: Worker) -> Rates:
-        """What the machine can do at this moment: memory that is shared may change within seconds."""
+    def _machine(self, machine: WorkerProcess) -> Rates:
+        """Measure the machine's rates now: where others share its memory, they change within seconds."""
         time.sleep(REST)
-        self.rates.append(Rates(**machine.ask("rates")))
+        self.rates.append(Rates(**machine.request("rates")))
         return self.rates[-1]
 
 
 def measure(
     found: Sequence[Found],
     model: Model,
-    plans: Plans,
+    settings: Settings,
     against: str = "",
     quick: bool = False,
     report: Report = lambda what, done, of: None,
@@ -147,63 +142,69 @@ def measure(
     Raises CannotJudge for a baseline that is not among the implementations, a dtype unknown to the
     noise floor, too few samples, too little memory, or golden that cannot be trusted.
     """
-    if plans.samples < SAMPLES:
-        raise CannotJudge(f"--samples {plans.samples}: an interval of 95 % needs at least {SAMPLES}")
+    if settings.samples < SAMPLES:
+        raise CannotJudge(f"--samples {settings.samples}: an interval of 95 % needs at least {SAMPLES}")
     names = [one.name for one in found]
     baseline = against or names[0]
     if baseline not in names:
         raise CannotJudge(f"--against {baseline}: not measured in this run ({', '.join(names)})")
-    if plans.target.dtype not in dtypes.DTYPES:
-        raise CannotJudge(f"target {plans.target}: dtype is not one of {', '.join(dtypes.DTYPES)}")
+    if settings.target.dtype not in dtypes.DTYPES:
+        raise CannotJudge(f"target {settings.target}: dtype is not one of {', '.join(dtypes.DTYPES)}")
     hparams = checkpoint.read_hparams(model.checkpoint / "hparams.json")
-    if lacking := too_big(hparams, plans.target, len(names)):
+    if lacking := too_big(hparams, settings.target, len(names)):
         raise CannotJudge(f"model {model.name}: {lacking}")
-    plans = plans._replace(workloads=plans.workloads or workloads(hparams, quick))
+    settings = settings._replace(workloads=settings.workloads or workloads(hparams, quick))
     started = time.time()
     with tempfile.TemporaryDirectory(prefix="parity-bench-") as folder:
-        session = Session(found, model, plans, Path(folder), report)
+        session = Session(found, model, settings, Path(folder), report)
         session.run()
-        first = next(one for one in session.contestants if one.found.name == baseline)
-        rows = [row for contestant in session.contestants for row in entrant_rows(contestant, first)]
-        return Outcome(rows, environment(session, baseline, started))
+        first = next(one for one in session.participants if one.found.name == baseline)
+        rows = [row for participant in session.participants for row in rows_of(participant, first)]
+        return Outcome(rows, made_with(session, baseline, started))
 
 
 def too_big(hparams: HParams, target: Target, n_implementations: int) -> str:
-    """Why so many implementations of a model do not fit in memory; "" if they do.
+    """Why so many implementations of a model do not fit in memory, or "" if they do.
 
-    Twice the weights for each (most copy them, and work besides), the mapped file, and the oracle's
-    largest weight and logits in float64.
+    Needed are twice the weights for each (most copy them, and need working memory), the mapped file, and
+    the oracle's largest weight and logits in float64.
     """
     one = roofline.parameters(hparams) * ITEMSIZE[target.dtype]
-    truth = 8 * hparams.n_vocab * (hparams.n_embd + 2 * hparams.n_ctx)
-    needed = one * (1 + 2 * n_implementations) + truth
+    oracle = 8 * hparams.n_vocab * (hparams.n_embd + 2 * hparams.n_ctx)
+    needed = one * (1 + 2 * n_implementations) + oracle
     free = psutil.virtual_memory().available
     if needed <= free:
         return ""
     return f"{needed / 2**30:.1f} GiB of memory are needed and {free / 2**30:.1f} are free"
 
 
-def environment(session: Session, baseline: str, started: float) -> dict[str, Any]:
-    """results.json's environment, and what timing depends on besides."""
-    truth, plans, contestants = session.truth, session.plans, session.contestants
-    versions = {name: v for contestant in contestants for name, v in contestant.versions.items()}
-    offered = {target for contestant in contestants for target in contestant.offered}
+def made_with(session: Session, baseline: str, started: float) -> dict[str, Any]:
+    """The environment of a verification, and what else timing depends on."""
+    setup, settings, participants = session.setup, session.settings, session.participants
+    versions = {name: v for participant in participants for name, v in participant.versions.items()}
+    offered = {target for participant in participants for target in participant.offered}
     gemm = [rate.gemm for rate in session.rates if rate.gemm is not None]
     return runner.environment(
-        session.model, truth.checkpoint, truth.records, plans.seed, versions, offered, started
+        setup.model,
+        setup.expected.checkpoint,
+        setup.expected.records,
+        settings.seed,
+        versions,
+        offered,
+        started,
     ) | {
-        "threads": threads(plans),
-        "samples": plans.samples,
-        "interval_confidence": interval.median([0.0] * plans.samples).confidence,
+        "threads": settings.threads,
+        "samples": settings.samples,
+        "interval_confidence": interval.median([0.0] * settings.samples).confidence,
         "bandwidth_bytes_per_s": interval.median([rate.bandwidth for rate in session.rates]).median,
         "gemm_flop_per_s": interval.median(gemm).median if gemm else None,
-        "truth": truth.source,
+        "truth": setup.expected.source,
         "against": baseline,
     }
 
 
-def exit_code(rows: Sequence[Row]) -> int:
-    """0: something was measured and nothing was wrong. 1: wrong output, or a crash. 2: no figures."""
+def exit_code(rows: Sequence[TimedRow]) -> int:
+    """0: something was measured and nothing is wrong. 1: wrong output or a crash. 2: no figures."""
     verdicts = {row.verdict for row in rows}
     if verdicts & {"wrong output", "crashed"}:
         return 1

@@ -1,14 +1,15 @@
-"""What is timed, and what comes of it."""
+"""What a benchmark times, and the form of its results."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import Target
-from gpt2_parity.run.supervisor import Limits
+from gpt2_parity.run import cores
+from gpt2_parity.run.supervisor import Resources
 
-SAMPLES = 6  # the fewest whose extremes hold the median with 95 %: 1 - 2 / 2**6 = 96.9 %
-DECODED = 64  # most tokens in one sample of decode: many, for the prompt's own time is subtracted
+SAMPLES = 6  # the fewest whose extremes enclose the median with 95 %: 1 - 2 / 2**6 = 96.9 %
+DECODED = 64  # most tokens in one sample of decode; many, because the prompt's time is subtracted
 DECODED_QUICKLY = 12
 
 
@@ -22,15 +23,16 @@ class Workload(NamedTuple):
 
     @property
     def longest(self) -> int:
+        """Tokens in the longest sequence that it evaluates."""
         return self.n_past + self.n + (self.phase == "decode")
 
     def __str__(self) -> str:
-        told = f"decode after {self.n_past}" if self.phase == "decode" else f"{self.phase} {self.n}"
-        return f"{told}, batch {self.batch}" if self.batch > 1 else told
+        text = f"decode after {self.n_past}" if self.phase == "decode" else f"{self.phase} {self.n}"
+        return f"{text}, batch {self.batch}" if self.batch > 1 else text
 
 
-class Row(NamedTuple):
-    """One row of bench.json; without figures unless its verdict is "verified"."""
+class TimedRow(NamedTuple):
+    """One row of bench.json. It has figures only if its verdict is "verified"."""
 
     implementation: str
     device: str
@@ -43,13 +45,13 @@ class Row(NamedTuple):
     batch: int
     samples: list[float]  # one a round
     median: float | None
-    low: float | None  # with high: the interval that holds the median
+    low: float | None  # low to high: the interval that encloses the median
     high: float | None
     unit: str  # seconds or bytes
     tokens_per_second: float | None
-    roofline: float | None  # share reached: the least time possible over the time taken
+    roofline: float | None  # the least time possible divided by the time taken
     against: str  # the baseline
-    speedup: float | None  # baseline / this, paired within rounds: above 1 is better than it
+    speedup: float | None  # baseline / this, paired within rounds; above 1 is faster
     speedup_low: float | None
     speedup_high: float | None
     verdict: str  # verified, wrong output, crashed, skipped
@@ -57,7 +59,7 @@ class Row(NamedTuple):
 
     @property
     def at(self) -> tuple[int, int]:
-        """New and past tokens of the pass that its time is for: of decode, in the middle of it."""
+        """New and past tokens of one forward pass of it; for decode, of the pass in the middle."""
         return (1, self.n_past + (self.n + 1) // 2) if self.phase == "decode" else (self.n, 0)
 
 
@@ -69,36 +71,40 @@ def unmeasured(
     against: str,
     verdict: str,
     detail: str,
-) -> Row:
+) -> TimedRow:
     """A row without figures."""
     metric = "seconds_per_token" if workload.phase == "decode" else "seconds"
-    return Row(
+    return TimedRow(
         implementation, *target, model,
         workload.phase, metric, workload.n_past, workload.n, workload.batch,
         [], None, None, None, "seconds", None, None, against, None, None, None, verdict, detail,
     )  # fmt: skip
 
 
-class Plans(NamedTuple):
-    """What a run is to do."""
+class Settings(NamedTuple):
+    """What a benchmark is to do."""
 
     target: Target
-    workloads: Sequence[Workload] = ()  # none: the standard ones
+    workloads: Sequence[Workload] = ()  # empty: the standard ones
     samples: int = SAMPLES
-    threads: int = 0  # 0: all cores
     seed: int = 0
-    limits: Limits = Limits()
+    resources: Resources = Resources()
+
+    @property
+    def threads(self) -> int:
+        """Threads of each implementation: as requested, or one for each available core."""
+        return self.resources.threads or len(cores.available())
 
 
 class Outcome(NamedTuple):
-    """Rows, and all that is needed to understand and repeat them."""
+    """The rows of a benchmark, and what is needed to understand and repeat them."""
 
-    rows: list[Row]
+    rows: list[TimedRow]
     environment: dict[str, Any]
 
 
 def workloads(hparams: HParams, quick: bool = False) -> list[Workload]:
-    """The standard ones, clipped to the context and each kept once."""
+    """The standard workloads, shortened to n_ctx, without duplicates."""
     n_ctx = hparams.n_ctx
     lengths, pasts = ((128,), (16,)) if quick else ((128, 512, 1023), (16, 900))
     n_new = min(DECODED_QUICKLY if quick else DECODED, max(1, n_ctx // 4))

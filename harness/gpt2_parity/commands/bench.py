@@ -1,4 +1,4 @@
-"""parity bench: implementations are timed side by side."""
+"""parity bench: time implementations side by side."""
 
 import secrets
 import shlex
@@ -9,17 +9,16 @@ from typing import Annotated
 
 import typer
 
-from gpt2_parity.bench import growth, session, tables
-from gpt2_parity.bench.workload import Plans
+from gpt2_parity.bench import session, tables
+from gpt2_parity.bench.workload import Settings
 from gpt2_parity.commands.options import (
     DEFAULT,
     MemoryOption,
     ModelOption,
     TimeoutOption,
-    limits,
     parse_target,
+    resources,
 )
-from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.files.output_folder import alone, replacing, writable
 from gpt2_parity.implementation import discovery
 from gpt2_parity.model import catalogue
@@ -35,12 +34,9 @@ def bench(
     target: Annotated[str, typer.Option(help="DEVICE-DTYPE.")] = "cpu-float32",
     against: Annotated[str, typer.Option(help="The baseline. Default: the first implementation.")] = "",
     quick: Annotated[
-        bool, typer.Option(help="Of prefill only 128 tokens, of decode only after 16.")
+        bool, typer.Option(help="Time prefill of 128 tokens only, and decode after 16 only.")
     ] = False,
-    growing: Annotated[
-        bool, typer.Option("--growth", help="How cost grows with tokens, batch and model, instead.")
-    ] = False,
-    samples: Annotated[int, typer.Option(help="Rounds in which everyone has a turn; 6 or more.")] = 6,
+    samples: Annotated[int, typer.Option(help="Rounds in which each has a turn; 6 or more.")] = 6,
     threads: Annotated[
         int, typer.Option(help="Threads of each implementation. 0: all cores.", min=0)
     ] = 0,
@@ -50,16 +46,13 @@ def bench(
         Path | None, typer.Option(help="Folder for bench.json, bench.md, report.html.")
     ] = None,
 ) -> None:
-    """Time implementations side by side; only what is verified, before and after, gets a figure."""
+    """Time implementations side by side. Only what is verified before and after gets a figure."""
     console = terminal.console()
-    if growing and quick:
-        raise CannotJudge("--growth and --quick: name one of them; each says what is to be timed")
     found = discovery.find_all(impl or discovery.names())
-    allowed = limits(timeout, memory)
-    plans = Plans(parse_target(target), (), samples, threads, secrets.randbelow(2**31), allowed)
+    allowed = resources(timeout, memory, threads or None)
+    settings = Settings(parse_target(target), (), samples, secrets.randbelow(2**31), allowed)
     if out is not None:
         writable(out)
-    fits = None
     with ExitStack() as during:
         if out is not None:
             during.enter_context(alone(out))
@@ -67,23 +60,18 @@ def bench(
             if out is not None:
                 meanwhile.enter_context(replacing(out, tables.FILES))
             progress = meanwhile.enter_context(tables.progress(console))
-            if growing:
-                outcome, fits = growth.measure(found, growth.names(model), plans, against, progress)
-            else:
-                outcome = session.measure(
-                    found, catalogue.locate(model), plans, against, quick, progress
-                )
+            outcome = session.measure(found, catalogue.locate(model), settings, against, quick, progress)
         outcome.environment["command"] = shlex.join(["parity", *sys.argv[1:]])
-        tables.show(console, outcome, fits)
+        tables.show(console, outcome)
         if out is not None:
-            tables.write(out, outcome, fits)
+            tables.write(out, outcome)
             draw(out)
             console.print(f"  written: {out}/{', '.join(tables.FILES)}", highlight=False)
     raise typer.Exit(session.exit_code(outcome.rows))
 
 
 def draw(out: Path) -> None:
-    """The page of all that is in out: this benchmark, and a verification that was there before."""
+    """Write the page of all results in out: this benchmark, and a verification if one is there."""
     from gpt2_parity.report import page  # what draws takes a second to import
 
     page.write([out], out / "report.html")

@@ -1,7 +1,7 @@
-"""parity golden build, verify: the truth is made and checked."""
+"""parity golden build and verify: make and check the golden records."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -23,10 +23,10 @@ def build(
     model: ModelOption = "micro",
     official_source: Annotated[
         Path | None,
-        typer.Option(help="A clone of openai/gpt-2: its src/model.py, run as it is, must agree too."),
+        typer.Option(help="A clone of openai/gpt-2, whose src/model.py, unmodified, must agree too."),
     ] = None,
 ) -> None:
-    """Make the golden records anew: two float64 oracles must agree, or nothing is written."""
+    """Make the golden records. Two float64 oracles must agree, or nothing is written."""
     console = terminal.console()
     with console.status("golden") as status:
         where = catalogue.locate(model)
@@ -48,24 +48,25 @@ def verify(model: ModelOption = "micro") -> None:
         where = catalogue.locate(model)
         build_golden.verify(where, lambda case: status.update(f"golden: {case}"))
     show_agreement(console, golden.read_manifest(where))
-    console.print("[green]PASS[/green]: every record is what the float64 oracle says today")
+    console.print("[green]PASS[/green]: every record agrees with the float64 oracle")
 
 
-def show_agreement(console: Console, manifest: dict[str, Any]) -> None:
-    title = f"{manifest['model']}: NumPy float64 against TensorFlow float64"
+def show_agreement(console: Console, manifest: golden.Manifest) -> None:
+    """Print how well the oracles agreed on each case."""
+    title = f"{manifest.model}: NumPy float64 against TensorFlow float64"
     table = Table(title=title, title_justify="left")
     for name in ("case", "worst, in float64 noise units", "at", "logits, greatest difference"):
         table.add_column(name)
-    official = all("official_noise_units" in entry for entry in manifest["cases"].values())
+    official = all(entry.official_noise_units is not None for entry in manifest.cases.values())
     if official:
         table.add_column("OpenAI's own code, in float32 noise units")
-    for case, entry in manifest["cases"].items():
-        worst = f"{entry['agreement_noise_units']:.2f} of {NOISE.most:g}"
-        difference = f"{entry['agreement_logits_max_abs']:.2g}"
-        cells = [escape(case), worst, escape(entry["agreement_worst_at"]), difference]
+    for case, entry in manifest.cases.items():
+        worst = f"{entry.agreement_noise_units:.2f} of {NOISE.most:g}"
+        difference = f"{entry.agreement_logits_max_abs:.2g}"
+        cells = [escape(case), worst, escape(entry.agreement_worst_at), difference]
         if official:
-            cells.append(f"{entry['official_noise_units']:.2f} of {NOISE.most:g}")
+            cells.append(f"{entry.official_noise_units:.2f} of {NOISE.most:g}")
         table.add_row(*cells)
     console.print(table)
-    for line in manifest["oracles"][2:]:
+    for line in manifest.oracles[2:]:
         console.print(f"  third oracle: {line}", highlight=False, soft_wrap=True)

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from gpt2_parity.run.request import limits as limits
 from gpt2_parity.run.request import parse_target as parse_target
-from gpt2_parity.run.supervisor import Limits
+from gpt2_parity.run.request import resources as resources
+from gpt2_parity.run.supervisor import Resources
 
 ModelOption = Annotated[
     str,
@@ -50,4 +50,4 @@ LedgerOption = Annotated[
         help="File of known disagreements. Unlisted failures fail; so do entries that no longer occur."
     ),
 ]
-DEFAULT = Limits()
+DEFAULT = Resources()

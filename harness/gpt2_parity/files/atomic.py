@@ -1,54 +1,64 @@
 """Files and folders that are written whole or not at all."""
 
-import contextlib
-import fcntl
-import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.files import locks
 
-ASIDE = ".parity-writing-"  # prefix of the folders in which new content is prepared
+PREFIX = ".parity-writing-"  # of temporary names; NAME.lock is held for as long as NAME is written
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file all or nothing, likewise. What UTF-8 cannot say is written as an escape."""
+    """Write a text file all or nothing. What UTF-8 cannot encode is written as an escape.
+
+    Raises CannotJudge, naming path, where it cannot be written.
+    """
     try:
-        with aside(path) as folder:
-            (folder / "new").write_text(text, encoding="utf-8", errors="backslashreplace")
-            (folder / "new").replace(path)
+        with replacing(path) as new:
+            new.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise CannotJudge(f"{path}: cannot be written ({error.strerror})") from error
 
 
-@contextlib.contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """A folder beside path in which to prepare what is then renamed to it; gone afterwards.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside path. The file written there replaces path, unless something is raised."""
+    with temporary(path) as new:
+        yield new
+        new.replace(path)
 
-    A process that is killed cannot clear its own away. Each holds a lock on its folder for as long as
-    it lives, so that the next one to write beside it knows which are left over.
+
+@contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """An unused path in the folder of path, for a file or folder that the caller then renames.
+
+    What is left there at the end is removed. A killed process cannot do so: the next one that writes
+    into the same folder removes what it left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-        with contextlib.ExitStack() as briefly:  # nobody is between making a folder and locking it
-            if lock(path.parent, fcntl.LOCK_EX, briefly):
-                for left in path.parent.glob(f"{ASIDE}*"):
-                    if lock(left, fcntl.LOCK_EX | fcntl.LOCK_NB, briefly):
-                        shutil.rmtree(left, ignore_errors=True)
-            folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=ASIDE))
-            held.callback(shutil.rmtree, folder, ignore_errors=True)
-            lock(folder, fcntl.LOCK_EX, held)
-        yield folder
+    sweep(path.parent)
+    new = path.parent / f"{PREFIX}{secrets.token_hex(8)}"
+    with locks.lock(new.with_name(f"{new.name}.lock")):
+        try:
+            yield new
+        finally:
+            remove(new)
 
 
-def lock(folder: Path, how: int, held: contextlib.ExitStack) -> bool:
-    """Lock a folder until held ends, or the process. False where that cannot be, as on some networks."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        held.callback(os.close, descriptor)
-        fcntl.flock(descriptor, how)
-    except OSError:
-        return False
-    return True
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left in a folder: a living one holds its lock."""
+    for path in folder.glob(f"{PREFIX}*.lock"):
+        with locks.lock(path) as held:
+            if held:
+                remove(path.with_suffix(""))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there and can be removed."""
+    shutil.rmtree(path, ignore_errors=True)  # which refuses files and links
+    with suppress(OSError):
+        path.unlink()

@@ -1,6 +1,5 @@
-"""The folder that --out names: found to be of use before the work, and an earlier run's files in it."""
+"""The folder that --out names: check it before the work, hold it, and replace an earlier run's files."""
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -9,15 +8,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.files import locks
 
 
 def writable(out: Path) -> None:
-    """Find out before the work, not after it, that there is no place for the results; make nothing."""
+    """Raise CannotJudge, before any work, where the folder cannot be written to. Creates nothing."""
     try:
         with suppress(FileNotFoundError, NotADirectoryError):
-            out.lstat()  # raises for a name that is too long for there ever to be such a folder
-        there = next(place for place in (out, *out.absolute().parents) if os.path.lexists(place))
-        with tempfile.TemporaryDirectory(dir=there, prefix=".parity-probe-"):
+            out.lstat()  # raises for a name that is too long for any folder
+        existing = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
+        with tempfile.TemporaryDirectory(dir=existing, prefix=".parity-probe-"):
             pass
     except OSError as error:
         raise CannotJudge(f"{out}: cannot be made or written to ({error.strerror})") from error
@@ -28,36 +28,22 @@ RUNNING = ".parity-running"
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Nobody else's run is in this folder meanwhile: two would write into each other's journal.
+    """Hold an output folder, so that no other run writes into it meanwhile.
 
-    The folder is made, and goes again if nothing came into it. Raises CannotJudge where a run is there.
+    The folder is created, and removed again if nothing was written into it. Raises CannotJudge where
+    another run holds it.
     """
-    made = not out.exists()
-    place = out / RUNNING  # a folder of its own: what is written into out locks that one
-    place.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(place, os.O_RDONLY)
+    created = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
     try:
-        locked(descriptor, out)
-        try:
+        with locks.lock(out / RUNNING) as held:
+            if held is False:
+                raise CannotJudge(f"{out}: another run is using it; wait for it, or name another --out")
             yield
-        finally:
-            with suppress(OSError):
-                place.rmdir()
-                if made:
-                    out.rmdir()  # which fails where anything is in it
     finally:
-        os.close(descriptor)
-
-
-def locked(descriptor: int, out: Path) -> None:
-    """Lock a folder for as long as it is open. Raises CannotJudge where another run has."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        told = f"{out}: a run is still under way there; wait for it, or name another --out"
-        raise CannotJudge(told) from error
-    except OSError:
-        pass  # some networks' folders cannot be locked
+        if created:
+            with suppress(OSError):
+                out.rmdir()  # fails where anything is in it
 
 
 EARLIER = ".parity-earlier"
@@ -65,21 +51,21 @@ EARLIER = ".parity-earlier"
 
 @contextmanager
 def replacing(out: Path, names: Iterable[str]) -> Iterator[None]:
-    """A new run in the place of an earlier one, whose files must not pass for its own.
+    """Put the files of an earlier run aside, so that they are not taken for those of the new run.
 
-    They are back where the new run is refused (CannotJudge), and gone otherwise.
+    They come back if the new run is refused (CannotJudge) and are removed otherwise.
     """
     aside = out / EARLIER
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-    there = [name for name in names if os.path.lexists(out / name)]
-    for name in there:
+    shutil.rmtree(aside, ignore_errors=True)  # left by a run that was killed
+    present = [name for name in names if os.path.lexists(out / name)]
+    for name in present:
         if "." in name and (out / name).is_dir() and not (out / name).is_symlink():
             raise CannotJudge(f"{out / name}: cannot be removed (it is a folder)")
     moved: list[str] = []
     try:
-        if there:
+        if present:
             aside.mkdir()
-        for name in there:
+        for name in present:
             (out / name).rename(aside / name)
             moved.append(name)
     except OSError as error:
@@ -90,7 +76,7 @@ def replacing(out: Path, names: Iterable[str]) -> Iterator[None]:
         yield
     except CannotJudge:
         refused = True
-        for name in names:  # what the refused run has made of itself goes
+        for name in names:  # remove what the refused run wrote
             shutil.rmtree(out / name, ignore_errors=True)
         put_back(out, moved)
         raise
@@ -100,7 +86,7 @@ def replacing(out: Path, names: Iterable[str]) -> Iterator[None]:
 
 
 def put_back(out: Path, names: Iterable[str]) -> None:
-    """Files that were put aside; one that cannot come back stays where it is."""
+    """Move files back that were put aside. One that cannot be moved stays there."""
     for name in names:
         with suppress(OSError):
             (out / EARLIER / name).rename(out / name)

@@ -1,8 +1,10 @@
 """safetensors files, memory-mapped: every process that opens one shares the same pages.
 
-The safetensors package's NumPy door copies every tensor; weights of gigabytes that several workers use
-at once must not be copied, so reading is done here. So is writing: the package has to have all arrays in
-memory at once, and aligns them to 8 bytes, where frameworks that would use them as they are want 64.
+The NumPy interface of the safetensors package copies every tensor, and several workers must be able to
+use gigabytes of weights at once without copies. So this module reads the files itself. It also writes
+them: the package needs all arrays in memory at once and aligns them to 8 bytes, but frameworks use an
+array without copying it only where it is aligned to 64.
+
 Format: https://huggingface.co/docs/safetensors (8-byte header length, JSON header, then data).
 """
 
@@ -19,36 +21,36 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gpt2_parity.contract.interface import CannotJudge
-from gpt2_parity.files import strict_json
-from gpt2_parity.files.atomic import aside
+from gpt2_parity.files import atomic, strict_json
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "I32": "<i4", "I64": "<i8"}
-# bytes: the data begins at a multiple, and so do arrays while all before them are multiples
+# bytes. The data begins at a multiple of it, and so does each array as long as the sizes of all arrays
+# before it are multiples.
 ALIGNED = 64
-LARGE = 2**26  # bytes of a file whose place in memory matters for speed
+LARGE = 2**26  # bytes: from this size on, how a file lies in the page cache matters for speed
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Arrays by name, mapped copy-on-write: nothing is read until touched, nothing written back.
+    """Arrays by name, mapped copy-on-write: read when first touched, and never written back.
 
-    Raises CannotJudge, naming the file, where it is missing or not a well-formed safetensors file: its
-    arrays must fill it from the header to the end, one after the other.
+    The arrays must follow each other without gaps from the header to the end of the file. Raises
+    CannotJudge, naming the file, where it is missing or malformed.
     """
-    with _complaining(path), path.open("rb") as file:
+    with _naming(path), path.open("rb") as file:
         data = _mapping(file.fileno())
         start, header = _header(data)
         return {name: _view(name, data[start:], entry) for name, entry in header.items()}
 
 
-class Glances(Mapping[str, np.ndarray]):
-    """The arrays of read(), each mapped anew whenever it is asked for, and gone when it is let go.
+class MappedArrays(Mapping[str, np.ndarray]):
+    """The arrays of read(), each mapped again whenever it is looked up.
 
-    So memory holds what was touched of it and no more: rows of a table need not bring all the table. The
-    file stays open: what takes its name meanwhile is another one.
+    The pages of an array are freed once nobody refers to it, so memory holds only what is in use. The
+    file stays open: a new file of the same name does not change the arrays.
     """
 
     def __init__(self, path: Path):
-        with _complaining(path):
+        with _naming(path):
             self.descriptor = os.open(path, os.O_RDONLY)
             weakref.finalize(self, os.close, self.descriptor)
             self.start, self.header = _header(_mapping(self.descriptor))
@@ -66,12 +68,13 @@ class Glances(Mapping[str, np.ndarray]):
 
 def is_aligned(path: Path) -> bool:
     """Whether the arrays of a safetensors file begin where frameworks can use them uncopied."""
-    with _complaining(path), path.open("rb") as file:
+    with _naming(path), path.open("rb") as file:
         return _header(_mapping(file.fileno()))[0] % ALIGNED == 0
 
 
 @contextlib.contextmanager
-def _complaining(path: Path) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
+    """Raise CannotJudge, naming the file, for an OSError or ValueError within."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -79,18 +82,18 @@ def _complaining(path: Path) -> Iterator[None]:
 
 
 def _mapping(descriptor: int) -> np.ndarray:
-    """A whole file [bytes], copy-on-write, and mapped for as long as somebody holds a part of it."""
+    """A whole file [n_bytes], copy-on-write; it stays mapped while anybody holds a part of it."""
     return np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY), np.uint8)
 
 
 def _header(data: np.ndarray) -> tuple[int, dict[str, Any]]:
-    """Where the arrays begin in data, a whole file [bytes], and what is said of each (or ValueError)."""
+    """Where the arrays begin in a file [n_bytes], and the header's entry of each. Raises ValueError."""
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")
     if start > data.size:
         raise ValueError("its header is longer than the file")
     header = strict_json.loads(data[8:start].tobytes())
     if not isinstance(header, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     header.pop("__metadata__", None)
     for name, entry in header.items():
         _view(name, data[start:], entry)
@@ -99,7 +102,7 @@ def _header(data: np.ndarray) -> tuple[int, dict[str, Any]]:
 
 
 def _view(name: str, data: np.ndarray, entry: Any) -> np.ndarray:
-    """The array that an entry of the header describes; data [bytes] is all that follows the header."""
+    """The array that an entry of the header describes. data [n_bytes]: all that follows the header."""
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if (
             dtype in DTYPES and all(type(n) is int and 0 <= n < 2**63 for n in [begin, end, *shape])
@@ -115,7 +118,7 @@ def _view(name: str, data: np.ndarray, entry: Any) -> np.ndarray:
 
 
 def _gapless(header: dict[str, Any], size: int) -> None:
-    """Raise ValueError unless the arrays fill size bytes, none overlapping another."""
+    """Raise ValueError unless the arrays fill size bytes without gaps or overlaps."""
     at = 0
     for begin, end, name in sorted((*entry["data_offsets"], name) for name, entry in header.items()):
         if begin != at:
@@ -126,20 +129,19 @@ def _gapless(header: dict[str, Any], size: int) -> None:
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write all or nothing: aside, then rename; of what is no copy yet, one array is copied at a time.
+    """Write arrays all or nothing. An array that is not contiguous is copied; one copy exists at a time.
 
-    Raises CannotJudge, naming path, where that fails or an array's dtype is none of DTYPES.
+    Raises CannotJudge, naming path, where that fails or an array's dtype is not in DTYPES.
     """
     try:
-        with aside(path) as folder:
-            _save(folder / "new", arrays)
-            (folder / "new").replace(path)
+        with atomic.replacing(path) as new:
+            _save(new, arrays)
     except (OSError, ValueError) as error:
         raise CannotJudge(f"{path}: cannot be written ({error})") from error
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    # the wider elements first, so that each array is aligned for its own
+    # arrays of wider elements first, so that each array is aligned to its own element size
     ordered = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))
     header = json.dumps(_entries(ordered), separators=(",", ":")).encode()
     header += b" " * (-(8 + len(header)) % ALIGNED)
@@ -152,25 +154,25 @@ def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _forget(file: BinaryIO) -> None:
-    """Have what was written to a file read from the disk again: by readahead, into larger pieces.
+    """Drop a file that was just written from the page cache, so that it is read from disk again.
 
-    A written file lies in the page cache in pieces that begin and end where the writing did. Mapped from
-    those, weights are read up to a tenth more slowly.
+    Writing leaves it in the cache in pieces that begin and end where each write did; reading ahead makes
+    larger pieces. Mapped from the former, weights were read up to a tenth more slowly.
     """
     file.flush()
     os.fsync(file.fileno())
     if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError):  # it is whole all the same
+        with contextlib.suppress(OSError):  # the file is whole in any case
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _entries(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """What the header says of each array, in the order in which they are written."""
+    """The header: an entry for each array, in the order in which the arrays are written."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     entries, at = {}, 0
     for name, array in arrays.items():
         if array.dtype.str not in names:
-            raise ValueError(f"{name!r} is {array.dtype}; kept are {', '.join(DTYPES)}")
-        where = [at, at := at + array.nbytes]
-        entries[name] = {"dtype": names[array.dtype.str], "shape": array.shape, "data_offsets": where}
+            raise ValueError(f"{name!r} is {array.dtype}; supported are {', '.join(DTYPES)}")
+        offsets = [at, at := at + array.nbytes]
+        entries[name] = {"dtype": names[array.dtype.str], "shape": array.shape, "data_offsets": offsets}
     return entries

@@ -1,4 +1,4 @@
-"""Where the data that ships with the package lies: the specimens and the golden records."""
+"""The folders with data that ship with the package: the specimens and the golden records."""
 
 from pathlib import Path
 

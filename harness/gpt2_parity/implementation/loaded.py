@@ -67,7 +67,7 @@ class Loaded:
     ) -> "Loaded":
         """With its model, loaded from a mapping of its own, which is gone where it makes copies."""
         model = impl.load(weight_layout.params_for(impl, weights), hparams, **target._asdict())
-        return cls(impl, model, target, safetensors_mmap.Glances(weights), hparams, *rest, **named)
+        return cls(impl, model, target, safetensors_mmap.MappedArrays(weights), hparams, *rest, **named)
 
     def plan(self, capabilities: Sequence[Capability]) -> Plan:
         """What is to be measured: its taps, and those of the capabilities that it offers.

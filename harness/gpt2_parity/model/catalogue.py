@@ -1,4 +1,4 @@
-"""Where a model's checkpoint and its golden records are, by the model's name."""
+"""Find a model's checkpoint and its golden records by its name."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -21,14 +21,14 @@ class Model(NamedTuple):
 
     @property
     def argument(self) -> str:
-        """What to give to --model to name it."""
+        """The value of --model that names it."""
         return (
             self.name if named_checkpoints().get(self.name) == self.checkpoint else str(self.checkpoint)
         )
 
 
 def named_checkpoints() -> dict[str, Path]:
-    """Where the checkpoints are that have a name; a folder of such a name is somewhere else."""
+    """The folders of the checkpoints that are known by a name."""
     home = checkpoint.home() / "models"
     return {"micro": GOLDEN / "micro"} | {
         name: home / name.replace(":", "-") for size in OFFICIAL for name in (size, SHAPE + size)
@@ -38,9 +38,9 @@ def named_checkpoints() -> dict[str, Path]:
 def locate(name: str) -> Model:
     """micro, an official size in the cache, shape:SIZE, or a folder in OpenAI's layout.
 
-    A shape's weights are generated when it is first asked for.
+    The weights of a shape are generated when it is first located.
 
-    Raises CannotJudge for an unknown name and for an official size that is not there.
+    Raises CannotJudge for an unknown name and for an official size that is not in the cache.
     """
     if name == "micro":
         return Model(name, named_checkpoints()[name], GOLDEN / "records" / "micro")
@@ -69,9 +69,9 @@ def locate(name: str) -> Model:
 
 
 def _folder(name: str) -> Path | None:
-    """The folder of that name, if there is one. A name may be anything, too long for a path, say."""
+    """The folder of that name, or None. The name may be any text, even one too long for a path."""
     try:
         directory = Path(name).expanduser()
-        return directory if name and directory.is_dir() else None  # "" would be where we are
+        return directory if name and directory.is_dir() else None  # "" would be the current folder
     except (OSError, RuntimeError, ValueError):  # ValueError: a null byte; RuntimeError: ~nobody
         return None

@@ -1,18 +1,14 @@
-"""OpenAI's TensorFlow checkpoint, read once.
+"""Load OpenAI's TensorFlow checkpoint.
 
-TensorFlow's own reader (which verifies each tensor's CRC32C) reads it in a process of its own;
-what it read is checked and kept as a memory-mapped safetensors file in a per-user cache, keyed by
-the content of the checkpoint. From the second load on no TensorFlow is imported and no weight
-is copied.
+The first time, TensorFlow's own reader, which verifies each tensor's CRC32C, reads it in a process of
+its own. The weights are checked and kept as a memory-mapped safetensors file in a per-user cache, keyed
+by the content of the checkpoint. Later loads neither import TensorFlow nor copy a weight.
 """
 
 import math
 import os
 import re
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +17,7 @@ import platformdirs
 
 from gpt2_parity.contract.architecture import HParams, parameter_shapes, variable_shapes
 from gpt2_parity.contract.interface import CannotJudge
-from gpt2_parity.files import atomic, digest, safetensors_mmap, strict_json
+from gpt2_parity.files import atomic, digest, fresh_process, safetensors_mmap, strict_json
 from gpt2_parity.model import synthetic
 
 DATA, INDEX = "model.ckpt.data-00000-of-00001", "model.ckpt.index"
@@ -29,33 +25,33 @@ FILES = ("checkpoint", "encoder.json", "hparams.json", DATA, INDEX, "model.ckpt.
 
 
 class Checkpoint(NamedTuple):
-    """A checked checkpoint: its weights are mapped from ``weights`` and shared by all processes."""
+    """A checked checkpoint. Its params are mapped from the file weights, which all processes share."""
 
     hparams: HParams
-    params: Mapping[str, np.ndarray]  # float32 by name without "model/", w as [n_in, n_out]
+    params: Mapping[str, np.ndarray]  # float32, by name without "model/"; each w [n_in, n_out]
     weights: Path
     sha256: dict[str, str]  # of each of its files
 
 
 def home() -> Path:
-    """Where caches live: $PARITY_HOME, or the user's cache folder."""
+    """The folder of all caches: $PARITY_HOME, or the user's cache folder."""
     return Path(os.environ.get("PARITY_HOME") or platformdirs.user_cache_path("gpt2-parity"))
 
 
 def load(directory: Path, expected: Mapping[str, str] | None = None) -> Checkpoint:
-    """The checkpoint in directory. expected: SHA-256 by file name that it must have.
+    """The checkpoint in a folder. expected: the SHA-256 that each named file must have.
 
-    Raises CannotJudge, naming the file or variable, for whatever is missing, corrupt or misshapen.
+    Raises CannotJudge, naming the file or variable, where anything is missing, damaged or misshapen.
     """
     found = hashes(directory)
     for name, sha in (expected or {}).items():
         if found.get(name) != sha:
             raise CannotJudge(
                 f"{directory / name}: SHA-256 is {found.get(name)}, but the golden manifest says {sha}. "
-                "Restore the file, or, if the change is meant, run: parity golden build"
+                "Restore the file or, if the change is intended, run: parity golden build"
             )
     hparams = read_hparams(directory / "hparams.json")
-    if synthetic.WEIGHTS in found:  # generated, not OpenAI's: already in the form that is mapped
+    if synthetic.WEIGHTS in found:  # generated weights are stored in the form that is mapped
         params = safetensors_mmap.read(directory / synthetic.WEIGHTS)
         check(params, hparams, directory / synthetic.WEIGHTS, squeezed=True)
         return Checkpoint(hparams, params, directory / synthetic.WEIGHTS, found)
@@ -85,17 +81,17 @@ def files(directory: Path) -> tuple[str, ...]:
 
 
 def read_hparams(path: Path) -> HParams:
-    """hparams.json, checked. Raises CannotJudge, naming the entry, for absurd values."""
+    """hparams.json, checked. Raises CannotJudge, naming the entry, for impossible values."""
     try:
         raw = strict_json.read(path)
         values = {name: raw[name] for name in HParams._fields}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CannotJudge(f"{path}: needs {', '.join(HParams._fields)} as JSON ({error!r})") from error
     for name, value in values.items():
-        most = 2**12 if name == "n_layer" else 2**24  # names are listed layer by layer
+        most = 2**12 if name == "n_layer" else 2**24  # because names are listed layer by layer
         if type(value) is not int or not 0 < value < most:
-            said = str(value)[:40]
-            raise CannotJudge(f"{path}: {name} is {said!r}, expected an integer from 1 to {most - 1}")
+            text = str(value)[:40]
+            raise CannotJudge(f"{path}: {name} is {text!r}, expected an integer from 1 to {most - 1}")
     hparams = HParams(**values)
     if hparams.n_embd % hparams.n_head:
         raise CannotJudge(f"{path}: n_embd {hparams.n_embd} is not divisible by n_head {hparams.n_head}")
@@ -103,25 +99,25 @@ def read_hparams(path: Path) -> HParams:
 
 
 def _fits(directory: Path, hparams: HParams) -> None:
-    """Raise CannotJudge unless checkpoint names the files here and these hold the weights, no more."""
+    """Raise CannotJudge unless checkpoint names the files here and the data has the right size."""
     state = (directory / "checkpoint").read_bytes()
     if not re.search(rb'^model_checkpoint_path: "model\.ckpt"\s*$', state, re.MULTILINE):
         raise CannotJudge(
             f'{directory / "checkpoint"}: does not say model_checkpoint_path: "model.ckpt", '
-            "the files that are here"
+            "which are the files in this folder"
         )
     size = (directory / DATA).stat().st_size
     needed = sum(4 * math.prod(shape) for shape in variable_shapes(hparams).values())
     if size != needed:
-        raise CannotJudge(f"{directory / DATA}: {size} bytes, but hparams.json says {needed}")
+        raise CannotJudge(f"{directory / DATA}: {size} bytes, but hparams.json calls for {needed}")
 
 
 def check(
     params: Mapping[str, np.ndarray], hparams: HParams, source: Path, *, squeezed: bool = False
 ) -> None:
-    """Raise CannotJudge, naming source and variable, unless names, shapes, dtypes and values fit.
+    """Raise CannotJudge, naming source and variable, unless names, shapes, dtypes and values are right.
 
-    squeezed: w is [n_in, n_out], as implementations receive it, not [1, n_in, n_out] as stored.
+    squeezed: each w is [n_in, n_out], as implementations receive it, not [1, n_in, n_out] as stored.
     """
     wanted = parameter_shapes(hparams) if squeezed else variable_shapes(hparams)
     if missing := sorted(wanted.keys() - params.keys()):
@@ -140,12 +136,9 @@ def check(
 
 
 def _in_child(directory: Path, hparams: HParams, weights: Path) -> None:
-    """Convert in a process of its own, so that TensorFlow's 700 MB leave with it."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        try:
-            pool.submit(convert, directory, hparams, weights).result()
-        except BrokenProcessPool as error:
-            raise CannotJudge(f"{directory}: the process reading the checkpoint died") from error
+    """Convert in a process of its own, which frees TensorFlow's 700 MB when it ends."""
+    died = f"{directory}: the process reading the checkpoint died"
+    fresh_process.call(died, convert, directory, hparams, weights)
 
 
 def convert(directory: Path, hparams: HParams, weights: Path) -> None:
@@ -158,7 +151,7 @@ def convert(directory: Path, hparams: HParams, weights: Path) -> None:
 
 
 def read_variables(directory: Path) -> dict[str, np.ndarray]:
-    """Every variable of the checkpoint as stored, by name without "model/".
+    """Every variable of the checkpoint, as stored, by name without "model/".
 
     Raises CannotJudge where TensorFlow is absent or cannot read the checkpoint.
     """
@@ -186,11 +179,11 @@ def read_variables(directory: Path) -> dict[str, np.ndarray]:
 
 
 def _intact(weights: Path) -> bool:
-    """A cached file is used only while it is the very bytes that were written."""
+    """Whether a cached file still has exactly the bytes that were written."""
     recorded = weights.with_suffix(".sha256")
     return (
         weights.is_file()
         and recorded.is_file()
         and recorded.read_bytes() == digest.sha256(weights).encode()
-        and safetensors_mmap.is_aligned(weights)  # once they were not
+        and safetensors_mmap.is_aligned(weights)  # files of an earlier edition are not
     )

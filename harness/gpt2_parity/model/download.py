@@ -1,35 +1,32 @@
-"""Downloading an official checkpoint: gone on with where it stopped, proven, then put in place.
+"""Download an official checkpoint: resumable, checksummed, installed atomically.
 
-The seven files come one after the other into a folder beside their place. A file that is cut
-off keeps what came (NAME.part) and remembers which version of the file that was
-(NAME.part.json: the server's ETag or date), so that the next attempt, or the next run,
-asks for the rest of that very version and starts over where the server has another. A file is
-taken only when its size and hash are the published ones, and the folder only when hparams,
-index and every tensor's CRC32C fit together.
+The seven files are downloaded one after the other into a temporary folder beside the final one. A
+partial file stays as NAME.part; NAME.part.json says which version of the file it is (the server's ETag
+or date). So the next attempt, or the next run, requests the rest of that version, and starts over where
+the server has another one. A file is accepted only if its size and hash are the published ones, and the
+folder only if hparams, index and every tensor's CRC32C agree.
 """
 
 import contextlib
-import fcntl
 import json
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import requests
 import urllib3
 
-from gpt2_parity.contract.architecture import HParams, variable_shapes
+from gpt2_parity.contract.architecture import variable_shapes
 from gpt2_parity.contract.interface import CannotJudge
-from gpt2_parity.files import atomic, digest
-from gpt2_parity.model import catalogue, checkpoint, synthetic, tf_index
+from gpt2_parity.files import atomic, digest, locks
+from gpt2_parity.model import checkpoint, tf_index
+from gpt2_parity.model.published_files import PublishedFile, Release
 
-FACTS = catalogue.GOLDEN / "official.json"
-TRIES = 6  # attempts in a row that bring nothing new, before giving up
+TRIES = 6  # attempts in a row without a new byte before giving up
 LONGEST_WAIT = 30.0  # seconds between two attempts
-TIMEOUT = (10.0, 60.0)  # seconds to connect, and without a byte
+TIMEOUT = (10.0, 60.0)  # seconds to connect, and to wait for a byte
 CHUNK = 1 << 16
 NO_ADDRESS = (
     requests.exceptions.InvalidURL,
@@ -37,48 +34,12 @@ NO_ADDRESS = (
     requests.exceptions.MissingSchema,
 )
 
-Report = Callable[[str, int, int | None], None]  # file, bytes that are here, bytes in all
+Report = Callable[[str, int, int | None], None]  # file, bytes downloaded, bytes in total
 Wait = Callable[[float], None]
 
 
-class Known(NamedTuple):
-    """What is known of a file; None where nobody has published it."""
-
-    bytes: int | None = None
-    sha256: str | None = None
-
-
-class Release(NamedTuple):
-    """A checkpoint as it was published."""
-
-    name: str
-    files: dict[str, Known]
-    tensors: dict[str, tf_index.Tensor]  # may be empty: then the index alone says what is right
-    hparams: HParams | None = None
-
-
-class Again(Exception):
-    """This attempt failed in a way that another one may not."""
-
-
-def published(size: str, facts: Path = FACTS) -> Release:
-    """What golden/official.json says of a size. Raises CannotJudge where it says nothing."""
-    try:
-        document = json.loads(facts.read_text(encoding="utf-8"))
-        entry = document["sizes"][size]
-        files = {name: Known(**entry["files"][name]) for name in checkpoint.FILES}
-        tensors = {
-            name: tf_index.Tensor(offset, length, int(crc, 16))
-            for name, (offset, length, crc) in entry.get("tensors", {}).items()
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CannotJudge(f"{facts}: says nothing usable of {size!r} ({error!r})") from error
-    return Release(size, files, tensors, synthetic.OFFICIAL.get(size))
-
-
-def default_url(facts: Path = FACTS) -> str:
-    """Where OpenAI publishes: the address below which are SIZE/FILE."""
-    return str(json.loads(facts.read_text(encoding="utf-8"))["base_url"])
+class Retry(Exception):
+    """This attempt failed, but another one may succeed."""
 
 
 def fetch(
@@ -87,18 +48,18 @@ def fetch(
     report: Report = lambda name, here, total: None,
     wait: Wait = time.sleep,
 ) -> list[str]:
-    """Bring a release to its place in the cache and prove it; files that are there and right stay.
+    """Download a release into the cache and verify it. Files that are there and right stay.
 
-    Returns the names of the files that were downloaded. Raises CannotJudge, naming the file, for
-    an address that does not answer rightly, for files that are not the published ones (they are
-    removed), and for a disk that is full (what came is kept).
+    Returns the names of the downloaded files. Raises CannotJudge, naming the file, where the server
+    does not deliver it, where it is not the published file (it is removed), and where the disk is full
+    (the partial file is kept).
     """
-    place = checkpoint.home() / "models" / release.name
-    staging = place.with_name(f".{release.name}.partial")
+    target = checkpoint.home() / "models" / release.name
+    staging = target.with_name(f".{release.name}.partial")
     try:
-        with alone(place):
-            folder = place if place.is_dir() else staging
-            wanted = list(proof(folder, release)) if folder.is_dir() else list(checkpoint.FILES)
+        with exclusive(target):
+            folder = target if target.is_dir() else staging
+            wanted = list(wrong_files(folder, release)) if folder.is_dir() else list(checkpoint.FILES)
             staging.mkdir(parents=True, exist_ok=True)
             room(staging, [release.files[name] for name in wanted])
             for name in wanted:
@@ -106,112 +67,115 @@ def fetch(
                 obtain(url, staging / f"{name}.part", release.files[name], report, wait)
                 (staging / f"{name}.part").replace(folder / name)
                 sidecar(staging / f"{name}.part").unlink(missing_ok=True)
-            if wrong := proof(folder, release):
+            if wrong := wrong_files(folder, release):
                 for name in wrong:
                     (folder / name).unlink(missing_ok=True)
-                told = "; ".join(f"{name}: {why}" for name, why in wrong.items())
-                kept = "nothing was put in place" if folder is staging else "the other files stay"
-                raise CannotJudge(f"{base_url}: {told}. Removed; {kept}")
+                reasons = "; ".join(f"{name}: {why}" for name, why in wrong.items())
+                kept = "nothing was installed" if folder is staging else "the other files stay"
+                raise CannotJudge(f"{base_url}: {reasons}. Removed; {kept}")
             if folder is staging:
-                staging.rename(place)
+                staging.rename(target)
             else:
                 shutil.rmtree(staging)
-    except OSError as error:  # of the disk; those of the network are dealt with where they happen
+    except OSError as error:  # of the disk; those of the network are handled where they occur
         raise CannotJudge(
-            f"{error.filename or staging}: cannot be written ({error.strerror}). What has come is kept: "
-            "make room and run the same command again"
+            f"{error.filename or staging}: cannot be written ({error.strerror}). "
+            "The partial file is kept: make room and run the same command again"
         ) from error
     return wanted
 
 
-def told(release: Release) -> str:
-    """What a proven release was proven by, and which files nothing published vouches for."""
-    hashed = [name for name, known in release.files.items() if known.sha256]
-    sized = [name for name, known in release.files.items() if known.bytes and not known.sha256]
-    neither = [name for name, known in release.files.items() if known == Known()]
-    words = [f"SHA-256 as published: {', '.join(hashed)}"] * bool(hashed)
-    words += [f"only the size is published: {', '.join(sized)}"] * bool(sized)
-    words += [f"nothing is published: {', '.join(neither)}"] * bool(neither)
-    beside = " and as published" if release.tensors else ", which nothing published vouches for"
-    return "; ".join([*words, f"every tensor's CRC32C as in the index{beside}"])
+def describe_verification(release: Release) -> str:
+    """Say what a verified release was verified with, and of which files nothing is published."""
+    hashed = [name for name, published in release.files.items() if published.sha256]
+    sized = [
+        name for name, published in release.files.items() if published.bytes and not published.sha256
+    ]
+    neither = [name for name, published in release.files.items() if published == PublishedFile()]
+    parts = [f"SHA-256 as published: {', '.join(hashed)}"] * bool(hashed)
+    parts += [f"only the size is published: {', '.join(sized)}"] * bool(sized)
+    parts += [f"nothing is published: {', '.join(neither)}"] * bool(neither)
+    published = " and as published" if release.tensors else "; no tensor's CRC32C is published"
+    return "; ".join([*parts, f"every tensor's CRC32C as in the index{published}"])
 
 
 @contextlib.contextmanager
-def alone(place: Path) -> Iterator[None]:
-    """Hold the right to write there. Raises CannotJudge where another process holds it."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    lock = place.with_name(f".{place.name}.lock")
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise CannotJudge(f"{place}: another parity fetch is writing it; wait for it") from error
+def exclusive(target: Path) -> Iterator[None]:
+    """Hold the right to write a release. Raises CannotJudge where another process holds it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with locks.lock(target.with_name(f".{target.name}.lock")) as held:
+        if held is False:
+            raise CannotJudge(f"{target}: another parity fetch is writing it; wait for it")
         yield
 
 
-def room(folder: Path, files: list[Known]) -> None:
-    """Find out before the download that the disk is too full for it."""
+def room(folder: Path, files: list[PublishedFile]) -> None:
+    """Raise CannotJudge where the disk has no room for the rest of the files."""
     here = sum(path.stat().st_size for path in folder.glob("*.part"))
-    needed = sum(known.bytes or 0 for known in files) - here
+    needed = sum(published.bytes or 0 for published in files) - here
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise CannotJudge(
-            f"{folder}: {needed:,} bytes are still to come and {free:,} are free; make room there "
-            "or set PARITY_HOME to a disk that has it"
+            f"{folder}: {needed:,} bytes are needed and {free:,} are free; make room there "
+            "or set PARITY_HOME to a folder on another disk"
         )
 
 
-def obtain(url: str, part: Path, known: Known, report: Report, wait: Wait) -> None:
-    """Download one file, whole and right. Raises CannotJudge; wrong content is removed."""
-    for _ in range(2):  # content that is wrong may have been spoilt on the way: once more, from nothing
-        download(url, part, known, report, wait)
-        wrong = differs(part, known)
+def obtain(url: str, part: Path, published: PublishedFile, report: Report, wait: Wait) -> None:
+    """Download one file and check it. Raises CannotJudge where it is wrong, and removes it."""
+    for _ in range(2):  # it may have been damaged on the way, so try once more from the start
+        download(url, part, published, report, wait)
+        wrong = differs(part, published)
         if not wrong:
             return
         forget(part)
     raise CannotJudge(f"{url}: {wrong}, twice. It was removed; is this the right address?")
 
 
-def download(url: str, part: Path, known: Known, report: Report, wait: Wait) -> None:
-    """Attempts until the file is complete; they are counted anew whenever one brings something."""
+def download(url: str, part: Path, published: PublishedFile, report: Report, wait: Wait) -> None:
+    """Try until the file is complete; count the attempts since the last new byte."""
     failures, furthest = 0, -1
     with requests.Session() as session:
         session.max_redirects = 5
         while True:
             try:
-                transfer(session, url, part, known, report)
+                transfer(session, url, part, published, report)
                 return
             except requests.TooManyRedirects as error:
-                raise CannotJudge(f"{url}: redirects without end (more than 5)") from error
+                raise CannotJudge(f"{url}: more than 5 redirects") from error
             except NO_ADDRESS as error:
                 raise CannotJudge(f"{url}: not an address to download from ({error})") from error
-            except (Again, requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            except (Retry, requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 here = length(part)
                 failures = 1 if here > furthest else failures + 1
                 furthest = max(furthest, here)
                 if failures >= TRIES:
                     raise CannotJudge(
-                        f"{url}: gave up after {failures} attempts that brought nothing new ({error}). "
-                        "What has come is kept: the same command goes on from there"
+                        f"{url}: gave up after {failures} attempts without a new byte ({error}). "
+                        "The partial file is kept: run the same command to resume"
                     ) from error
                 wait(min(LONGEST_WAIT, 2.0 ** (failures - 1)))
 
 
-def transfer(session: requests.Session, url: str, part: Path, known: Known, report: Report) -> None:
-    """One attempt at the rest of a file. Raises Again where it ends early."""
+def transfer(
+    session: requests.Session, url: str, part: Path, published: PublishedFile, report: Report
+) -> None:
+    """Request the rest of a file once. Raises Retry where it ends early."""
     version = remembered(part, url)
-    here = length(part) if version else 0  # else nobody knows of what version it is the beginning
-    if here and here == known.bytes:
+    here = length(part) if version else 0  # else its version is not known
+    if here and here == published.bytes:
         return
     headers = {"Accept-Encoding": "identity"}
     if here and version:
         headers |= {"Range": f"bytes={here}-", "If-Range": version}
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as reply:
         total = accept(reply, url, part, here, version)
-        if known.bytes is not None and total is not None and total != known.bytes:
+        if published.bytes is not None and total is not None and total != published.bytes:
             forget(part)
-            raise CannotJudge(f"{url}: has {total:,} bytes there, the published file {known.bytes:,}")
-        if reply.status_code == 200:  # the whole file: forget the old beginning before keeping the new
+            raise CannotJudge(
+                f"{url}: has {total:,} bytes there, the published file {published.bytes:,}"
+            )
+        if reply.status_code == 200:  # the whole file, so the old partial file is of no use
             forget(part)
             remember(part, url, version_of(reply))
             here = 0
@@ -221,49 +185,53 @@ def transfer(session: requests.Session, url: str, part: Path, known: Known, repo
                 here += len(chunk)
                 report(part.stem, here, total)
     if total is not None and here != total:
-        raise Again(f"cut off after {here:,} of {total:,} bytes")
+        raise Retry(f"the connection ended after {here:,} of {total:,} bytes")
 
 
 def accept(reply: requests.Response, url: str, part: Path, here: int, version: str | None) -> int | None:
-    """How many bytes the whole file has, if the answer says so.
+    """How many bytes the whole file has, if the reply says so.
 
-    Raises Again for an answer that another attempt may improve, CannotJudge for one that it cannot.
+    Raises Retry for a reply that may be better next time, CannotJudge for one that will not.
     """
-    if reply.status_code == 416:  # nothing behind what is here: it is not what the server has
+    if (
+        reply.status_code == 416
+    ):  # our partial file is as long as the server's file, so it is another file
         forget(part)
-        raise Again("the server has nothing after what is here; starting over")
+        raise Retry("the server has no bytes after the partial file; starting over")
     if reply.status_code in (408, 429) or reply.status_code >= 500:
-        raise Again(f"HTTP {reply.status_code}")
+        raise Retry(f"HTTP {reply.status_code}")
     if reply.status_code not in (200, 206):
         raise CannotJudge(f"{url}: HTTP {reply.status_code} {reply.reason}; is this the right address?")
     if reply.headers.get("Content-Encoding", "identity") != "identity":
-        raise CannotJudge(f"{url}: the server compresses it although it was asked not to")
+        raise CannotJudge(f"{url}: the server compresses it although the request forbids it")
     if reply.status_code == 200:
-        said = reply.headers.get("Content-Length")
-        return int(said) if said and said.isdigit() else None
+        size = reply.headers.get("Content-Length")
+        return int(size) if size and size.isdigit() else None
     span = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", reply.headers.get("Content-Range", ""))
     if not span or not here or int(span[1]) != here or version_of(reply) not in (None, version):
         forget(part)
-        raise Again("the server sent another part than was asked for; starting over")
+        raise Retry("the server sent another range than was requested; starting over")
     return int(span[3])
 
 
 def version_of(reply: requests.Response) -> str | None:
-    """What tells this version of a file from others: a strong ETag, or the date of change."""
+    """The version of a file: a strong ETag, or its date of change."""
     etag = reply.headers.get("ETag", "")
     return etag if etag.startswith('"') else reply.headers.get("Last-Modified")
 
 
 def sidecar(part: Path) -> Path:
+    """The file that says which version a partial file is."""
     return part.with_name(f"{part.name}.json")
 
 
 def remember(part: Path, url: str, version: str | None) -> None:
+    """Note the address and the version of a partial file."""
     atomic.write_text(sidecar(part), json.dumps({"url": url, "version": version}))
 
 
 def remembered(part: Path, url: str) -> str | None:
-    """The version that a partial file is the beginning of; None where that is not known for sure."""
+    """The version of a partial file from an address; None where that is not certain."""
     try:
         note = json.loads(sidecar(part).read_text(encoding="utf-8"))
         return note["version"] if note["url"] == url else None
@@ -272,33 +240,37 @@ def remembered(part: Path, url: str) -> str | None:
 
 
 def forget(part: Path) -> None:
+    """Remove a partial file and its note."""
     part.unlink(missing_ok=True)
     sidecar(part).unlink(missing_ok=True)
 
 
 def length(part: Path) -> int:
+    """Bytes of a partial file; 0 where there is none."""
     return part.stat().st_size if part.exists() else 0
 
 
-def differs(path: Path, known: Known) -> str:
-    """What is wrong with a file by what is known of it; "" where nothing is."""
+def differs(path: Path, published: PublishedFile) -> str:
+    """How a file differs from what is published about it; "" where it does not."""
     if not path.is_file() or not path.stat().st_size:
         return "missing or empty"
-    if known.bytes is not None and path.stat().st_size != known.bytes:
-        return f"has {path.stat().st_size:,} bytes, the published file {known.bytes:,}"
-    if known.sha256 is not None and (found := digest.sha256(path)) != known.sha256:
-        return f"SHA-256 is {found}, of the published file {known.sha256}"
+    if published.bytes is not None and path.stat().st_size != published.bytes:
+        return f"has {path.stat().st_size:,} bytes, the published file {published.bytes:,}"
+    if published.sha256 is not None and (found := digest.sha256(path)) != published.sha256:
+        return f"SHA-256 is {found}, that of the published file {published.sha256}"
     return ""
 
 
-def proof(folder: Path, release: Release) -> dict[str, str]:
-    """The files in folder that are wrong, each with why; empty where it is the published checkpoint.
+def wrong_files(folder: Path, release: Release) -> dict[str, str]:
+    """The files in a folder that are not the published ones, each with the reason.
 
-    Beyond size and hash: hparams are the size's own, the index has the variables that they call for,
-    and every tensor's bytes have the CRC32C of the index and, where that is published, of the release.
+    Besides sizes and hashes this checks that hparams are those of the release, that the index has their
+    variables, and that every tensor has the CRC32C of the index and, if published, of the release.
     """
     wrong = {
-        name: why for name, known in release.files.items() if (why := differs(folder / name, known))
+        name: why
+        for name, published in release.files.items()
+        if (why := differs(folder / name, published))
     }
     if wrong:
         return wrong
@@ -319,5 +291,5 @@ def proof(folder: Path, release: Release) -> dict[str, str]:
             return {checkpoint.INDEX: f"places model/{name} elsewhere, or with another CRC32C"}
     if damaged := tf_index.damaged(folder / checkpoint.DATA, tensors):
         named = ", ".join(f"model/{name}" for name in damaged[:3])
-        return {checkpoint.DATA: f"{len(damaged)} tensors do not have their CRC32C: {named}"}
+        return {checkpoint.DATA: f"{len(damaged)} tensors do not match their CRC32C: {named}"}
     return {}

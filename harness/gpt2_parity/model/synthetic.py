@@ -1,7 +1,7 @@
-"""Models of any shape with generated weights: for scale, speed and proof, not for text.
+"""Models of any shape with generated weights, to test scale, speed and correctness. They write no text.
 
-The weights are random, but of the sizes that trained ones have: attention that attends, biases and gains
-that matter, so that a mistake in any operation shows. The same shape always has the same weights.
+The weights are random, with the magnitudes of trained ones, so that attention is not uniform, biases and
+gains matter, and a mistake in any operation shows. The same shape always has the same weights.
 """
 
 import json
@@ -24,7 +24,7 @@ FILES = ("hparams.json", WEIGHTS)
 
 
 def generate(hparams: HParams, seed: int = 0) -> dict[str, np.ndarray]:
-    """Float32 weights by checkpoint name, w as [n_in, n_out]."""
+    """Float32 weights by checkpoint name, each w [n_in, n_out]."""
     params = {}
     for i, (name, stored) in enumerate(variable_shapes(hparams).items()):
         shape = stored[1:] if name.endswith("/w") else stored
@@ -36,6 +36,7 @@ def generate(hparams: HParams, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def _spread(name: str, shape: tuple[int, ...]) -> float:
+    """The standard deviation of a weight."""
     if name in ("wte", "wpe"):
         return {"wte": 0.14, "wpe": 0.05}[name]
     if name.endswith("/w"):
@@ -44,7 +45,7 @@ def _spread(name: str, shape: tuple[int, ...]) -> float:
 
 
 def ensure(directory: Path, hparams: HParams) -> None:
-    """Write the model's two files unless they are there."""
+    """Write the model's two files unless both exist."""
     if all((directory / name).is_file() for name in FILES):
         return
     safetensors_mmap.write(directory / WEIGHTS, generate(hparams))

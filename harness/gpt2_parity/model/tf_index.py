@@ -1,9 +1,9 @@
-"""The index of a TensorFlow checkpoint, read without TensorFlow: where each tensor lies, and its CRC32C.
+"""Read a TensorFlow checkpoint's index without TensorFlow: the place and CRC32C of each tensor.
 
 model.ckpt.index is a table of sorted keys in LevelDB's format: data blocks, then a block that
 indexes them, then a footer of 48 bytes. The value of each key is a small protocol buffer, a
 BundleEntryProto (tensorflow/core/protobuf/tensor_bundle.proto). Every block and every tensor
-carries a checksum, so a flipped byte is found and the tensor that it hit is named.
+has a checksum, so a flipped byte is found, and the damaged tensor can be named.
 """
 
 import struct
@@ -22,28 +22,28 @@ FLOAT32 = 1  # tensorflow.DataType.DT_FLOAT
 
 
 class Tensor(NamedTuple):
-    """Where a tensor lies in model.ckpt.data, and what its bytes must sum to."""
+    """The place of a tensor in model.ckpt.data, and the checksum of its bytes."""
 
     offset: int
     size: int  # bytes
     crc32c: int
-    shape: tuple[int, ...] | None = None  # None where only place and checksum are known
+    shape: tuple[int, ...] | None = None  # None where only the place and the checksum are known
     dtype: int = FLOAT32
 
 
 def read(path: Path) -> dict[str, Tensor]:
     """Every tensor of an index file by name without "model/".
 
-    Raises CannotJudge, naming the file, for anything that is not a sound table of tensors.
+    Raises CannotJudge, naming the file, where it is not an intact table of tensors.
     """
     try:
         return dict(_entries(path.read_bytes()))
     except (OSError, ValueError, IndexError, struct.error) as error:
-        raise CannotJudge(f"{path}: not a sound checkpoint index ({error})") from error
+        raise CannotJudge(f"{path}: not an intact checkpoint index ({error})") from error
 
 
 def damaged(data: Path, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors whose bytes in the data file do not have their CRC32C, in file order."""
+    """Names of the tensors whose bytes do not match their CRC32C, in the order of the data file."""
     if not data.stat().st_size:
         return sorted(tensors)
     content = np.memmap(data, dtype=np.uint8, mode="r")
@@ -52,7 +52,7 @@ def damaged(data: Path, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def checksum(content: np.ndarray, tensor: Tensor) -> int:
-    """CRC32C of a tensor's bytes, a few MiB at a time: tensors are up to 640 MB."""
+    """CRC32C of a tensor's bytes, read a few MiB at a time: tensors have up to 640 MB."""
     crc, step = 0, 1 << 24
     end = tensor.offset + tensor.size
     for start in range(tensor.offset, end, step):
@@ -62,7 +62,7 @@ def checksum(content: np.ndarray, tensor: Tensor) -> int:
 
 def _entries(table: bytes) -> Iterator[tuple[str, Tensor]]:
     if len(table) < FOOTER or int.from_bytes(table[-8:], "little") != MAGIC:
-        raise ValueError("its footer is not a table's")
+        raise ValueError("its footer is not that of a table")
     _, at = _handle(table, len(table) - FOOTER)  # of the metaindex, which a bundle does not use
     index, _ = _handle(table, at)
     for _, value in _pairs(_block(table, index)):
@@ -73,25 +73,25 @@ def _entries(table: bytes) -> Iterator[tuple[str, Tensor]]:
 
 
 def _block(table: bytes, handle: tuple[int, int]) -> bytes:
-    """A block's content. Raises ValueError unless it has its checksum and is not compressed."""
+    """A block's content. Raises ValueError where it is compressed or does not match its checksum."""
     offset, size = handle
     content, kind = table[offset : offset + size], table[offset + size]
     (masked,) = struct.unpack_from("<I", table, offset + size + 1)
     if google_crc32c.value(table[offset : offset + size + 1]) != unmask(masked):
-        raise ValueError(f"the block at byte {offset} does not have its CRC32C")
+        raise ValueError(f"the block at byte {offset} does not match its CRC32C")
     if kind:
-        raise ValueError(f"the block at byte {offset} is compressed, which checkpoints are not")
+        raise ValueError(f"the block at byte {offset} is compressed; blocks of a checkpoint are not")
     return content
 
 
 def unmask(masked: int) -> int:
-    """The CRC32C that was rotated and shifted before it was stored, as LevelDB does."""
+    """Undo what LevelDB does to a CRC32C before it stores it: rotate and add a constant."""
     rotated = (masked - 0xA282EAD8) & 0xFFFFFFFF
     return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
 
 
 def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a block; a key is stored as what differs from the key before it."""
+    """Keys and values of a block. A key is stored as its difference from the key before it."""
     (n_restarts,) = struct.unpack_from("<I", block, len(block) - 4)
     end, at, key = len(block) - 4 - 4 * n_restarts, 0, b""
     while at < end:
@@ -104,14 +104,14 @@ def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
-    """An offset and a size, and where what follows them begins."""
+    """The offset and size stored at a position, and the position after them."""
     offset, at = _varint(data, at)
     size, at = _varint(data, at)
     return (offset, size), at
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, and where what follows it begins."""
+    """The number stored at a position, 7 bits in each byte, and the position after it."""
     value = shift = 0
     while True:
         byte = data[at]

@@ -1,4 +1,4 @@
-"""Byte-level BPE from a checkpoint's own vocab.bpe and encoder.json, through tiktoken."""
+"""The byte-level BPE of a checkpoint's vocab.bpe and encoder.json, run by tiktoken."""
 
 import os
 import re
@@ -19,21 +19,21 @@ PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 
 
 class Tokenizer:
-    """Text to token ids and back, with the tokenizer files of one checkpoint."""
+    """Turns text into token ids and back, with the tokenizer files of one checkpoint."""
 
     def __init__(self, directory: Path, n_vocab: int):
-        """Raises CannotJudge where the files are missing, disagree, or are not n_vocab entries."""
+        """Raises CannotJudge where the files are missing, disagree, or do not have n_vocab entries."""
         vocab, encoder = directory / "vocab.bpe", directory / "encoder.json"
-        # tiktoken's own cache is keyed by path: a changed file would come back stale.
+        # tiktoken caches by path, so it would not notice that a file has changed.
         os.environ["TIKTOKEN_CACHE_DIR"] = ""
         try:
             ids = strict_json.read(encoder)
             if wrong := [name for name, i in ids.items() if type(i) is not int]:
-                raise ValueError(f"the id of {wrong[0]!r} is no integer")
+                raise ValueError(f"the id of {wrong[0]!r} is not an integer")
             ranks = data_gym_to_mergeable_bpe_ranks(str(vocab), str(encoder))
         except Exception as error:  # assertion, key, JSON, decode and I/O errors alike
             raise CannotJudge(
-                f"{vocab} and {encoder}: not a byte-level BPE that agrees with itself ({error!r})"
+                f"{vocab} and {encoder}: not a consistent byte-level BPE ({error!r})"
             ) from error
         if len(ids) != n_vocab:
             raise CannotJudge(f"{encoder}: {len(ids)} entries, hparams say {n_vocab}")
@@ -53,11 +53,11 @@ class Tokenizer:
         return self._bpe.n_vocab
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of text; "<|endoftext|>" in it is plain text, never the special token."""
+        """Token ids of text. "<|endoftext|>" in it is plain text, never the special token."""
         return self._bpe.encode_ordinary(text)
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """Token ids of any bytes; those that are not UTF-8 become one token each."""
+        """Token ids of any bytes. Each byte that is not UTF-8 becomes one token."""
         text = data.decode("utf-8", "surrogateescape")
         ids: list[int] = []
         for piece in re.split("([\udc80-\udcff])", text):
@@ -68,16 +68,16 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; bytes that are not UTF-8 come out as replacement characters."""
+        """Text of token ids. Bytes that are not UTF-8 become replacement characters."""
         return self._bpe.decode(list(ids))
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The exact bytes of ids."""
+        """The exact bytes of token ids."""
         return self._bpe.decode_bytes(list(ids))
 
 
 def tokenizer_of(directory: Path, hparams: HParams) -> Tokenizer | None:
-    """The checkpoint's tokenizer; None for a generated model, which has none."""
+    """The checkpoint's tokenizer, or None for a generated model, which has none."""
     if "vocab.bpe" not in checkpoint.files(directory):
         return None
     return Tokenizer(directory, hparams.n_vocab)

@@ -1,4 +1,4 @@
-"""Facts that others have published about the official checkpoints, and how they are asked.
+"""Facts that others have published about the official checkpoints, and their comparison.
 
 May import: run, implementation, reference, model, files, contract.
 """

@@ -1,7 +1,7 @@
-"""The questions that known answers are answers to: one function for each kind of fact.
+"""Evaluate published facts: one function for each kind of fact.
 
-Each takes a loaded implementation (the Respondent) and a fact, asks what the fact is about, and returns
-plain numbers in the form of the fact's ``expected``. Nothing is judged here; see known.py.
+Each takes a loaded implementation (the Evaluator) and a fact, and returns plain numbers in the form of
+the fact's ``expected``. Nothing is judged here; see known_answers.py.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Required, TypedDict
 
 import numpy as np
 
@@ -21,20 +21,43 @@ from gpt2_parity.model import weight_layout
 from gpt2_parity.model.tokenizer import Tokenizer, tokenizer_of
 from gpt2_parity.reference.distance import log_softmax
 
-EXACT = ("tokens", "hparams", "file")  # kinds whose answers are equal or wrong
-# Float32 implementations were published to differ by 24 roundings of the greatest logit on the official
-# 124M (2.9e-4); two logits may do so in opposite directions, and 64 leaves a little room.
+EXACT = ("tokens", "hparams", "file")  # kinds whose values must be equal
+# Float32 implementations are published to differ by up to 24 roundings of the greatest logit on the
+# official 124M (2.9e-4). Two logits may differ in opposite directions: 48. 64 leaves some room.
 NEAR_TIE = 64 * 2.0**-24
 
-Fact = dict[str, Any]
+
+class Fact(TypedDict, total=False):
+    """One fact of golden/known_answers.json. Which of the fields it has depends on its kind."""
+
+    id: Required[str]
+    model: Required[str]  # 124M and so on; "official": every official size
+    source: Required[str]
+    kind: Required[str]  # a name in KINDS
+    expected: Any
+    within: float  # allowed absolute difference
+    relative: float  # allowed difference beyond that, as a share of the expected value
+    prompt: str | list[int]
+    text: str
+    of: str  # logits, probs, logprobs, nll or perplexity
+    slice: str  # of an array, in Python's notation
+    at: list[int]  # positions
+    first: int  # the position of the first token whose log-probability counts
+    pair: tuple[int, int]  # token ids
+    tensor: str
+    tap: str
+    file: str
+    sha1: str
+    rows: int  # tokens in a row
+    tokens: dict[str, Any]  # where the tokens are: see Evaluator.tokens
 
 
 class NotRun(Exception):
-    """The fact cannot be asked here; the text says why."""
+    """The fact cannot be evaluated here. The text says why."""
 
 
-class Place(NamedTuple):
-    """Where the facts are asked: the model, and files that a user may have beside it."""
+class ModelFiles(NamedTuple):
+    """The files of a model, and third-party files that the user may have."""
 
     checkpoint: Path
     weights: Path
@@ -43,22 +66,22 @@ class Place(NamedTuple):
     gluon_logits: Path | None = None
 
 
-class Respondent:
-    """A loaded implementation, asked in float64 on the host."""
+class Evaluator:
+    """A loaded implementation, whose results are converted to float64 on the host."""
 
-    def __init__(self, impl: Any, model: Any, params: Mapping[str, np.ndarray], place: Place):
-        self.impl, self.model, self.params, self.place = impl, model, params, place
-        self.hparams = place.hparams
-        self.tokenizer: Tokenizer | None = tokenizer_of(place.checkpoint, place.hparams)
+    def __init__(self, impl: Any, model: Any, params: Mapping[str, np.ndarray], files: ModelFiles):
+        self.impl, self.model, self.params, self.files = impl, model, params, files
+        self.hparams = files.hparams
+        self.tokenizer: Tokenizer | None = tokenizer_of(files.checkpoint, files.hparams)
         self._latest: tuple[bytes, np.ndarray] | None = None
 
     @classmethod
-    def load(cls, found: Found, target: Target, place: Place) -> "Respondent":
-        impl, hparams = found.load(), place.hparams
+    def load(cls, found: Found, target: Target, files: ModelFiles) -> "Evaluator":
+        impl, hparams = found.load(), files.hparams
         if target not in [Target(*each) for each in impl.targets()]:
             raise CannotJudge(f"{found.name} does not offer {target}")
-        model = impl.load(weight_layout.params_for(impl, place.weights), hparams, **target._asdict())
-        return cls(impl, model, safetensors_mmap.Glances(place.weights), place)
+        model = impl.load(weight_layout.params_for(impl, files.weights), hparams, **target._asdict())
+        return cls(impl, model, safetensors_mmap.MappedArrays(files.weights), files)
 
     def encode(self, text: str) -> list[int]:
         if self.tokenizer is None:
@@ -75,7 +98,7 @@ class Respondent:
         return np.array(self.impl.numpy(logits), np.float64), present
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
-        """Float64 [1, n, n_vocab]; several facts in a row may have the same prompt."""
+        """Float64 [1, n, n_vocab], kept for the next fact, which often has the same prompt."""
         key = np.asarray(ids).tobytes()
         if self._latest is None or self._latest[0] != key:
             self._latest = (key, self.forward([ids])[0])
@@ -97,9 +120,12 @@ class Respondent:
         return found[name]
 
     def tokens(self, wanted: dict[str, Any]) -> list[int]:
-        """Token ids from a file that the user has: a list in a JSON file, or a part of a text."""
-        if self.place.texts is None or not (path := self.place.texts / wanted["file"]).is_file():
-            raise NotRun(f"{wanted['file']} is not at hand: name its folder with --texts")
+        """Token ids from a file that the user has: a list in a JSON file, or a part of a text.
+
+        Raises NotRun where the file is missing or is another one.
+        """
+        if self.files.texts is None or not (path := self.files.texts / wanted["file"]).is_file():
+            raise NotRun(f"{wanted['file']} is missing: name its folder with --texts")
         if "key" in wanted:
             return json.loads(path.read_text(encoding="utf-8"))[wanted["key"]]
         if (sha := digest.sha256(path)) != wanted["sha256"]:
@@ -120,28 +146,28 @@ def pick(array: np.ndarray, text: str) -> Any:
     return np.asarray(array[index], np.float64).tolist()
 
 
-def tokens(respondent: Respondent, fact: Fact) -> list[int]:
+def tokens(evaluator: Evaluator, fact: Fact) -> list[int]:
     """Token ids of a text."""
-    return respondent.encode(fact["text"])
+    return evaluator.encode(fact["text"])
 
 
-def hparams(respondent: Respondent, fact: Fact) -> dict[str, int]:
+def hparams(evaluator: Evaluator, fact: Fact) -> dict[str, int]:
     """Sizes, parameters and tensors of the checkpoint."""
-    arrays = respondent.params.values()
+    arrays = evaluator.params.values()
     counted = {"n_params": sum(int(a.size) for a in arrays), "n_tensors": len(arrays)}
-    return respondent.hparams._asdict() | counted
+    return evaluator.hparams._asdict() | counted
 
 
-def file(respondent: Respondent, fact: Fact) -> dict[str, Any]:
+def file(evaluator: Evaluator, fact: Fact) -> dict[str, Any]:
     """Size and SHA-256 of a file of the checkpoint."""
-    path = respondent.place.checkpoint / fact["file"]
+    path = evaluator.files.checkpoint / fact["file"]
     got = {"bytes": path.stat().st_size, "sha256": digest.sha256(path)}
     return {key: got[key] for key in fact["expected"]}
 
 
-def tensor(respondent: Respondent, fact: Fact) -> Any:
+def tensor(evaluator: Evaluator, fact: Fact) -> Any:
     """Some elements of a weight."""
-    return pick(respondent.params[fact["tensor"]], fact["slice"])
+    return pick(evaluator.params[fact["tensor"]], fact["slice"])
 
 
 def statistics(array: np.ndarray, fact: Fact) -> dict[str, float]:
@@ -151,47 +177,47 @@ def statistics(array: np.ndarray, fact: Fact) -> dict[str, float]:
     return {key: float(got[key]) for key in fact["expected"]}
 
 
-def tensor_statistics(respondent: Respondent, fact: Fact) -> dict[str, float]:
+def tensor_statistics(evaluator: Evaluator, fact: Fact) -> dict[str, float]:
     """Mean and the like of a weight."""
-    return statistics(respondent.params[fact["tensor"]], fact)
+    return statistics(evaluator.params[fact["tensor"]], fact)
 
 
-def output_bias_difference(respondent: Respondent, fact: Fact) -> float:
-    """What ln_f's bias adds to the logit of one token beyond that of another."""
-    wte, b = respondent.params["wte"].astype(np.float64), respondent.params["ln_f/b"]
+def output_bias_difference(evaluator: Evaluator, fact: Fact) -> float:
+    """How much more ln_f's bias adds to the logit of one token than to that of another."""
+    wte, b = evaluator.params["wte"].astype(np.float64), evaluator.params["ln_f/b"]
     first, second = fact["pair"]
     return float((wte[first] - wte[second]) @ b)
 
 
-def tap(respondent: Respondent, fact: Fact) -> Any:
+def tap(evaluator: Evaluator, fact: Fact) -> Any:
     """Some elements of an activation [1, n, width]."""
-    return pick(respondent.tap(respondent.prompt(fact), fact["tap"]), fact["slice"])
+    return pick(evaluator.tap(evaluator.prompt(fact), fact["tap"]), fact["slice"])
 
 
-def tap_statistics(respondent: Respondent, fact: Fact) -> dict[str, float]:
+def tap_statistics(evaluator: Evaluator, fact: Fact) -> dict[str, float]:
     """Sum and the like of an activation."""
-    return statistics(respondent.tap(respondent.prompt(fact), fact["tap"]), fact)
+    return statistics(evaluator.tap(evaluator.prompt(fact), fact["tap"]), fact)
 
 
-def logits(respondent: Respondent, fact: Fact) -> Any:
+def logits(evaluator: Evaluator, fact: Fact) -> Any:
     """Some logits [1, n, n_vocab]."""
-    return pick(respondent.logits(respondent.prompt(fact)), fact["slice"])
+    return pick(evaluator.logits(evaluator.prompt(fact)), fact["slice"])
 
 
-def logit_difference(respondent: Respondent, fact: Fact) -> float:
-    """The logit of one next token less that of another."""
-    last = respondent.logits(respondent.prompt(fact))[0, -1]
+def logit_difference(evaluator: Evaluator, fact: Fact) -> float:
+    """The logit of one next token minus that of another."""
+    last = evaluator.logits(evaluator.prompt(fact))[0, -1]
     first, second = fact["pair"]
     return float(last[first] - last[second])
 
 
-def top(respondent: Respondent, fact: Fact) -> list[list[list[float]]]:
+def top(evaluator: Evaluator, fact: Fact) -> list[list[list[float]]]:
     """At each position: the values of the tokens named, and beside each the value of that rank.
 
-    Both must be what was published, so a token that is not named cannot be among the greatest, and
-    two that are as good as equal may come in either order.
+    Both must be as published, so no other token can be among the greatest, and two tokens whose values
+    are equal within the tolerance may come in either order.
     """
-    found = respondent.logits(respondent.prompt(fact))[0]
+    found = evaluator.logits(evaluator.prompt(fact))[0]
     if fact["of"] == "probs":
         found = np.exp(log_softmax(found))
     got = []
@@ -201,72 +227,72 @@ def top(respondent: Respondent, fact: Fact) -> list[list[list[float]]]:
     return got
 
 
-def logprobs(respondent: Respondent, fact: Fact) -> list[float]:
-    """Of each token from one on, given all that come before it: log-probability (nats), nll or prob."""
-    found = log_probabilities(respondent, respondent.prompt(fact))[fact["from"] - 1 :]
+def logprobs(evaluator: Evaluator, fact: Fact) -> list[float]:
+    """Log-probability (nats), its negative, or probability of each token from fact["first"] on."""
+    found = log_probabilities(evaluator, evaluator.prompt(fact))[fact["first"] - 1 :]
     return {"logprobs": found, "nll": -found, "probs": np.exp(found)}[fact["of"]].tolist()
 
 
-def log_probabilities(respondent: Respondent, ids: Sequence[int]) -> np.ndarray:
-    """Nats [n - 1]: of every token but the first, given those before it."""
-    known = log_softmax(respondent.logits(ids)[0, :-1])
+def log_probabilities(evaluator: Evaluator, ids: Sequence[int]) -> np.ndarray:
+    """Log-probabilities in nats [n - 1] of every token but the first, given those before it."""
+    known = log_softmax(evaluator.logits(ids)[0, :-1])
     return known[np.arange(len(ids) - 1), np.asarray(ids[1:])]
 
 
-def logprob_sum(respondent: Respondent, fact: Fact) -> float:
+def logprob_sum(evaluator: Evaluator, fact: Fact) -> float:
     """The log-probability (nats) of a continuation."""
-    return float(log_probabilities(respondent, respondent.prompt(fact))[fact["from"] - 1 :].sum())
+    return float(log_probabilities(evaluator, evaluator.prompt(fact))[fact["first"] - 1 :].sum())
 
 
-def mean_nll(respondent: Respondent, fact: Fact) -> float:
+def mean_nll(evaluator: Evaluator, fact: Fact) -> float:
     """Mean negative log-probability (nats) of the next token, or its exponential, the perplexity.
 
-    With rows, the text is cut into rows of so many tokens, each read alone; the rest is left out.
+    With rows, the text is cut into rows of so many tokens, each evaluated alone; the rest is left out.
     """
-    ids = respondent.tokens(fact["tokens"]) if "tokens" in fact else respondent.prompt(fact)
+    ids = evaluator.tokens(fact["tokens"]) if "tokens" in fact else evaluator.prompt(fact)
     n = fact.get("rows", len(ids) - 1)
     starts = range(0, len(ids) - n, n)
     if not starts:
         raise ValueError(f"{len(ids)} tokens are too few for a row of {n}")
-    rows = [log_probabilities(respondent, ids[start : start + n + 1]) for start in starts]
+    rows = [log_probabilities(evaluator, ids[start : start + n + 1]) for start in starts]
     nll = -float(np.mean(rows))
     return math.exp(nll) if fact["of"] == "perplexity" else nll
 
 
-def greedy(respondent: Respondent, fact: Fact) -> dict[str, Any]:
-    """Greedy ids and the margin of each in logits, as many as it takes to tell; see judge_greedy."""
-    ids, past = respondent.prompt(fact), None
+def greedy(evaluator: Evaluator, fact: Fact) -> dict[str, Any]:
+    """Greedy ids, and the margin of each in logits, as many as judge_greedy needs."""
+    ids, past = evaluator.prompt(fact), None
     wanted = fact["expected"]
     text = isinstance(wanted, str)
-    if text and respondent.tokenizer is None:
+    if text and evaluator.tokenizer is None:
         raise NotRun("a generated model has no tokenizer")
     got: dict[str, Any] = {"ids": [], "margins": [], "tie": [], "text": ""}
     feed: list[int] = list(ids)
     while len(got["ids"]) < (len(wanted.encode()) if text else len(wanted)):
-        found, past = respondent.forward([feed], past)
+        found, past = evaluator.forward([feed], past)
         last = found[0, -1]
         second, best = np.argsort(last)[-2:]
         feed = [int(best)]
         got["ids"] += feed
         got["margins"].append(float(last[best] - last[second]))
         got["tie"].append(NEAR_TIE * float(np.abs(last).max()))
-        if text and respondent.tokenizer is not None:
-            got["text"] = respondent.tokenizer.decode(got["ids"])
+        if text and evaluator.tokenizer is not None:
+            got["text"] = evaluator.tokenizer.decode(got["ids"])
             if not wanted.startswith(got["text"].rstrip("\ufffd")) or got["text"] == wanted:
                 break
     return got
 
 
-def logits_file(respondent: Respondent, fact: Fact) -> float:
-    """The greatest difference from published logits, in shares of what is allowed."""
-    given = respondent.place.gluon_logits
+def logits_file(evaluator: Evaluator, fact: Fact) -> float:
+    """The greatest difference from published logits, as a multiple of what is allowed."""
+    given = evaluator.files.gluon_logits
     path = given / fact["file"] if given is not None and given.is_dir() else given
     if path is None or not path.is_file():
-        raise NotRun(f"{fact['file']} is not at hand: name it, or its folder, with --gluon-logits")
+        raise NotRun(f"{fact['file']} is missing: name it, or its folder, with --gluon-logits")
     if (sha := sha1(path)) != fact["sha1"]:
         raise NotRun(f"{path}: SHA-1 is {sha}, the published {fact['file']} has {fact['sha1']}")
     want = np.load(path, allow_pickle=False).astype(np.float64)
-    got = respondent.logits(respondent.prompt(fact))
+    got = evaluator.logits(evaluator.prompt(fact))
     if got.shape != want.shape:
         raise ValueError(f"logits are {got.shape}, published are {want.shape}")
     return float(np.max(np.abs(got - want) / (fact["within"] + fact["relative"] * np.abs(want))))
@@ -276,7 +302,7 @@ def sha1(path: Path) -> str:
     return hashlib.sha1(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-KINDS: dict[str, Callable[[Respondent, Fact], Any]] = {
+KINDS: dict[str, Callable[[Evaluator, Fact], Any]] = {
     function.__name__: function
     for function in (
         *(tokens, hparams, file, tensor, tensor_statistics, output_bias_difference),

@@ -1,18 +1,18 @@
-"""How records become golden, and how stored ones are held against the oracle again.
+"""Build golden records, and compare stored ones with the oracle again.
 
-Two oracles that share no code, NumPy and TensorFlow in float64, must agree within the limits for
-float64 at every tap and every logit; only then is the manifest written, and without a manifest
-there is no golden. Where a clone of openai/gpt-2 is given, OpenAI's own code is a third oracle: its
-float32 logits must agree within the limits for float32 (see official.py).
+Two oracles that share no code, NumPy and TensorFlow in float64, must agree within the limits for float64
+at every tap and every logit. Only then is the manifest written, without which records are not used. With
+a clone of openai/gpt-2, OpenAI's own code is a third oracle: its float32 logits must agree within the
+limits for float32 (see openai_source.py).
 """
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from gpt2_parity.contract import dtypes
@@ -25,7 +25,7 @@ from gpt2_parity.model.catalogue import Model
 from gpt2_parity.model.tokenizer import tokenizer_of
 from gpt2_parity.reference import openai_source
 from gpt2_parity.reference.distance import max_abs
-from gpt2_parity.reference.golden import FORMAT, SEAL, read, seal
+from gpt2_parity.reference.golden import FORMAT, SEAL, CaseEntry, Manifest, read, seal
 from gpt2_parity.reference.records import KEPT, Case, Record, cases, make_record
 
 REMEASURED = Limit(
@@ -43,12 +43,12 @@ def build(
     second_oracle: SecondOracle,
     progress: Callable[[str], None] = lambda text: None,
     official_source: Path | None = None,
-) -> dict[str, Any]:
-    """Make all records of a model anew, prove them, and put them in place at once.
+) -> Manifest:
+    """Make all records of a model, verify them, and install them in one step.
 
     second_oracle: TensorFlow's evaluation (implementation/second_oracle.py). official_source: a clone of
     openai/gpt-2, whose model must agree too. Returns the manifest.
-    Raises CannotJudge where the oracles disagree; nothing is written then.
+    Raises CannotJudge, and writes nothing, where the oracles disagree.
     """
     loaded = checkpoint.load(model.checkpoint)
     tokenizer = tokenizer_of(model.checkpoint, loaded.hparams)
@@ -62,55 +62,55 @@ def build(
     progress("TensorFlow float32")
     single = second_oracle(loaded, "float32")
     rounded = {case.name: single(case.tokens, lambda *_: None) for case in todo}
-    del single  # its weights go before float64 ones come
+    del single  # frees its weights before the float64 ones are loaded
     double = second_oracle(loaded, "float64")
-    with atomic.aside(model.records) as place:
-        folder = place / "new"
+    with atomic.temporary(model.records) as folder:
         manifest = _manifest(model, loaded)
         if official_source is not None:
-            manifest["oracles"].append(openai_source.describe(official_source))
+            manifest.oracles.append(openai_source.describe(official_source))
         for case in todo:
             progress(case.name)
             truth = make_record(case, loaded.params, loaded.hparams)
-            entry = _prove(truth, double)
+            facts: dict[str, Any] = _prove(truth, double)
             if published:
-                entry |= _prove_official(truth, published[case.name])
+                facts |= _prove_official(truth, published[case.name])
             if tokenizer is not None:
-                entry["greedy_text"] = [tokenizer.decode(row) for row in truth.arrays["greedy"].tolist()]
+                facts["greedy_text"] = [tokenizer.decode(row) for row in truth.arrays["greedy"].tolist()]
             path = folder / f"{case.name}.safetensors"
             safetensors_mmap.write(path, {**truth.arrays, "logits_tensorflow": rounded[case.name]})
-            manifest["cases"][case.name] = entry | {"sha256": digest.sha256(path)}
-        atomic.write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+            manifest.cases[case.name] = CaseEntry(**facts, sha256=digest.sha256(path))
+        text = json.dumps(msgspec.to_builtins(manifest), indent=1) + "\n"
+        atomic.write_text(folder / "manifest.json", text)
         atomic.write_text(folder / SEAL, seal(folder / "manifest.json"))
         _replace(folder, model.records)
     return manifest
 
 
-def _manifest(model: Model, loaded: checkpoint.Checkpoint) -> dict[str, Any]:
+def _manifest(model: Model, loaded: checkpoint.Checkpoint) -> Manifest:
     import tensorflow as tf
 
-    return {
-        "format": FORMAT,
-        "model": model.name,
-        "hparams": loaded.hparams._asdict(),
-        "checkpoint_sha256": loaded.sha256,
-        "oracles": [
+    return Manifest(
+        format=FORMAT,
+        model=model.name,
+        hparams=loaded.hparams._asdict(),
+        checkpoint_sha256=loaded.sha256,
+        oracles=[
             "NumPy float64 (gpt2_parity/reference/oracle.py)",
             "TensorFlow float64 (impls/gpt2_tensorflow.py)",
         ],
-        "versions": {"numpy": np.__version__, "tensorflow": tf.__version__},
-        "storage": "float64 as computed: storing adds no error",
-        "kept_positions": KEPT,
-        "cases": {},
-    }
+        versions={"numpy": np.__version__, "tensorflow": tf.__version__},
+        storage="float64 as computed: storing adds no error",
+        kept_positions=KEPT,
+        cases={},
+    )
 
 
 def _prove(truth: Record, second: Callable[..., Any]) -> dict[str, Any]:
-    """The agreement of the two oracles on a record; raises CannotJudge beyond the float64 limit."""
+    """How well the two oracles agree on a record. Raises CannotJudge beyond the float64 limit."""
     units: dict[str, float] = {}
     positions = truth.arrays["positions"]
 
-    def tap(name: str, value: np.ndarray) -> None:  # compared as they come, and none is kept
+    def tap(name: str, value: np.ndarray) -> None:  # compared at once, so that none is kept in memory
         units[name] = apart(truth, name, value[:, positions])
 
     logits = second(truth.tokens, tap)
@@ -129,7 +129,7 @@ def _prove(truth: Record, second: Callable[..., Any]) -> dict[str, Any]:
 
 
 def apart(truth: Record, name: str, value: np.ndarray) -> float:
-    """How far a second float64 evaluation is from a record in float64 noise units.
+    """How far a second float64 evaluation is from a record, in float64 noise units.
 
     value: a tap [batch, kept, width] at the kept positions, or the logits of every position.
     """
@@ -138,7 +138,7 @@ def apart(truth: Record, name: str, value: np.ndarray) -> float:
 
 
 def worst_of(truth: Record, units: Mapping[str, float]) -> tuple[str, float]:
-    """Where two evaluations are furthest apart, and how far; NaN is further than anything.
+    """Where two evaluations are furthest apart, and how far. NaN counts as furthest.
 
     Raises CannotJudge where a tap or the logits were not compared.
     """
@@ -148,7 +148,7 @@ def worst_of(truth: Record, units: Mapping[str, float]) -> tuple[str, float]:
 
 
 def _prove_official(truth: Record, logits: np.ndarray) -> dict[str, float]:
-    """How far OpenAI's own float32 logits are from a record; raises CannotJudge beyond the limit."""
+    """How far OpenAI's own float32 logits are from a record. Raises CannotJudge beyond the limit."""
     units = max_abs(logits, truth.logits) / truth.noise("float32")
     if not units <= NOISE.most:
         raise CannotJudge(
@@ -161,21 +161,24 @@ def _prove_official(truth: Record, logits: np.ndarray) -> dict[str, float]:
     }
 
 
-def _replace(new: Path, place: Path) -> None:
-    """Swap a finished folder in; the old one is kept until the new one is in place."""
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
-    new.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
+def _replace(new: Path, path: Path) -> None:
+    """Rename a finished folder to path; the old folder is removed afterwards."""
+    with atomic.temporary(path) as old:
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
 
 
 def verify(model: Model, progress: Callable[[str], None] = lambda text: None) -> None:
-    """Recompute every record and compare all that it holds.
+    """Compute every record again and compare all arrays.
 
-    Raises CannotJudge, naming the record, where a stored value is further from today's float64
-    oracle than rounding explains, or where a record lacks an array.
+    Raises CannotJudge, naming the record, where a stored value differs from the float64 oracle by more
+    than rounding, or where an array is missing.
     """
     loaded, records = read(model)
     for stored in records:
@@ -183,12 +186,12 @@ def verify(model: Model, progress: Callable[[str], None] = lambda text: None) ->
         n_new = stored.arrays["greedy"].shape[1]
         case = Case(stored.name, np.asarray(stored.tokens), n_new)
         today = make_record(case, loaded.params, loaded.hparams)
-        for name, words in (
+        for name, fault in (
             ("greedy", "ids are not what the oracle chooses"),
-            ("positions", "are others"),
+            ("positions", "are not the ones chosen today"),
         ):
             if not np.array_equal(stored.arrays[name], today.arrays[name]):
-                raise CannotJudge(f"golden {stored.name}: its {name} {words}; remake it")
+                raise CannotJudge(f"golden {stored.name}: its {name} {fault}; remake it")
         _check_noise(stored, today)
         units = {name: apart(stored, name, today.tap(name)) for name in tap_names(stored.n_layer)}
         units["logits"] = apart(stored, "logits", today.logits)
@@ -206,7 +209,7 @@ def verify(model: Model, progress: Callable[[str], None] = lambda text: None) ->
 
 
 def _check_noise(stored: Record, today: Record) -> None:
-    """A forged unit would widen every limit, so the stored ones must be about what is measured."""
+    """Raise CannotJudge where stored noise is not about what is measured: it scales every limit."""
     most = REMEASURED.most
     for dtype in dtypes.DTYPES:
         for name in (*tap_names(stored.n_layer), "logits"):

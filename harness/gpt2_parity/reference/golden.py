@@ -1,4 +1,4 @@
-"""The golden records: what is true of a checkpoint, and how it is kept.
+"""The golden records: the right results for a checkpoint, and how they are stored.
 
 A record belongs to one case (a batch of tokens) and holds, as safetensors:
 
@@ -10,14 +10,15 @@ A record belongs to one case (a batch of tokens) and holds, as safetensors:
     greedy, margins     int32, float64 [batch, n_new]
     noise/{dtype}/...   see noise.py
 
-prove.py makes them, and writes a manifest only where independent oracles agree; without a manifest
-there is no golden.
+build_golden.py makes them, and writes a manifest only if independent oracles agree. Records without a
+manifest are not used.
 """
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import msgspec
 import numpy as np
 
 from gpt2_parity.contract import dtypes
@@ -31,12 +32,34 @@ from gpt2_parity.reference.records import FRESH, KEPT, Record
 
 FORMAT = 1
 SEAL = "manifest.json.sha256"
-ENTRY = {  # what the manifest says of each case
-    "agreement_noise_units": float,
-    "agreement_worst_at": str,
-    "agreement_logits_max_abs": float,
-    "sha256": str,
-}
+# A case's name becomes a file's name, so it must not lead anywhere else.
+CaseName = Annotated[str, msgspec.Meta(pattern=rf"\A(?!{FRESH}\Z)[a-z0-9_]{{1,40}}\Z")]
+
+
+class CaseEntry(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What the manifest says of one case. Noise units are those of the dtype compared."""
+
+    agreement_noise_units: float  # of the two float64 oracles, where they are furthest apart
+    agreement_worst_at: str
+    agreement_logits_max_abs: float
+    official_noise_units: float | None = None  # of OpenAI's own code
+    official_logits_max_abs: float | None = None
+    greedy_text: list[str] = []
+    sha256: str  # of the record
+
+
+class Manifest(msgspec.Struct, kw_only=True):
+    """manifest.json: what the records were made from, and how well the oracles agreed."""
+
+    format: int
+    model: str
+    hparams: dict[str, int]
+    checkpoint_sha256: dict[str, str]
+    oracles: list[str]
+    versions: dict[str, str]
+    storage: str
+    kept_positions: int
+    cases: Annotated[dict[CaseName, CaseEntry], msgspec.Meta(min_length=1)]
 
 
 def seal(manifest: Path) -> str:
@@ -44,12 +67,12 @@ def seal(manifest: Path) -> str:
     return f"{digest.sha256(manifest)}  {manifest.name}\n"
 
 
-def read_manifest(model: Model) -> dict[str, Any]:
-    """The manifest. Raises CannotJudge, naming the remedy, where it is missing or of another format."""
+def read_manifest(model: Model) -> Manifest:
+    """The manifest. Raises CannotJudge, naming the remedy, where it is missing or of another form."""
     path = model.records / "manifest.json"
     remedy = f"make it with: parity golden build --model {model.argument}"
     try:
-        manifest = strict_json.read(path)
+        document = strict_json.read(path)
     except OSError as error:
         changed = _of_other_weights(model.records)
         raise CannotJudge(f"{path}: no golden record ({error.strerror}{changed}); {remedy}") from error
@@ -60,39 +83,26 @@ def read_manifest(model: Model) -> dict[str, Any]:
         raise CannotJudge(
             f"{path}: SHA-256 is not what {sealed.name} beside it says; restore or {remedy}"
         )
-    known = isinstance(manifest, dict) and type(manifest.get("format")) is int
-    if not known or manifest["format"] != FORMAT:
-        raise CannotJudge(f"{path}: not a golden manifest of format {FORMAT}; {remedy}")
-    if fault := _fault(manifest, checkpoint.files(model.checkpoint)):
-        raise CannotJudge(f"{path}: {fault}; {remedy}")
+    try:
+        manifest = strict_json.convert(document, Manifest)
+        if manifest.format != FORMAT:
+            raise ValueError(f"its format is {manifest.format}")
+        if manifest.checkpoint_sha256.keys() != set(checkpoint.files(model.checkpoint)):
+            raise ValueError("it does not give the SHA-256 of every checkpoint file")
+    except ValueError as error:
+        raise CannotJudge(
+            f"{path}: not a golden manifest of format {FORMAT} ({error}); {remedy}"
+        ) from error
     return manifest
 
 
 def _of_other_weights(records: Path) -> str:
-    """Words about records of a folder of that name, whose weights were others; "" if there are none."""
+    """A hint at records of a folder of the same name that had other weights; "" if there are none."""
     if not (named := re.fullmatch("(.+)-[0-9a-f]{12}", records.name)):
         return ""
     like = re.compile(re.escape(named[1]) + "-[0-9a-f]{12}")
     others = sorted(path.name for path in records.parent.glob("*") if like.fullmatch(path.name))
     return f"; of other weights there are {', '.join(others)}: have these changed?" if others else ""
-
-
-def _fault(manifest: dict[str, Any], files: tuple[str, ...]) -> str:
-    """What a manifest says that no build writes; "" if nothing. Names of cases become names of files."""
-    if not isinstance(manifest.get("model"), str):
-        return "does not name its model"
-    if not isinstance(manifest.get("cases"), dict) or not manifest["cases"]:
-        return "lists no cases"
-    for name, entry in manifest["cases"].items():
-        if not re.fullmatch("[a-z0-9_]{1,40}", name) or name == FRESH:
-            return f"case {name!r} is no name of a record"
-        types = {key: type(entry.get(key)) for key in ENTRY} if isinstance(entry, dict) else {}
-        if types != ENTRY:
-            return f"case {name!r} has not {', '.join(ENTRY)}"
-    shas = manifest.get("checkpoint_sha256")
-    if not isinstance(shas, dict) or shas.keys() != set(files):
-        return "does not give the SHA-256 of every checkpoint file"
-    return ""
 
 
 def read(model: Model) -> tuple[checkpoint.Checkpoint, list[Record]]:
@@ -101,11 +111,11 @@ def read(model: Model) -> tuple[checkpoint.Checkpoint, list[Record]]:
     Raises CannotJudge, naming the file, for anything missing, stale or tampered with.
     """
     manifest = read_manifest(model)
-    loaded = checkpoint.load(model.checkpoint, manifest["checkpoint_sha256"])
+    loaded = checkpoint.load(model.checkpoint, manifest.checkpoint_sha256)
     records = []
-    for name, entry in manifest["cases"].items():
+    for name, entry in manifest.cases.items():
         path = model.records / f"{name}.safetensors"
-        if digest.sha256(path) != entry["sha256"]:
+        if digest.sha256(path) != entry.sha256:
             raise CannotJudge(
                 f"{path}: SHA-256 is not what manifest.json says; "
                 f"restore it or remake it with: parity golden build --model {model.argument}"
@@ -117,7 +127,7 @@ def read(model: Model) -> tuple[checkpoint.Checkpoint, list[Record]]:
 
 
 def check(stored: Record, hparams: HParams, path: Path) -> None:
-    """Raise CannotJudge, naming file and array, unless a record is of the form that build writes."""
+    """Raise CannotJudge, naming file and array, unless a record has the arrays that build writes."""
     tokens, greedy = stored.arrays.get("tokens"), stored.arrays.get("greedy")
     if tokens is None or tokens.ndim != 2 or greedy is None or greedy.ndim != 2:
         raise CannotJudge(f"{path}: tokens or greedy is missing or not [batch, n]")
@@ -134,13 +144,16 @@ def check(stored: Record, hparams: HParams, path: Path) -> None:
         if not inside.all() or (name.startswith("noise/") and not array.all()):
             raise CannotJudge(f"{path}: {name} has values that are NaN, infinite or out of range")
     if tokens.size == 0 or not tokens.shape[1] + greedy.shape[1] <= hparams.n_ctx:
-        raise CannotJudge(f"{path}: no tokens, or more with greedy than n_ctx {hparams.n_ctx}")
+        raise CannotJudge(f"{path}: no tokens, or with the greedy ones more than n_ctx {hparams.n_ctx}")
 
 
 def _form(
     hparams: HParams, shape: tuple[int, ...], n_new: int
 ) -> dict[str, tuple[str, tuple[int, ...], float]]:
-    """dtype, shape and, unless 0, the bound of the values (from 0) of every array of a record."""
+    """For every array of a record: dtype, shape, and the bound of its values, which start at 0.
+
+    A bound of 0 means that any finite value is right.
+    """
     batch, n = shape
     names, kept = tap_names(hparams.n_layer), min(n, KEPT)
     wide = (batch, n, hparams.n_vocab)

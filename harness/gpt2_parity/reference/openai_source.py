@@ -1,19 +1,15 @@
 """OpenAI's own code as an oracle: src/model.py of a clone of openai/gpt-2, run as it is.
 
-It was written for TensorFlow 1. Today's still has that interface under tf.compat.v1; what is gone is
-tf.contrib, of which it needs only HParams. So while the file is imported, in a process of its own,
-"tensorflow" is a stand-in that has both. The file is not changed, not copied and not ours; its SHA-256
-goes into the golden manifest, with whether it is the one that OpenAI published.
+It was written for TensorFlow 1. TensorFlow 2 still has that interface as tf.compat.v1, but not
+tf.contrib, of which the file needs only HParams. So the file is imported in a process of its own, in
+which "tensorflow" is a stand-in that has both. The file is neither changed nor copied. The golden
+manifest records its SHA-256, and whether that is the published one.
 """
 
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,8 +18,8 @@ import numpy as np
 
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import CannotJudge
-from gpt2_parity.files import digest, safetensors_mmap
-from gpt2_parity.model.catalogue import GOLDEN
+from gpt2_parity.files import digest, fresh_process, safetensors_mmap
+from gpt2_parity.model import published_files
 from gpt2_parity.model.checkpoint import Checkpoint
 
 MODEL = Path("src") / "model.py"
@@ -43,8 +39,11 @@ class StandInHParams:
 def describe(source: Path) -> str:
     """The oracle's line in the manifest. Raises CannotJudge where there is no src/model.py."""
     found = digest.sha256(source / MODEL)
-    known = json.loads((GOLDEN / "official.json").read_text(encoding="utf-8"))["model_py"]
-    whose = "as OpenAI published it" if found == known else "NOT the file that OpenAI published"
+    whose = (
+        "as OpenAI published it"
+        if found == published_files.read().model_py
+        else "NOT the file that OpenAI published"
+    )
     return f"TensorFlow float32 (src/model.py, SHA-256 {found}, {whose})"
 
 
@@ -54,25 +53,21 @@ def logits(source: Path, loaded: Checkpoint, tokens: Mapping[str, np.ndarray]) -
     Raises CannotJudge where source has no src/model.py, or one that cannot be run, that has other
     variables than the checkpoint, or that kills its process.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        job = pool.submit(evaluate, source, loaded.weights, loaded.hparams, dict(tokens))
-        try:
-            return job.result()
-        except BrokenProcessPool as error:
-            raise CannotJudge(f"{source / MODEL}: the process running it died") from error
+    died = f"{source / MODEL}: the process running it died"
+    return fresh_process.call(died, evaluate, source, loaded.weights, loaded.hparams, dict(tokens))
 
 
 def evaluate(
     source: Path, weights: Path, hparams: HParams, tokens: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """What ``logits`` gives; TensorFlow is left in its old ways, so the process should end with it."""
+    """Compute what ``logits`` returns. It leaves TensorFlow in TensorFlow 1 mode, so end the process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     path = source / MODEL
     try:
         import tensorflow.compat.v1 as tf
     except ImportError as error:
         raise CannotJudge(f"{path}: needs TensorFlow; pip install tensorflow ({error})") from error
-    tf.logging.set_verbosity(tf.logging.ERROR)  # it is old code, and TensorFlow says so at length
+    tf.logging.set_verbosity(tf.logging.ERROR)  # TensorFlow warns about each deprecated call
     tf.disable_v2_behavior()
     try:
         module = load(path, tf)
@@ -85,7 +80,7 @@ def evaluate(
             results = {case: np.asarray(session.run(found, {x: ids})) for case, ids in tokens.items()}
     except CannotJudge:
         raise
-    except Exception as error:  # it is not our code: anything may come out of it
+    except Exception as error:  # it is not our code, so it may raise anything
         raise CannotJudge(f"{path}: cannot be run ({type(error).__name__}: {error})") from error
     for case, array in results.items():
         expected = (*tokens[case].shape, hparams.n_vocab)
@@ -97,7 +92,7 @@ def evaluate(
 
 
 def load(path: Path, tf: ModuleType) -> ModuleType:
-    """The module at path, to which ``import tensorflow`` means TensorFlow 1 with tf.contrib."""
+    """Import the module at path; ``import tensorflow`` in it gets TensorFlow 1 with tf.contrib."""
     training = ModuleType("tensorflow.contrib.training")
     contrib = ModuleType("tensorflow.contrib")
     stand_in = ModuleType("tensorflow")

@@ -9,6 +9,7 @@ import jinja2
 from gpt2_parity.contract.rows import Results, exit_code
 from gpt2_parity.report import results
 from gpt2_parity.report.verdicts import STATES, headline, matrix, targets
+from gpt2_parity.verdict import explain
 
 SHADES = {  # class of a cell -> its background
     "ok0": "rgba(46,160,67,.10)",

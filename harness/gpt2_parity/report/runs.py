@@ -5,15 +5,46 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.contract.rows import Results, Row
+from gpt2_parity.files import strict_json
 from gpt2_parity.report import results
 
 BENCH = "bench.json"
 BENCH_SCHEMA = 1
 WHICH = ("implementation", "device", "dtype", "model", "phase", "metric", "n_past", "n", "batch")
-BENCH_KEYS = {*WHICH, "samples", "median", "low", "high", "unit", "verdict", "detail", "roofline"}
-BENCH_KEYS |= {"tokens_per_second"}
+
+
+class BenchRow(msgspec.Struct):
+    """What a row of bench.json must have for a report. What the fields mean: bench/workload.py."""
+
+    implementation: str
+    device: str
+    dtype: str
+    model: str
+    phase: str
+    metric: str
+    n_past: int
+    n: int
+    batch: int
+    samples: list[float]
+    median: float | None
+    low: float | None
+    high: float | None
+    unit: str
+    tokens_per_second: float | None
+    roofline: float | None
+    verdict: str
+    detail: str
+
+
+class BenchDocument(msgspec.Struct):
+    """What bench.json must have besides its schema's version."""
+
+    environment: dict[str, Any]
+    rows: list[BenchRow]
 
 
 class Run(NamedTuple):
@@ -36,13 +67,14 @@ def read(paths: Sequence[Path]) -> list[Run]:
 
 
 def read_bench(path: Path) -> dict[str, Any]:
-    """bench.json. Raises CannotJudge where it is missing, damaged, or of another schema."""
+    """bench.json. Raises CannotJudge where it is missing, malformed, or of another schema."""
     document = results.parse(path, [BENCH_SCHEMA])
-    rows = document.get("rows")
-    if not isinstance(rows, list) or not all(
-        isinstance(row, dict) and set(row) >= BENCH_KEYS for row in rows
-    ):
-        raise CannotJudge(f"{path}: rows without {', '.join(sorted(BENCH_KEYS))}; run parity bench anew")
+    try:
+        strict_json.convert(document, BenchDocument)
+    except ValueError as error:
+        raise CannotJudge(
+            f"{path}: not a benchmark's results ({error}); run parity bench again"
+        ) from error
     return document
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from gpt2_parity.checks.registry import CAPABILITIES
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.implementation import signatures
 from gpt2_parity.model.tokenizer import tokenizer_of
 from gpt2_parity.run import worker
+from gpt2_parity.run.child import explain
 from gpt2_parity.run.journal import RunState
 from gpt2_parity.run.preparation import Prepared
 
@@ -32,7 +34,7 @@ def measure(
     """
 
     def to_state(event: str, **data: Any) -> None:
-        state.hear(event, data)
+        state.handle(event, data)
 
     send = journal or to_state
     checkpoint = prepared.checkpoint
@@ -67,15 +69,15 @@ def examine(
     """
 
     def journal(event: str, **data: Any) -> None:
-        state.hear(event, data)
+        state.handle(event, data)
         if state.current:
             progress(len(state.checked))
 
     try:
         implementation = load()
-        offered = signatures.check(implementation)
+        offered = signatures.check(implementation, CAPABILITIES)
     except (Exception, SystemExit) as error:
-        journal("lost", target=None, message=worker.explain(error))
+        journal("lost", target=None, message=explain(error))
         return
     journal("hello", targets=offered, versions=worker.versions())
     offers()

@@ -1,6 +1,6 @@
 """What one implementation's journal says: a fold over its events.
 
-The same events give the same rows, whether they are heard live or read back after the run was killed:
+The same events give the same rows, whether they are handled live or read back after the run was killed:
 that is what makes a run resumable.
 
     hello     what the implementation offers, and the versions that it runs on
@@ -44,7 +44,7 @@ class RunState:
         self.checking = ""
         self.checked: list[str] = []
 
-    def hear(self, event: str, data: dict[str, Any]) -> None:
+    def handle(self, event: str, data: dict[str, Any]) -> None:
         """Take in one event. Raises ValueError, KeyError or TypeError for what is none."""
         match event:
             case "hello":

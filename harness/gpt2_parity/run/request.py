@@ -14,7 +14,7 @@ from gpt2_parity.files import atomic, digest, strict_json
 from gpt2_parity.implementation.discovery import Found
 from gpt2_parity.model import catalogue
 from gpt2_parity.model.catalogue import Model
-from gpt2_parity.run.supervisor import Limits
+from gpt2_parity.run.supervisor import Resources
 from gpt2_parity.version import __version__
 
 NAME = "run.json"  # in the journal folder
@@ -28,7 +28,7 @@ class Request(NamedTuple):
     seed: int  # of the fresh tokens
     targets: Sequence[Target] = ()  # empty: all that the implementations offer
     require: str = ""  # a device that every implementation must offer
-    limits: Limits = Limits()
+    resources: Resources = Resources()
     ledger: Path | None = None  # file of known disagreements
 
 
@@ -45,7 +45,7 @@ class Recorded(msgspec.Struct, forbid_unknown_fields=True):
     seed: int
     targets: list[Target]
     require: str
-    limits: Limits
+    resources: Resources
     ledger: str | None
 
     def request(self) -> Request:
@@ -56,7 +56,7 @@ class Recorded(msgspec.Struct, forbid_unknown_fields=True):
             seed=self.seed,
             targets=self.targets,
             require=self.require,
-            limits=self.limits,
+            resources=self.resources,
             ledger=Path(self.ledger) if self.ledger else None,
         )
 
@@ -74,7 +74,7 @@ def record(request: Request, checkpoint_sha256: dict[str, str]) -> Recorded:
         seed=request.seed,
         targets=list(request.targets),
         require=request.require,
-        limits=request.limits,
+        resources=request.resources,
         ledger=str(request.ledger) if request.ledger else None,
     )
 
@@ -133,7 +133,7 @@ def command(request: Request) -> str:
     """
     if not all(found.module for found in request.implementations):
         return ""
-    default, chosen = Limits(), request.limits
+    default, chosen = Resources(), request.resources
     if request.require and len(request.implementations) == 1:
         words = ["gate", request.implementations[0].argument, "--require-device", request.require]
     else:
@@ -156,8 +156,8 @@ def parse_target(text: str) -> Target:
     return Target(device, dtype)
 
 
-def limits(timeout: float, memory: float, threads: int | None = None) -> Limits:
-    """The limits of a worker: seconds, GiB and processors (None: all).
+def resources(timeout: float, memory: float, threads: int | None = None) -> Resources:
+    """What a worker may use: seconds, GiB and processors (None: all).
 
     Raises CannotJudge for a number that is not positive or, like NaN and infinity, limits nothing.
     """
@@ -166,4 +166,4 @@ def limits(timeout: float, memory: float, threads: int | None = None) -> Limits:
             raise CannotJudge(f"{name} {value}: expected a positive number")
     if threads is not None and threads < 1:
         raise CannotJudge(f"threads {threads}: expected 1 or more")
-    return Limits(timeout, memory, threads)
+    return Resources(timeout, memory, threads)

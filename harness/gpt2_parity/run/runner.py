@@ -92,7 +92,7 @@ def how(request: Request, recorded: Recorded, isolated: bool) -> dict[str, Any]:
         "isolated": isolated,
     }
     if isolated:
-        found["limits"] = request.limits._asdict()
+        found["resources"] = request.resources._asdict()
     if text := command(request):
         found["command"] = text
     return found
@@ -120,7 +120,7 @@ def examine(
     replay(journal, state)
 
     def handle(event: str, data: dict[str, Any]) -> None:
-        state.hear(event, data)
+        state.handle(event, data)
         if state.current:
             progress(found.name, str(state.current), len(state.checked))
 
@@ -134,7 +134,7 @@ def examine(
             "path": [entry for entry in sys.path if isinstance(entry, str)],
         }
         ended = len(state.ended)
-        exit_reason = supervisor.attend(job, journal, request.limits, handle)
+        exit_reason = supervisor.supervise(job, journal, request.resources, handle)
         refuse_absence(state, request.require)
         if not exit_reason and not state.current and len(state.ended) > ended:
             continue  # with the targets that are left: nothing worked any more in that process
@@ -190,7 +190,7 @@ def record_loss(journal: Path, state: RunState, target: Target | None, message: 
     event = {"target": target, "message": message}
     with journal.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"event": "lost", **event}) + "\n")
-    state.hear("lost", event)
+    state.handle("lost", event)
 
 
 def replay(journal: Path, state: RunState) -> None:
@@ -207,7 +207,7 @@ def replay(journal: Path, state: RunState) -> None:
     for number, line in enumerate(whole.splitlines(), 1):
         try:
             event = json.loads(line)
-            state.hear(event.pop("event"), event)
+            state.handle(event.pop("event"), event)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CannotJudge(f"{journal}:{number}: damaged ({error!r}); start a new run") from error
 

@@ -1,114 +1,245 @@
-"""A worker process and its limits: whatever an implementation does, it does to itself alone.
+"""Worker processes: whatever user code does, it does to a process of its own.
 
-The worker gets a session of its own, a limit on its memory, on its output, on the time of its start
-and of each check, and a lifeline: a pipe whose other end we hold, so that it ends when we do. Its
-environment carries a mark by which processes that it leaves behind are found, wherever they hide.
+Each worker gets a session of its own, limits on memory, time and output, and a lifeline: a pipe whose
+other end we hold, so that the worker ends when we do. Its environment carries a mark by which the
+processes that it leaves behind are found. child.py is the worker's side.
+
+A verification reads the events that its worker writes to a journal file (supervise), from which a killed
+run is resumed. A benchmark and a comparison with published values send requests (WorkerProcess.request).
 """
 
 import contextlib
 import json
 import os
 import re
+import secrets
+import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import psutil
 
 from gpt2_parity.files import atomic
+from gpt2_parity.run import cores
 
-Hear = Callable[[str, dict[str, Any]], None]
+Handle = Callable[[str, dict[str, Any]], None]  # an event and its data
 MARK = "PARITY_WORKER"
-# JAX would take three quarters of a GPU at first use: too little would be left for a framework beside
-# it, and whoever asks how much memory an implementation needs would be told this share.
-ALONE = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+# At first use JAX would take three quarters of a GPU: a framework beside it would not get enough, and
+# the memory measured for an implementation would be that share.
+SHARE_THE_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 THREADS = (
     *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
     *("MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
 )
-DOING = {"begin": "loading", "checking": "the check {check}", "end": "ending"}  # after such an event
+DOING = {"begin": "loading", "checking": "it", "end": "ending"}  # after such an event
 OUTPUT = 64  # MiB that a worker may write to stdout and stderr
-GRACE = 2.0  # seconds for helpers of multiprocessing and the like to notice that the worker has ended
+GRACE = 2.0  # seconds in which helpers of multiprocessing and the like may notice that the worker ended
+POLL = 1.0  # seconds between two looks at a worker that has not replied yet
 
 
-class Limits(NamedTuple):
-    """What a worker may use; beyond it is stopped, which is then its verdict."""
+class Resources(NamedTuple):
+    """What a worker may use. One that uses more is stopped."""
 
-    seconds: float = 600.0  # for its start, and for each check
-    gigabytes: float = 16.0  # GiB of memory of its own, it and its children together
-    threads: int | None = None  # None: as many as there are processors
+    seconds: float = 600.0  # for its start, and for each check or request
+    gigabytes: float = 16.0  # GiB of its own memory, together with its children
+    threads: int | None = None  # None: one for each available core
+
+    @property
+    def cores(self) -> list[int]:
+        """The cores to keep to; empty where all may be used."""
+        return [] if self.threads is None else cores.available()[: self.threads]
 
 
-def attend(job: dict[str, Any], journal: Path, limits: Limits, hear: Hear) -> str:
-    """One worker process from start to end; hear gets every event that it writes into its journal.
+class Lost(Exception):
+    """The worker has ended or was stopped. The text says why."""
 
-    Returns what ended it early, with its last words, or "" for a clean end.
-    """
-    words, order = journal.with_suffix(".txt"), journal.with_suffix(".json")
-    atomic.write_text(order, json.dumps(job | {"journal": str(journal), "threads": limits.threads}))
-    journal.touch()
-    mark = f"{os.getpid()}-{time.monotonic_ns()}"
-    worker_end, our_end = os.pipe()
-    with words.open("wb") as output, journal.open(encoding="utf-8", errors="replace") as lines:
-        lines.seek(0, os.SEEK_END)  # what an earlier worker wrote has been heard
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "gpt2_parity.run.worker", str(order), str(worker_end)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            pass_fds=(worker_end,),
-            env=environment(limits.threads, mark),
-        )
-        os.close(worker_end)
+
+class Refused(Exception):
+    """A request raised in the worker, which goes on. The text says what."""
+
+    def __init__(self, text: str, kind: str):
+        super().__init__(text)
+        self.kind = kind  # see child.failure
+
+
+class WorkerProcess:
+    """One worker process and its limits."""
+
+    def __init__(
+        self,
+        module: str,
+        job: Mapping[str, Any],
+        path: Path,
+        resources: Resources,
+        environment: Mapping[str, str],
+        *,
+        requests: bool = False,
+    ):
+        """Start ``python -P -m MODULE PATH.json LIFELINE``.
+
+        path: PATH.json holds the job, PATH.txt what the worker prints. requests: it takes requests on
+        its standard input; otherwise that is empty.
+        """
+        self.resources = resources
+        self.output, job_path = (path.with_name(path.name + suffix) for suffix in (".txt", ".json"))
+        atomic.write_text(job_path, json.dumps({**job, "cores": resources.cores}))
+        self.mark = secrets.token_hex(16)
+        self._partial = b""
+        their_end, self._lifeline = os.pipe()
+        self.started = time.perf_counter()
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", module, str(job_path), str(their_end)],
+                stdin=subprocess.PIPE if requests else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if requests else output,
+                stderr=output,
+                start_new_session=True,
+                pass_fds=(their_end,),
+                env={**environment, MARK: self.mark},
+                bufsize=0,
+            )
+        os.close(their_end)
+
+    def request(self, op: str, **arguments: Any) -> dict[str, Any]:
+        """Send a request and wait for its reply. Raises Refused or Lost, as receive does."""
+        assert self.process.stdin is not None
         try:
-            stopped = listen(lines, process, words, limits, hear)
-            left_behind = [] if stopped else survivors(mark)
+            self.process.stdin.write(json.dumps({"op": op, **arguments}).encode() + b"\n")
+        except OSError:
+            raise Lost(self._end("")) from None
+        return self.receive()
+
+    def receive(self) -> dict[str, Any]:
+        """Wait for the next reply.
+
+        Raises Refused where the request raised, and Lost where the worker ended or had to be stopped.
+        """
+        assert self.process.stdout is not None
+        since = time.monotonic()
+        while b"\n" not in self._partial:
+            if select.select([self.process.stdout], [], [], POLL)[0]:
+                if not (chunk := self.process.stdout.read(65536)):
+                    raise Lost(self._end(""))
+                self._partial += chunk
+            elif reason := self.excess("the request", since):
+                raise Lost(self._end(reason))
+        line, _, self._partial = self._partial.partition(b"\n")
+        reply = parse(line.decode(errors="replace"))
+        if not isinstance(reply, dict):
+            raise Lost(self._end("its reply is not a JSON object"))
+        if "error" in reply:
+            raise Refused(str(reply["error"]), str(reply.get("kind")))
+        return reply
+
+    def excess(self, doing: str, since: float) -> str:
+        """Which limit it exceeds; "" if none. since: time.monotonic() of its last progress."""
+        if time.monotonic() - since > self.resources.seconds:
+            return f"{doing} took longer than {self.resources.seconds:g} s"
+        if (used := memory(self.process.pid)) > self.resources.gigabytes:
+            return f"{doing} used {used:.1f} GiB of memory, allowed are {self.resources.gigabytes:g}"
+        if self.output.stat().st_size > OUTPUT * 2**20:
+            return f"{doing} wrote more than {OUTPUT} MiB of output"
+        return ""
+
+    def _end(self, stopped: str) -> str:
+        """End a worker that sends no more replies, and say why it ended."""
+        if not stopped:  # its end of the pipe is closed: it has ended, or is about to
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                stopped = "it closed its pipe"
+        self.kill()
+        return self.exit_reason(stopped, []) or "it ended too early"
+
+    def kill(self) -> None:
+        """Kill the worker and all that it started, and close our ends of its pipes."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for process in marked(self.mark):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+    def exit_reason(self, stopped: str, left_behind: list[str]) -> str:
+        """Why it ended, with its last output; "" for a clean end.
+
+        stopped: why we stopped it, if we did. left_behind: names of the processes that outlived it.
+        """
+        code = self.process.returncode
+        if stopped:
+            return f"stopped: {stopped}{last_output(self.output)}"
+        if code < 0:
+            return f"died of {signal.Signals(-code).name}{last_output(self.output)}"
+        if code:
+            return f"exited with code {code}{last_output(self.output)}"
+        if left_behind:
+            return f"left processes behind: {', '.join(left_behind)}"
+        return ""
+
+
+def supervise(job: dict[str, Any], journal: Path, resources: Resources, handle: Handle) -> str:
+    """Run one verification worker from start to end. handle gets every event of its journal.
+
+    Returns why it ended early, with its last output, or "" for a clean end.
+    """
+    journal.touch()
+    with journal.open(encoding="utf-8", errors="replace") as lines:
+        lines.seek(0, os.SEEK_END)  # the caller has handled what an earlier worker wrote
+        worker = WorkerProcess(
+            "gpt2_parity.run.worker",
+            job | {"journal": str(journal)},
+            journal.with_suffix(""),
+            resources,
+            environment(resources.threads),
+        )
+        try:
+            stopped = follow(lines, worker, handle)
+            left_behind = [] if stopped else survivors(worker.mark)
         finally:
-            os.close(our_end)
-            end(process, mark)
-    return death(process.returncode, stopped, left_behind, words)
+            worker.kill()
+    return worker.exit_reason(stopped, left_behind)
 
 
-def environment(threads: int | None, mark: str) -> dict[str, str]:
-    """The worker's: ours, its mark, and how many threads the numerical libraries may start."""
+def environment(threads: int | None) -> dict[str, str]:
+    """A worker's environment: ours, with the number of threads that numerical libraries may start."""
     counts = {} if threads is None else dict.fromkeys(THREADS, str(threads))
-    return {**ALONE, **os.environ, **counts, MARK: mark}
+    return {**SHARE_THE_GPU, **os.environ, **counts}
 
 
-def listen(
-    lines: Any, process: "subprocess.Popen[bytes]", words: Path, limits: Limits, hear: Hear
-) -> str:
-    """Pass on events until the process ends (then "") or has to be stopped (then why)."""
+def follow(lines: TextIO, worker: WorkerProcess, handle: Handle) -> str:
+    """Handle events until the worker ends (then "") or has to be stopped (then why)."""
     since, doing = time.monotonic(), "the start"
-    for event in events(lines, process):
+    for event in events(lines, worker.process):
         if event is not None:
             try:
                 kind = event.pop("event")
-                hear(kind, event)
+                handle(kind, event)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 return f"its journal is damaged ({error!r})"
-            if kind != "measured":  # measuring for ever is no progress
+            if kind != "measured":  # otherwise a check could go on measuring for ever
                 since = time.monotonic()
                 doing = DOING.get(kind, doing).format(**event)
-        elif time.monotonic() - since > limits.seconds:
-            return f"{doing} took longer than {limits.seconds:g} s"
-        elif (used := resident(process.pid)) > limits.gigabytes:
-            return f"{doing} used {used:.1f} GiB of memory, allowed are {limits.gigabytes:g}"
-        elif words.stat().st_size > OUTPUT * 2**20:
-            return f"{doing} wrote more than {OUTPUT} MiB of output"
+        elif reason := worker.excess(doing, since):
+            return reason
     return ""
 
 
-def events(lines: Any, process: "subprocess.Popen[bytes]") -> Iterator[Any]:
+def events(lines: TextIO, process: "subprocess.Popen[bytes]") -> Iterator[Any]:
     """The journal's lines as they come until the process ends; None whenever there is nothing new."""
     partial = ""
     while True:
-        over = process.poll() is not None  # asked first: lines written before the end are still read
+        over = process.poll() is not None  # before reading: what it wrote before its end is still read
         for text in lines:
             partial += text
             if partial.endswith("\n"):
@@ -121,26 +252,26 @@ def events(lines: Any, process: "subprocess.Popen[bytes]") -> Iterator[Any]:
 
 
 def parse(line: str) -> Any:
-    """An event; what is no JSON is passed on as it is, and found damaged there."""
+    """The JSON value in a line, or the line itself where it holds none, for the caller to refuse."""
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return line
 
 
-def resident(pid: int) -> float:
-    """GiB of memory that belongs to a process and its children, shared file pages not counted."""
+def memory(pid: int) -> float:
+    """GiB of memory that belongs to a process and its children; shared file pages are not counted."""
     total = 0
     with contextlib.suppress(psutil.Error):  # it may end while we look
         process = psutil.Process(pid)
         for member in [process, *process.children(recursive=True)]:
-            memory = member.memory_info()
-            total += memory.rss - getattr(memory, "shared", 0)
+            used = member.memory_info()
+            total += used.rss - getattr(used, "shared", 0)
     return total / 2**30
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """Every living process that carries the mark, daemons in sessions of their own included."""
+    """Every living process that carries the mark, including daemons in sessions of their own."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -151,7 +282,7 @@ def marked(mark: str) -> list[psutil.Process]:
 
 
 def survivors(mark: str) -> list[str]:
-    """Names of the processes that outlive the worker, after some grace."""
+    """Names of the processes that outlive their worker by more than GRACE."""
     deadline = time.monotonic() + GRACE
     while (found := marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -162,38 +293,15 @@ def survivors(mark: str) -> list[str]:
     return names
 
 
-def end(process: "subprocess.Popen[bytes]", mark: str) -> None:
-    """Stop the worker and all it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for left in marked(mark):
-        with contextlib.suppress(psutil.Error):
-            left.kill()
-
-
-def death(code: int, stopped: str, left_behind: list[str], words: Path) -> str:
-    """What ended the worker, in words; "" for a clean end."""
-    if stopped:
-        return f"stopped: {stopped}{last_words(words)}"
-    if code < 0:
-        return f"died of {signal.Signals(-code).name}{last_words(words)}"
-    if code:
-        return f"exited with code {code}{last_words(words)}"
-    if left_behind:
-        return f"left processes behind: {', '.join(left_behind)}"
-    return ""
-
-
-def last_words(words: Path) -> str:
-    """The last line that the worker wrote, and where it stood if Python could still say so."""
-    with words.open("rb") as file:
-        file.seek(max(0, words.stat().st_size - 2**16))
-        said = file.read().decode("utf-8", errors="replace").strip()
-    said, crash, stack = said.partition("Fatal Python error: ")
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+def last_output(path: Path) -> str:
+    """The last line that a worker printed, and where it crashed if Python could still say so."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 2**16))
+        text = file.read().decode("utf-8", errors="replace").strip()
+    text, crash, stack = text.partition("Fatal Python error: ")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     own = stack.partition("Current thread")[2] or stack  # of several threads, the one that crashed
     where = re.search(r'^  File ".*?([^/"]+)", line (\d+) in (\S+)', own, re.MULTILINE)
-    told = [f"last words: {lines[-1][:300]}"] if lines else []
-    told += ["at {}:{} in {}".format(*where.groups())] if crash and where else []
-    return "".join(f"; {text}" for text in told)
+    parts = [f"last output: {lines[-1][:300]}"] if lines else []
+    parts += ["at {}:{} in {}".format(*where.groups())] if crash and where else []
+    return "".join(f"; {part}" for part in parts)

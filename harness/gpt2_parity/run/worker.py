@@ -4,23 +4,17 @@ It measures and writes what it measured, line by line, into a journal that its p
 judges nothing. A crash here is that implementation's verdict, and the journal keeps what came before.
 """
 
-import faulthandler
-import json
-import os
 import sys
-import threading
-import traceback
 from collections.abc import Callable, Collection, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from gpt2_parity.checks.registry import CAPABILITIES, CHECKS
 from gpt2_parity.contract.architecture import HParams
-from gpt2_parity.contract.interface import ContractBroken, Target
+from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.plan import Plan
 from gpt2_parity.contract.rows import plain
 from gpt2_parity.files import safetensors_mmap
@@ -28,6 +22,8 @@ from gpt2_parity.implementation import discovery, signatures
 from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.model.tokenizer import tokenizer_of
 from gpt2_parity.reference.records import Record
+from gpt2_parity.run import child
+from gpt2_parity.run.child import explain
 
 Journal = Callable[..., None]
 FRAMEWORKS = ("numpy", "jax", "torch", "tensorflow", "tensorflow-cpu")
@@ -37,37 +33,16 @@ ENGINES = (
 )
 
 
-def main(order: str, lifeline: str) -> None:
-    """Run a job: where, name, targets, resume, require, journal, threads, and what run.prepare says."""
-    faulthandler.enable()
-    threading.Thread(target=end_with_parent, args=(int(lifeline),), daemon=True).start()
-    job = json.loads(Path(order).read_text(encoding="utf-8"))
-    # where the caller finds modules, and the working folder; last: a json.py there must not replace ours
-    sys.path += [entry for entry in (*job["path"], os.getcwd()) if entry not in sys.path]
-    keep_to(job["threads"])
-    owner = os.getpid()
+def main(job_path: str, lifeline: str) -> None:
+    """Run a job: where, name, targets, resume, require, journal, cores, and what run.prepare says."""
+    job = child.begin(job_path, lifeline)
     with Path(job["journal"]).open("a", encoding="utf-8") as file:
+        write = child.writer(file)
 
         def journal(event: str, **data: Any) -> None:
-            if os.getpid() != owner:  # a fork that came back here must not speak for its parent
-                os._exit(1)
-            file.write(json.dumps({"event": event, **data}) + "\n")
-            file.flush()
+            write({"event": event, **data})
 
         run(job, journal)
-
-
-def end_with_parent(lifeline: int) -> None:
-    """Wait for the end of a pipe whose other end is the parent's, then end: no orphan works on."""
-    os.read(lifeline, 1)
-    os._exit(1)
-
-
-def keep_to(threads: int | None) -> None:
-    """Keep to so many processors, where the system can tell a process to; libraries count them."""
-    if threads is not None and hasattr(psutil.Process, "cpu_affinity"):
-        process = psutil.Process()
-        process.cpu_affinity(process.cpu_affinity()[:threads])
 
 
 def run(job: dict[str, Any], journal: Journal) -> None:
@@ -84,7 +59,7 @@ def run(job: dict[str, Any], journal: Journal) -> None:
     hparams = HParams(**job["hparams"])
     weights = Path(job["weights"])
     records = [
-        Record(name, safetensors_mmap.Glances(Path(path)), hparams.n_layer)
+        Record(name, safetensors_mmap.MappedArrays(Path(path)), hparams.n_layer)
         for name, path in job["records"].items()
     ]
     tokenizer = tokenizer_of(Path(job["tokenizer"]), hparams)
@@ -142,19 +117,6 @@ def measure(
 def plan_as_json(plan: Plan) -> dict[str, Any]:
     """What the implementation says about itself; the parent knows the rest of the plan."""
     return {"taps": plan.taps, "offers": [capability.name for capability in plan.offers]}
-
-
-def explain(error: BaseException) -> str:
-    """One line: what, and where in the implementation's own code."""
-    if isinstance(error, ContractBroken):
-        return str(error)
-    frames = traceback.extract_tb(error.__traceback__)
-    file, line = (frames[-1].filename, frames[-1].lineno) if frames else ("", 0)
-    if isinstance(error, SyntaxError):  # which was met where it was imported
-        file, line = error.filename or "", error.lineno
-    where = f" at {Path(file).name}:{line}" if file else ""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}{where}: {text}"[:500]
 
 
 def versions() -> dict[str, str]:

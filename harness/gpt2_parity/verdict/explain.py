@@ -177,7 +177,7 @@ def ended(row: Row) -> str:
         return f"line {stale['line']} is out of date: no failure of {' | '.join(stale['id'])}; remove it"
     if e.get("since"):
         return f"raises at whatever it is asked since the check {check_name(e['since'])}: {e['error']}"
-    during = f", during the check {check_name(e['during'])}" if e.get("during") else ""
+    during = f" (during the check {check_name(e['during'])})" if e.get("during") else ""
     return f"{e['error']}{during}"
 
 

@@ -1,59 +1,49 @@
-"""One implementation in a benchmark: its process, its turns, and what came of them."""
+"""One implementation in a benchmark: its process, its turns, and their results."""
 
 import statistics
 import time
 from collections import defaultdict
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from gpt2_parity.bench.expected import Expected
-from gpt2_parity.bench.process import Lost, Refused, Worker
 from gpt2_parity.bench.roofline import Rates
+from gpt2_parity.bench.setup import Setup
 from gpt2_parity.bench.worker import VERIFIED
-from gpt2_parity.bench.workload import Plans, Workload
+from gpt2_parity.bench.workload import Workload
 from gpt2_parity.checks.registry import CAPABILITIES
 from gpt2_parity.contract import limits
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.plan import FURTHER, Plan
 from gpt2_parity.contract.rows import Measurement
 from gpt2_parity.implementation.discovery import Found
-from gpt2_parity.model.catalogue import Model
 from gpt2_parity.reference.records import shape_of
+from gpt2_parity.run.supervisor import Lost, Refused, WorkerProcess
 from gpt2_parity.verdict import explain
 from gpt2_parity.verdict.judge import Judge
 
-DECODE_SECONDS = 2.0  # a sample of decode is cut to about so long, down to one token
-LEAST_SECONDS = 0.1  # of calls in a sample: what is shorter is called again, and the median counts
+DECODE_SECONDS = 2.0  # about the longest sample of decode, unless one token takes longer
+LEAST_SECONDS = 0.1  # a sample repeats its call for at least so long; the median counts
 
 
-class Session(Protocol):
-    """The run that it takes part in."""
+class Participant:
+    """One implementation, its process, and its results."""
 
-    model: Model
-    plans: Plans
-    folder: Path
-    truth: Expected
-
-    def job(self, found: Found | None) -> dict[str, Any]:
-        """What its process is told."""
-
-
-class Contestant:
-    """One implementation, its process, and what came of it."""
-
-    def __init__(self, found: Found, session: "Session"):
-        self.found, self.session = found, session
+    def __init__(self, found: Found, setup: Setup):
+        self.found, self.setup = found, setup
         self.verdict, self.detail = "verified", ""
         self.samples: dict[Workload, list[float]] = defaultdict(list)
-        self.rates: dict[Workload, list[Rates]] = defaultdict(list)  # the machine's, around each sample
-        self.fresh: dict[str, list[float]] = defaultdict(list)  # of the fresh processes
+        self.rates: dict[Workload, list[Rates]] = defaultdict(
+            list
+        )  # of the machine, before and after each sample
+        self.fresh: dict[str, list[float]] = defaultdict(
+            list
+        )  # samples of the fresh processes, by metric
         self.failed: dict[Workload, tuple[str, str]] = {}
         self.decoded: dict[Workload, int] = {}
         self.ids: dict[Workload, list[list[list[int]]]] = defaultdict(list)
         self.how: dict[Workload, str] = {}
         self.versions: dict[str, str] = {}
         self.offered: list[Target] = []
-        self.worker: Worker | None = None
+        self.worker: WorkerProcess | None = None
 
     @property
     def running(self) -> bool:
@@ -63,29 +53,28 @@ class Contestant:
         return workload in self.failed or not self.running
 
     def end(self, verdict: str, detail: str) -> None:
-        """It is out: no figure of it will stand."""
+        """End its part in the benchmark: all its figures are dropped."""
         self.verdict, self.detail = verdict, detail
         self.close()
 
     def close(self) -> None:
         if self.worker is not None:
-            self.worker.close()
+            self.worker.kill()
             self.worker = None
 
     def begin(self) -> None:
         """Start its process, which loads the model."""
-        self.worker = Worker(self.session.job(self.found), self.session.folder, self.session.plans)
+        self.worker = self.setup.start(self.setup.job(self.found))
 
-    def greet(self) -> None:
-        """Wait until it has loaded the model, and hear what it offers."""
+    def wait_until_loaded(self) -> None:
+        """Wait until it has loaded the model, and request what it offers."""
         assert self.worker is not None
-        target = self.session.plans.target
+        target = self.setup.settings.target
         try:
-            self.worker.hear()
-            hello = self.worker.ask("hello")
+            self.worker.receive()
+            hello = self.worker.request("hello")
         except Refused as error:
-            missing = error.args[1]
-            self.end("skipped" if missing else "crashed", str(error.args[0]))
+            self.end("skipped" if error.kind == "import" else "crashed", str(error))
             return
         except Lost as error:
             self.end("crashed", str(error))
@@ -97,44 +86,41 @@ class Contestant:
             self.end("skipped", f"{target} is not offered (offered: {offered})")
 
     def verify(self, when: str, further: int = FURTHER) -> None:
-        """The checks on the records, with so many tokens of generate; a failure ends it."""
+        """Run the checks on the records, with so many tokens of generate. A failure ends its part."""
         reply = self.attempt(None, "verify", further=further)
         if reply is None:
             return
-        truth = self.session.truth
-        cases = tuple(shape_of(record) for record in truth.records)
+        expected = self.setup.expected
+        cases = tuple(shape_of(record) for record in expected.records)
         offers = tuple(each for each in CAPABILITIES if each.name in reply["plan"]["offers"])
-        plan = Plan(truth.hparams, cases, tuple(reply["plan"]["taps"]), offers, further)
+        plan = Plan(expected.hparams, cases, tuple(reply["plan"]["taps"]), offers, further)
         measured = [(check, Measurement(**found)) for check, found in reply["measured"]]
-        judge = Judge(self.found.name, self.session.plans.target, self.session.model.name)
+        judge = Judge(self.found.name, self.setup.settings.target, self.setup.model.name)
         rows = [row for row in judge.rows(plan, measured, {}) if row.check in VERIFIED]
         wrong = [row for row in rows if row.verdict == "fail"]
         if wrong or not any(row.verdict == "pass" for row in rows):
             row = wrong[0] if wrong else None
-            told = (
-                f"{row.check} {row.case} {row.metric} {row.value}: {explain.detail(row)}"
-                if row
-                else "no pass"
-            )
-            self.end("wrong output", f"{when} the timing: {told}")
+            shown = explain.detail(row) if row else ""
+            detail = f"{row.check} {row.case} {row.metric} {row.value}: {shown}" if row else "no pass"
+            self.end("wrong output", f"{when} the timing: {detail}")
 
     def attempt(self, workload: Workload | None, op: str, **request: Any) -> dict[str, Any] | None:
-        """Send a request. A failure is recorded, against all of it where workload is None; then None."""
+        """Send a request. Where it fails, return None and end the workload, or all if that is None."""
         if self.worker is None:
             return None
         try:
-            return self.worker.ask(op, **request)
+            return self.worker.request(op, **request)
         except Refused as error:
             if workload is None:
-                self.end("crashed", f"{op}: {error.args[0]}")
+                self.end("crashed", f"{op}: {error}")
             else:
-                self.failed[workload] = ("crashed", str(error.args[0]))
+                self.failed[workload] = ("crashed", str(error))
         except Lost as error:
             self.end("crashed", f"{workload or op}: {error}")
         return None
 
     def warm(self, workload: Workload) -> None:
-        """Untimed first goes: compilation, page faults, and how many tokens fit in a sample."""
+        """Run a workload untimed: compile, touch memory, and find how many tokens fit in a sample."""
         if workload.phase == "prefill":
             self.time(workload, keep=False)
         if workload.phase != "decode":
@@ -150,7 +136,7 @@ class Contestant:
             self.time(workload, keep=False)
 
     def time(self, workload: Workload, keep: bool = True) -> float | None:
-        """One sample, its results checked; seconds (of decode, for each token)."""
+        """Take one sample and check its results. Returns seconds, for decode those of one token."""
         if self.is_out(workload):
             return None
         if workload.phase == "start":
@@ -160,7 +146,7 @@ class Contestant:
         while not taken or time.perf_counter() - began < LEAST_SECONDS:
             if (reply := self._call(workload)) is None:
                 return None
-            self.hold(workload, reply)
+            self.check(workload, reply)
             taken.append(float(reply["seconds"]))
         sample = statistics.median(taken)
         if keep:
@@ -173,8 +159,8 @@ class Contestant:
         n = self.decoded[workload]
         return self.attempt(workload, "decode", n_past=workload.n_past, n=n, batch=workload.batch)
 
-    def hold(self, workload: Workload, reply: dict[str, Any]) -> None:
-        """Hold a timed call's result against the truth; token ids wait until all timing is over."""
+    def check(self, workload: Workload, reply: dict[str, Any]) -> None:
+        """Check a timed call's logits; its token ids wait until all timing is over."""
         if "ids" in reply:
             self.how[workload] = reply["how"]
             rows = len(reply["ids"]), {len(row) for row in reply["ids"]}
@@ -183,31 +169,31 @@ class Contestant:
             elif reply["ids"] not in self.ids[workload]:
                 self.ids[workload].append(reply["ids"])
             return
-        units = self.session.truth.units(reply["difference"])
+        units = self.setup.expected.units(reply["difference"])
         if not units <= limits.NOISE.most:
             self.end(
                 "wrong output", f"{workload}: a timed call's logits are {units:.3g} noise units off"
             )
 
     def _start(self, workload: Workload, keep: bool) -> float | None:
-        """A fresh process, from its start to its first logits; then what memory it has used."""
-        job = self.session.job(self.found) | {"first": workload.n}
-        resident, self.worker = self.worker, Worker(job, self.session.folder, self.session.plans)
+        """Time a fresh process from its start to its first logits, then measure its memory."""
+        job = self.setup.job(self.found) | {"first": workload.n}
+        resident, self.worker = self.worker, self.setup.start(job)
         try:
-            self.worker.hear()
+            self.worker.receive()
             taken = time.perf_counter() - self.worker.started
-            memory = self.worker.ask("memory")
-            first = self.worker.ask("agree")
-            self.hold(workload, first)
+            memory = self.worker.request("memory")
+            first = self.worker.request("agree")
+            self.check(workload, first)
         except (Lost, Refused) as error:
-            self.end("crashed", f"{workload}: {error.args[0]}")
+            self.end("crashed", f"{workload}: {error}")
             return None
         finally:
             self.close()
             if self.running:
                 self.worker = resident
             elif resident is not None:
-                resident.close()
+                resident.kill()
         if keep:
             self.samples[workload].append(taken)
             for name, value in {**memory, "load": first["load_seconds"]}.items():
@@ -216,8 +202,8 @@ class Contestant:
         return taken
 
     def check_ids(self) -> None:
-        """Every sequence of tokens that a timed call chose, against the oracle."""
+        """Compare every sequence of tokens that a timed call chose with the oracle."""
         for workload, sequences in self.ids.items():
             for ids in sequences:
-                if self.running and (told := self.session.truth.unlikely(workload.n_past, ids)):
-                    self.end("wrong output", f"{workload}: {told}")
+                if self.running and (fault := self.setup.expected.unlikely(workload.n_past, ids)):
+                    self.end("wrong output", f"{workload}: {fault}")

@@ -1,0 +1,67 @@
+"""What is published about OpenAI's files: golden/official.json."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from gpt2_parity.contract.architecture import HParams
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.files import strict_json
+from gpt2_parity.model import catalogue, checkpoint, synthetic, tf_index
+
+FACTS = catalogue.GOLDEN / "official.json"
+
+
+class PublishedFile(msgspec.Struct, frozen=True):
+    """What is published about one file; None where it is not published."""
+
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+class PublishedSize(msgspec.Struct, frozen=True):
+    """What is published about one checkpoint."""
+
+    files: dict[str, PublishedFile]
+    # offset and size in bytes, and the CRC32C in hexadecimal; empty where they are not published
+    tensors: dict[str, tuple[int, int, Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}\Z")]]] = {}
+
+
+class Publications(msgspec.Struct, frozen=True):
+    """The whole of golden/official.json."""
+
+    format: Literal[1]
+    base_url: str  # below it are SIZE/FILE
+    sizes: dict[str, PublishedSize]
+    model_py: str = ""  # SHA-256 of src/model.py
+
+
+class Release(msgspec.Struct, frozen=True):
+    """A checkpoint as it was published."""
+
+    name: str
+    files: dict[str, PublishedFile]
+    tensors: dict[str, tf_index.Tensor]  # may be empty: then the index alone says what is right
+    hparams: HParams | None = None
+
+
+def read(path: Path = FACTS) -> Publications:
+    """golden/official.json. Raises CannotJudge, naming the place in it, where it is malformed."""
+    try:
+        return strict_json.convert(strict_json.read(path), Publications)
+    except (OSError, ValueError) as error:
+        raise CannotJudge(f"{path}: not readable as what is published ({error}); restore it") from error
+
+
+def release(size: str, path: Path = FACTS) -> Release:
+    """What is published of a size. Raises CannotJudge where that is nothing, or not about every file."""
+    published = read(path).sizes.get(size)
+    if published is None or published.files.keys() != set(checkpoint.FILES):
+        raise CannotJudge(f"{path}: says nothing usable of {size!r}; restore it")
+    tensors = {
+        name: tf_index.Tensor(offset, length, int(crc, 16))
+        for name, (offset, length, crc) in published.tensors.items()
+    }
+    files = {name: published.files[name] for name in checkpoint.FILES}
+    return Release(size, files, tensors, synthetic.OFFICIAL.get(size))
