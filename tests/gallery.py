@@ -9,7 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from faults import FAULTS, SPECIMEN, source
+from faults import named, write
+from faults.edits import NUMPY
 
 GALLERY = Path(__file__).parent.parent / "docs" / "gallery"
 CRASH = """
@@ -35,10 +36,9 @@ CASES = {
 
 def plant(folder: Path) -> None:
     """The implementations that go wrong, as files that a user might have written."""
-    for fault in FAULTS:
-        if fault.name in ("erf_gelu", "bfloat16_inputs"):
-            (folder / f"{fault.name}.py").write_text(source(fault), encoding="utf-8")
-    crashes = SPECIMEN.read_text(encoding="utf-8") + CRASH
+    for name in ("erf_gelu", "bfloat16_inputs"):
+        write(named(name), folder)
+    crashes = NUMPY.read_text(encoding="utf-8") + CRASH
     (folder / "crashes_in_decode.py").write_text(crashes, encoding="utf-8")
 
 
