@@ -129,10 +129,12 @@ def generate_beyond_the_context(self, model, tokens, n_new):
 
 
 def remembering_refusals(self, model, tokens, past, tap):
+    """Remembers that ids were refused; not that there were too many."""
     try:
         return Plain.forward(self, model, tokens, past, tap)
-    except ValueError:
-        self.memory["refused"] = True
+    except ValueError as error:
+        if "token ids" in str(error):
+            self.memory["refused"] = True
         raise
 
 
