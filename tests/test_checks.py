@@ -187,6 +187,14 @@ def test_a_fault_that_does_not_apply_is_an_error():
         Plain.with_("absent", no_such_operation=print)
 
 
+def test_every_fault_applies():
+    for fault in [*FAULTS, *IN_LAYER]:
+        if fault.specimen:
+            compile(source(fault), fault.name, "exec")
+        else:
+            assert plant(fault).__name__ == fault.name
+
+
 def test_what_is_for_a_gpu_applies_to_the_specimens_of_today(tmp_path):
     """It runs where there is a GPU; that its edits still fit can be seen anywhere."""
     torch = pytest.importorskip("torch")
@@ -217,7 +225,7 @@ def test_the_shelves_are_full():
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 70
     assert len({variant.name for variant in VARIANTS}) == len(VARIANTS) >= 25
     assert len({mistake.name for mistake in MISTAKES}) == len(MISTAKES) >= 25
-    assert len({plant(fault).__name__ for fault in IN_LAYER}) == len(IN_LAYER) >= 10
+    assert len({fault.name for fault in IN_LAYER}) == len(IN_LAYER) >= 10
     named = {fault.diagnosis for fault in [*FAULTS, *IN_LAYER]} - {""}
     assert named <= {mistake.name for mistake in MISTAKES}
 

@@ -32,8 +32,13 @@ def edited(name: str, specimen: Path, edits: Iterable[Edit]) -> str:
     return text
 
 
-def load(name: str, text: str, folder: Path) -> ModuleType:
-    """A module of that text, written to folder and imported as a user's PATH.py would be."""
+def written(name: str, text: str, folder: Path) -> Path:
+    """A module of that text, as a file."""
     path = folder / f"{name}.py"
     path.write_text(text, encoding="utf-8")
-    return Found(name, str(path)).load()
+    return path
+
+
+def load(name: str, text: str, folder: Path) -> ModuleType:
+    """A module of that text, written to folder and imported as a user's PATH.py would be."""
+    return Found(name, str(written(name, text, folder))).load()

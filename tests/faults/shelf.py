@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .edits import Edit, edited, load
+from .edits import Edit, edited, load, written
 from .plain import Plain
 
 Function = Callable[..., Any]
@@ -59,6 +59,7 @@ def fault(
     name: str, *, replaces: str = "", alters: str = "", **words: str
 ) -> Callable[[Function], Function]:
     """Decorate a function that replaces one of Plain's, or that alters what it rightly returns."""
+    assert bool(replaces) != bool(alters), name
 
     def keep(function: Function) -> Function:
         put(name, **words, **{replaces or alters: function if replaces else altered(alters, function)})
@@ -93,9 +94,7 @@ def source(found: Fault) -> str:
 
 def write(found: Fault, folder: Path) -> Path:
     """The fault as a file, for commands that are given paths."""
-    path = folder / f"{found.name}.py"
-    path.write_text(source(found), encoding="utf-8")
-    return path
+    return written(found.name, source(found), folder)
 
 
 DOOR = """import sys
