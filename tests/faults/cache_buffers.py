@@ -10,13 +10,18 @@ def shapes(cache):
     return tuple(array.shape for pair in cache for array in pair)
 
 
+def write_into(buffer, cache):
+    """Overwrite one cache with another."""
+    for places, pair in zip(buffer, cache, strict=True):
+        for place, array in zip(places, pair, strict=True):
+            place[...] = array
+
+
 def shared(buffers, key, cache):
     """The cache, moved to the one buffer that all caches of that key, and of its size, share."""
     copies = [tuple(array.copy() for array in pair) for pair in cache]
     buffer = buffers.setdefault((key, shapes(cache)), copies)
-    for pair, places in zip(cache, buffer, strict=True):
-        for array, place in zip(pair, places, strict=True):
-            place[...] = array
+    write_into(buffer, cache)
     return buffer
 
 

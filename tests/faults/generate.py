@@ -3,6 +3,7 @@
 import numpy as np
 
 from .cache import window
+from .cache_buffers import shapes, write_into
 from .plain import Plain
 from .rounding import BFLOAT16, cut
 from .shelf import fault, put
@@ -90,10 +91,8 @@ def keeping_the_latest_cache(self, model, tokens, past=None, tap=None):
     """Prefill of generate is written into the latest cache of a forward, where that has its size."""
     logits, present = Plain.forward(self, model, tokens, past, tap)
     latest = self.memory.get("latest")
-    if self.memory.get("running") and latest and not past and latest[0][0].shape == present[0][0].shape:
-        for pair, places in zip(present, latest, strict=True):
-            for array, place in zip(pair, places, strict=True):
-                place[...] = array
+    if self.memory.get("running") and latest and not past and shapes(latest) == shapes(present):
+        write_into(latest, present)
     self.memory["latest"] = present
     return logits, present
 
