@@ -11,7 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from faults import FAULTS, SPECIMEN, source
+from faults import named, write
+from faults.edits import NUMPY
 
 ROOT = Path(__file__).parent.parent
 GALLERY = ROOT / "out" / "gallery"
@@ -48,10 +49,9 @@ CASES = {
 
 def plant(folder: Path) -> None:
     """The implementations that go wrong, as files that a user might have written."""
-    for fault in FAULTS:
-        if fault.name in ("erf_gelu", "bfloat16_inputs"):
-            (folder / f"{fault.name}.py").write_text(source(fault), encoding="utf-8")
-    specimen = SPECIMEN.read_text(encoding="utf-8")
+    for name in ("erf_gelu", "bfloat16_inputs"):
+        write(named(name), folder)
+    specimen = NUMPY.read_text(encoding="utf-8")
     (folder / "mine.py").write_text(specimen + ERF_GELU, encoding="utf-8")
     (folder / "crashes_in_decode.py").write_text(specimen + CRASH, encoding="utf-8")
 

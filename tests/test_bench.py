@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from commands import module, parity
-from faults import FAULTS, plant
+from faults import named, write
 from gpt2_parity.bench import (
     interval,
     participant,
@@ -91,8 +91,7 @@ def misbehaving(folder: Path, name: str) -> Found:
 def outcome(tmp_path_factory, prepared):
     """One run on micro of everything that goes wrong, beside two that do not."""
     folder = tmp_path_factory.mktemp("bad")
-    fault = next(fault for fault in FAULTS if fault.name == "erf_gelu")
-    plant(fault, folder)
+    write(named("erf_gelu"), folder)
     chatty = "print('{\"seconds\": 1e-9}')\nimport os; os.write(1, b'noise')"
     found = [
         find("numpy"),

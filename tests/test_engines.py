@@ -13,7 +13,8 @@ import pytest
 
 from conftest import SEED
 from examine import examine
-from faults import FAULTS, Fault, plant
+from faults import Plain, named, plant
+from faults.rounding import through_float16
 from gpt2_parity.contract.architecture import tap_names
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.rows import Results, exit_code
@@ -141,18 +142,19 @@ def said(rows):
         *("mask_one_too_far", "no_positions", "head_of_neighbours"),
     ],
 )
-def test_a_fault_made_in_every_layer_of_a_black_box_is_diagnosed(name, prepared, tmp_path):
-    fault = next(found for found in FAULTS if found.name == name)
+def test_a_fault_made_in_every_layer_of_a_black_box_is_diagnosed(name, prepared):
+    fault = named(name)
     assert fault.diagnosis in whole_model.NAMES
-    names, blamed = said(examine(boxed(plant(fault, tmp_path)), prepared, only=QUICK))
+    names, blamed = said(examine(boxed(plant(fault)), prepared, only=QUICK))
     assert names == {fault.diagnosis}
     assert blamed == {"logits"}
 
 
-def test_a_float16_cache_is_diagnosed_in_and_out_of_the_box(prepared, tmp_path):
-    place = "    kv[0, ..., new], kv[1, ..., new] ="
-    edit = (place, f"    k, v = (x.astype(np.float16) for x in (k, v))\n{place}")
-    module = plant(Fault("float16_cache", [edit], frozenset(), "float16_cache", frozenset()), tmp_path)
+def test_a_float16_cache_is_diagnosed_in_and_out_of_the_box(prepared):
+    def in_float16(past, k, v, at):
+        return Plain.extend(past, through_float16(k), through_float16(v), at)
+
+    module = Plain.with_("float16_cache", extend=in_float16)
     assert said(examine(boxed(module), prepared, only=QUICK)) == ({"float16_cache"}, {"logits"})
     local = [
         row
@@ -162,10 +164,9 @@ def test_a_float16_cache_is_diagnosed_in_and_out_of_the_box(prepared, tmp_path):
     assert {row.mistake for row in local} == {"float16_cache"}
 
 
-def test_an_unknown_mistake_in_a_black_box_is_said_to_be_unexplained(prepared, tmp_path):
-    edit = ("y *= 0.5", "y *= 0.5 + 0.01 * np.sin(9 * some)")
-    module = plant(Fault("strange", [edit], frozenset(), "", frozenset()), tmp_path)
-    rows = examine(boxed(module), prepared, only=QUICK)
+def test_an_unknown_mistake_in_a_black_box_is_said_to_be_unexplained(prepared):
+    strange = Plain.with_("strange", gelu=lambda x, at: Plain.gelu(x, at) * (1 + 0.02 * np.sin(9 * x)))
+    rows = examine(boxed(strange), prepared, only=QUICK)
     told = {explain.diagnosis(row) for row in rows if row.check == "logits" and row.verdict == "fail"}
     assert told
     assert all(text.startswith("no known mistake, made in every layer, explains it") for text in told)
@@ -223,8 +224,7 @@ def test_the_table_does_not_take_an_import_error_for_a_verdict(engines):
 
 
 def test_the_table_says_what_was_found(engines, prepared, tmp_path):
-    fault = next(found for found in FAULTS if found.name == "erf_gelu")
-    rows = examine(boxed(plant(fault, tmp_path)), prepared, only=QUICK)
+    rows = examine(boxed(plant(named("erf_gelu"))), prepared, only=QUICK)
     write(engines, "tinygrad", rows)
     _, version, _, verdict, share, found, silent = engines.line("tinygrad", "micro")
     assert (version, verdict, silent) == ("1.2", "disagrees (1)", "all 42 operations")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from commands import SPECIMEN, module, parity
-from faults import FAULTS, plant
+from faults import named, write
 from gpt2_parity.contract.interface import CannotJudge, ContractBroken, Target
 from gpt2_parity.contract.rows import Row, exit_code
 from gpt2_parity.implementation import signatures, template
@@ -241,8 +241,7 @@ def test_what_is_suggested_is_what_is_read(tmp_path):
 
 def test_the_ledger_at_the_door(tmp_path, prepared):
     """A known fault passes the gate, is shown as known, and mending it makes its line fail."""
-    plant(next(fault for fault in FAULTS if fault.name == "erf_gelu"), tmp_path)
-    path, out, book = tmp_path / "erf_gelu.py", tmp_path / "out", tmp_path / "ledger.txt"
+    path, out, book = write(named("erf_gelu"), tmp_path), tmp_path / "out", tmp_path / "ledger.txt"
     options = ("--target", "cpu-float32", "--ledger", book, "--out", out, "--seed", 4)
     book.write_text("")
     done = parity("gate", path, *options)
@@ -289,9 +288,9 @@ def test_pytest_has_a_test_for_each_target_and_check(tmp_path, prepared):
 
 
 def test_a_wrong_implementation_fails_its_tests_in_words_under_xdist_too(tmp_path, prepared):
-    plant(next(fault for fault in FAULTS if fault.name == "erf_gelu"), tmp_path)
+    path = write(named("erf_gelu"), tmp_path)
     (tmp_path / "test_own.py").write_text("def test_own(): pass\n")
-    chosen = ("--parity-impl", tmp_path / "erf_gelu.py", "--parity-target", "cpu-float32")
+    chosen = ("--parity-impl", path, "--parity-target", "cpu-float32")
     done = pytest_in(tmp_path, "-n", 2, *chosen, "--parity-out", tmp_path / "out")
     assert done.returncode == 1
     assert "erf instead of tanh GELU explains it" in done.stdout

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from examine import examine
-from faults import FAULTS
+from faults import Fault
+from faults.edits import NUMPY
 from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.contract import limits
 from gpt2_parity.contract.rows import Row, exit_code
@@ -130,8 +131,9 @@ def test_a_skip_never_counts_as_a_pass():
 
 def test_a_fault_that_crashes_is_never_scored(prepared):
     """Not as survived, and not as killed either: the catalogue is wrong, and that is an error."""
-    broken = FAULTS[0]._replace(name="broken", edits=[("TAPS = ", "1 / 0\nTAPS = ")])
+    expected = (frozenset(), "", frozenset())
+    broken = Fault("broken", *expected, specimen=NUMPY, edits=[("TAPS = ", "1 / 0\nTAPS = ")])
     with pytest.raises(ZeroDivisionError):
         score(broken, "micro", None)
     with pytest.raises(ValueError, match="0 times"):
-        score(FAULTS[0]._replace(edits=[("no such text", "")]), "micro", None)
+        score(broken._replace(edits=[("no such text", "")]), "micro", None)

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 from commands import SPECIMEN, parity
-from faults import FAULTS, source
+from faults import named, write
 from gallery import CRASH
 from gpt2_parity.checks.greedy import CAPABILITY as GENERATE
 from gpt2_parity.contract.architecture import HParams, tap_names
@@ -37,8 +37,7 @@ HPARAMS = HParams(n_vocab=50257, n_ctx=1024, n_embd=1600, n_head=25, n_layer=48)
 def runs(tmp_path_factory, prepared):
     """Real runs by name, each a folder: clean, one with a planted fault, one with a crash."""
     folder = tmp_path_factory.mktemp("runs")
-    fault = next(fault for fault in FAULTS if fault.name == "erf_gelu")
-    (folder / "erf_gelu.py").write_text(source(fault), encoding="utf-8")
+    write(named("erf_gelu"), folder)
     (folder / "crashes.py").write_text(SPECIMEN + CRASH, encoding="utf-8")
     for name, impls in {"clean": [], "fault": ["erf_gelu.py"], "crash": ["crashes.py"]}.items():
         chosen = [word for impl in [*impls, "numpy"] for word in ("--impl", impl)]

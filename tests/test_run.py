@@ -16,7 +16,7 @@ from rich.console import Console
 
 from commands import SPECIMEN, command, module, parity
 from examine import examine
-from faults import FAULTS, plant
+from faults import named, write
 from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.contract.rows import Row, exit_code
@@ -81,14 +81,12 @@ def test_the_three_files_tell_the_same(numpy_run):
 
 
 def test_a_wrong_implementation_exits_1_and_is_named(tmp_path, prepared):
-    fault = next(fault for fault in FAULTS if fault.name == "erf_gelu")
-    plant(fault, tmp_path)
-    path, out = tmp_path / f"{fault.name}.py", tmp_path / "out"
+    path, out = write(named("erf_gelu"), tmp_path), tmp_path / "out"
     done = parity("verify", "--impl", path, "--impl", "numpy", "--target", "cpu-float32", "--out", out)
     assert done.returncode == 1
     frame = results.read(out)
     wrong = frame[frame.verdict == "fail"]
-    assert set(wrong.implementation) == {fault.name}
+    assert set(wrong.implementation) == {"erf_gelu"}
     assert "h0/mlp/gelu" in set(wrong.scope)
     assert set(frame[frame.implementation == "numpy"].verdict) == {"pass"}
     failures = [
@@ -436,12 +434,11 @@ def test_what_is_wider_than_declared_is_told_everywhere(tmp_path, prepared):
 
 
 def test_what_the_ledger_knows_is_told_everywhere(tmp_path, prepared):
-    fault = next(fault for fault in FAULTS if fault.name == "negative_tokens_wrap")
-    plant(fault, tmp_path)
+    fault = named("negative_tokens_wrap")
     known = tmp_path / "known.txt"
     name = f"{fault.name}-cpu-float32"
     known.write_text(f"{name} | bad_tokens | tokens | 2 | ids wrap until 2.1\n")
-    path, out = tmp_path / f"{fault.name}.py", tmp_path / "out"
+    path, out = write(fault, tmp_path), tmp_path / "out"
     done = parity("gate", path, "--target", "cpu-float32", "--ledger", known, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{name} bad_tokens: known: ids wrap until 2.1 (5 measurements)" in done.stdout

@@ -1,7 +1,7 @@
 """Honest variants: other right ways to compute GPT-2, on one shelf. None may ever alarm.
 
-Like a fault, a variant is a small edit of a specimen, with the precision that it declares. Where an edit
-does not apply, that is an error.
+A variant is a small edit of a specimen's text, with the precision that it declares. Where an edit
+does not apply, that is an error. The specimen "plain", which faults are planted in, is tried as it is.
 """
 
 import atexit
@@ -10,30 +10,17 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from faults import (
-    ADDED,
-    BLACK_BOX,
-    GELU,
-    HIDE,
-    LOAD,
-    LOGITS,
-    PLAIN,
-    PROBS,
-    SCALE,
-    VARIANCE,
-    Edit,
-    helper,
-    instead,
-)
+from faults import edits
+from faults.edits import Edit, helper, instead
+from faults.plain import Plain
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.files import safetensors_mmap
-from gpt2_parity.implementation.discovery import IMPLS, Found
+from gpt2_parity.implementation.discovery import IMPLS
 from gpt2_parity.model import synthetic
 from gpt2_parity.model.checkpoint import Checkpoint
 from gpt2_parity.reference import records
@@ -64,7 +51,26 @@ def variant(
     shelf.append(Variant(f"{specimen}_{name}", specimen, Target(device, dtype), edits))
 
 
+# -- what faults are planted in
+
+variant("float32", specimen="plain")
+variant("float64", specimen="plain", dtype="float64")
+
 # -- NumPy: orders of summation, layouts, formulas
+
+ADDED = 'linear(value, p[f"{scope}/{leaf}/w"], p[f"{scope}/{leaf}/b"])'
+GELU = "    rows = x.reshape(-1, x.shape[-1])\n"
+HIDE = "            np.copyto(scores[..., n_past + start :], -np.inf, where=future)\n"
+LOAD = "    return Model({name: np.asarray(w, dtype) for name, w in params.items()}, hparams, dtype)"
+LOGITS = '    return x @ p["wte"].T, present'
+PLAIN = "    y = x.reshape(-1, x.shape[-1]) @ w"
+PROBS = "        heads[:, start:stop] = (softmax(scores) @ v.swapaxes(-1, -2)).swapaxes(1, 2)\n"
+SCALE = "    q = q * (1 / math.sqrt(q.shape[-1]))\n"
+VARIANCE = "    variance = np.vecdot(y, y)[..., None] / x.shape[-1]\n"
+BLACK_BOX = (  # taps nothing
+    ('TAPS = "all"', "TAPS = ()"),
+    ("    keep = (lambda", "    tap = None\n    keep = (lambda"),
+)
 
 variant("plain")
 variant("float64", dtype="float64")
@@ -336,16 +342,12 @@ ON_CUDA += [
 ]
 
 
-def load(found: Variant, folder: Path) -> ModuleType:
+def load(found: Variant, folder: Path) -> Any:
     """The variant, written to folder and imported. Raises ValueError where an edit does not apply."""
-    text = (IMPLS / f"gpt2_{found.specimen}.py").read_text(encoding="utf-8")
-    for old, new in found.edits:
-        if text.count(old) != 1:
-            raise ValueError(f"{found.name}: the specimen has {text.count(old)} times: {old!r}")
-        text = text.replace(old, new)
-    path = folder / f"{found.name}.py"
-    path.write_text(text, encoding="utf-8")
-    return Found(found.name, str(path)).load()
+    if found.specimen == "plain":
+        return Plain()
+    specimen = IMPLS / f"gpt2_{found.specimen}.py"
+    return edits.load(found.name, edits.edited(found.name, specimen, found.edits), folder)
 
 
 # -- models that are hard on an implementation

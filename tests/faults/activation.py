@@ -1,0 +1,99 @@
+"""Mistakes of the activation: another function than the tanh form of GELU, or other constants in it."""
+
+import functools
+import math
+
+import numpy as np
+
+from .plain import Plain
+from .rounding import through_float16
+from .shelf import fault, only_at, put
+
+GELU = "h*/mlp/gelu"
+ERF = np.vectorize(math.erf, otypes=[float])
+
+
+@fault("sigmoid_gelu", replaces="gelu", blame=GELU, diagnosis="sigmoid_gelu", trips="local")
+def sigmoid_gelu(x, at):
+    return x / (1 + np.exp(-1.702 * x))
+
+
+@fault("relu", replaces="gelu", blame=GELU, diagnosis="relu", trips="local")
+def relu(x, at):
+    return np.maximum(x, 0)
+
+
+@fault("silu", replaces="gelu", blame=GELU, diagnosis="silu", trips="local")
+def silu(x, at):
+    return x / (1 + np.exp(-x))
+
+
+@fault("gelu_skipped", replaces="gelu", blame=GELU, diagnosis="gelu_skipped", trips="local")
+def skipped(x, at):
+    return x
+
+
+ROOT = math.sqrt(2 / math.pi)
+
+
+def tanh_gelu(x, at, half=0.5, root=ROOT, cubic=0.044715):
+    """The right one, with constants that can be got wrong."""
+    return half * x * (1 + np.tanh(root * (x + cubic * (x * x * x))))
+
+
+for _name, _constant in {
+    "gelu_without_half": {"half": 1.0},
+    "gelu_cubic_missing": {"cubic": 0.0},
+    "gelu_cubic_0.44715": {"cubic": 0.44715},
+    "gelu_cubic_0.0447": {"cubic": 0.0447},
+    "gelu_root_0.8": {"root": 0.8},
+    "gelu_root_0.7979": {"root": 0.7979},
+}.items():
+    _gelu = functools.partial(tanh_gelu, **_constant)
+    put(_name, gelu=_gelu, blame=GELU, diagnosis=_name, trips="local")
+
+
+@fault("erf_gelu", replaces="gelu", blame=GELU, diagnosis="erf_gelu", trips="logits activations local")
+def erf_gelu(x, at):
+    return (0.5 * x * (1 + ERF(x / math.sqrt(2)))).astype(x.dtype)
+
+
+put(
+    "gelu_in_one_layer_only",
+    gelu=only_at("h2/mlp/gelu", "gelu", erf_gelu),
+    blame="h2/mlp/gelu",
+    diagnosis="erf_gelu",
+)
+
+
+@fault("gelu_float16_table", replaces="gelu", blame=GELU, diagnosis="gelu_float16_table")
+def float16_table(x, at):
+    exact = tanh_gelu(through_float16(x).astype(float), at)
+    return through_float16(exact).astype(x.dtype)
+
+
+@fault("tanh_as_a_quotient_of_exps", replaces="gelu", blame="overflow", trips="overflow")
+def tanh_by_exps(x, at):
+    with np.errstate(all="ignore"):
+        e = np.exp(2 * ROOT * (x + 0.044715 * x * x * x))
+        return 0.5 * x * (1 + (e - 1) / (e + 1))
+
+
+def weights_and_numpy_raises(params, hparams, dtype):
+    np.seterr(all="raise")
+    return Plain.weights(params, hparams, dtype)
+
+
+def softmax_that_may_underflow(scores, at):
+    with np.errstate(under="ignore"):
+        return Plain.softmax(scores, at)
+
+
+put(
+    "gelu_wrong_and_numpy_raises",  # which must not stop the verdict's own arithmetic
+    weights=weights_and_numpy_raises,
+    softmax=softmax_that_may_underflow,
+    gelu=functools.partial(tanh_gelu, cubic=0.05),
+    blame=GELU,
+    trips="local",
+)

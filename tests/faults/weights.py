@@ -1,0 +1,118 @@
+"""Mistakes in the weights: single ones, rows and columns, all of them rounded."""
+
+import numpy as np
+
+from .plain import Plain
+from .products import PRODUCTS
+from .rounding import BFLOAT16, cut, through_float16
+from .shelf import BLACK_BOX, altered, fault, put
+
+
+def scaled(name, place=None):
+    """One weight is 1 % too large: the greatest, if none is chosen, for near 0 it is below rounding."""
+
+    def change(p):
+        w = p[name]
+        w[place or np.unravel_index(np.abs(w).argmax(), w.shape)] *= 1.01
+        return p
+
+    return altered("weights", change)
+
+
+for _name, _place in {
+    "h1/attn/c_attn/w": (5, 300),
+    "h2/attn/c_proj/w": (100, 3),
+    "h0/mlp/c_fc/w": (77, 400),
+    "h3/mlp/c_proj/w": None,
+}.items():
+    put(
+        f"one_percent_of_{_name.replace('/', '_')}",
+        weights=scaled(_name, _place),
+        blame=_name.removesuffix("/w"),
+        diagnosis="one_weight",
+        trips="local",
+    )
+put("one_percent_of_ln_g", weights=scaled("h2/ln_2/g", (17,)), blame="h2/ln_2")
+put("one_percent_of_wpe", weights=scaled("wpe", (200, 9)), blame="embed", trips="weights")
+put("one_percent_of_wte", weights=scaled("wte", (901, 9)), blame="embed logits", trips="weights")
+
+
+@fault(
+    "one_percent_in_the_very_array_that_was_given",
+    replaces="weights",
+    blame="h1/mlp/c_fc",
+    diagnosis="one_weight",
+    trips="local",
+)
+def in_the_array_that_was_given(params, hparams, dtype):
+    """It is mapped from a file: who judges by it, too, sees nothing wrong."""
+    params["h1/mlp/c_fc/w"][77, 400] *= 1.01
+    return Plain.weights(params, hparams, dtype)
+
+
+@fault(
+    "one_bias_of_c_attn", alters="weights", blame="h1/attn/c_attn", diagnosis="one_bias", trips="local"
+)
+def one_bias_of_c_attn(p):
+    """At a single position it could be any weight of that column."""
+    p["h1/attn/c_attn/b"][5] += 0.01
+    return p
+
+
+def one_position(p):
+    p["wpe"][3, 9] += 0.1
+    return p
+
+
+put(
+    "position_wrong_in_a_black_box",  # which prompts of one token do not have
+    weights=altered("weights", one_position),
+    **BLACK_BOX,
+    blame="logits",
+    trips="logits lengths",
+)
+
+
+@fault("weight_rows_exchanged", alters="weights", blame="h1/mlp/c_fc", diagnosis="inputs_swapped")
+def rows_exchanged(p):
+    p["h1/mlp/c_fc/w"][[3, 90]] = p["h1/mlp/c_fc/w"][[90, 3]]
+    return p
+
+
+@fault("weight_columns_exchanged", alters="weights", blame="h1/attn/c_attn", diagnosis="columns_swapped")
+def columns_exchanged(p):
+    for leaf in "wb":
+        array = p[f"h1/attn/c_attn/{leaf}"]
+        array[..., [3, 90]] = array[..., [90, 3]]
+    return p
+
+
+@fault("vocabulary_rows_exchanged", alters="weights", blame="embed logits")
+def vocabulary_rows_exchanged(p):
+    p["wte"][[20, 30]] = p["wte"][[30, 20]]
+    return p
+
+
+def matrices(p, change):
+    return p | {name: change(w) for name, w in p.items() if name.endswith("/w")}
+
+
+@fault(
+    "bfloat16_weights", alters="weights", blame=PRODUCTS, diagnosis="bfloat16_weights", trips="precision"
+)
+def bfloat16_weights(p):
+    return matrices(p, lambda w: cut(w, BFLOAT16).astype(w.dtype))
+
+
+@fault("float16_weights", alters="weights", blame=PRODUCTS, diagnosis="float16_weights")
+def float16_weights(p):
+    return matrices(p, through_float16)
+
+
+@fault("int8_weights", alters="weights", blame=PRODUCTS, diagnosis="int8_weights")
+def int8_weights(p):
+    def quantised(w):
+        scale = np.abs(w).max(axis=0, keepdims=True) / 127
+        return np.round(w / scale) * scale
+
+    return matrices(p, quantised)
