@@ -1,4 +1,4 @@
-"""The doors to the gate: kind complaints, the skeleton, the ledger, and pytest."""
+"""The gate: complaints about the contract, the skeleton, the ledger, and the plugin of pytest."""
 
 import re
 import subprocess
@@ -35,7 +35,7 @@ def test_an_attribute_that_a_file_lacks_is_named_with_the_file(tmp_path):
         find(f"{path}:Right.shallow").load()
 
 
-def test_the_specimen_has_nothing_to_complain_about():
+def test_the_specimen_keeps_the_contract():
     assert signatures.check(like_numpy()) == [Target("cpu", "float32"), Target("cpu", "float64")]
 
 
@@ -57,13 +57,13 @@ def test_the_specimen_has_nothing_to_complain_about():
         ({"targets": lambda: [("cpu", "float32")] * 2}, "the same target twice"),
     ],
 )
-def test_a_complaint_says_which_function_and_how_it_is_called(changes, complaint):
+def test_a_complaint_names_the_function_and_its_signature(changes, complaint):
     with pytest.raises(ContractBroken) as refused:
         signatures.check(like_numpy(**changes))
     assert complaint in str(refused.value)
 
 
-def test_all_complaints_come_at_once():
+def test_all_complaints_are_reported_at_once():
     with pytest.raises(ContractBroken) as refused:
         signatures.check(SimpleNamespace())
     assert all(f"it lacks {name}(" in str(refused.value) for name in signatures.REQUIRED)
@@ -106,7 +106,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_wrong_shape_is_said_kindly(name, tmp_path, prepared):
+def test_a_wrong_shape_is_reported_with_the_right_one(name, tmp_path, prepared):
     code, _ = SHAPES[name]
     extra = (
         f"real = forward\ndef forward(*args, **kw):\n    logits, past = real(*args, **kw)\n    {code}"
@@ -128,7 +128,7 @@ def test_a_required_device_that_is_absent_is_exit_2(tmp_path, prepared):
     assert parity("gate", "numpy", "--require-device", "cpu").returncode == 0
 
 
-def test_the_skeleton_is_written_once_and_gated_says_what_to_write(tmp_path, prepared):
+def test_the_skeleton_overwrites_nothing_and_its_gate_says_what_is_missing(tmp_path, prepared):
     done = parity("new", "mine", cwd=tmp_path)
     assert done.returncode == 0
     text = (tmp_path / "mine.py").read_text()
@@ -149,7 +149,7 @@ def test_a_skeleton_has_the_name_of_a_module(name, tmp_path):
 
 
 def test_the_skeleton_filled_with_the_specimens_body_passes(tmp_path):
-    """What it says of signatures is what the specimen has."""
+    """Its signatures are those of the specimen."""
     for name, function in signatures.REQUIRED.items():
         assert f"def {function.signature}:" in template.TEXT, name
         assert f"def {function.signature[:-1]}" in SPECIMEN, name  # it may take more besides
@@ -230,7 +230,7 @@ def test_a_malformed_ledger_is_refused_by_line(line, tmp_path):
         known_failures.read(path)
 
 
-def test_what_is_suggested_is_what_is_read(tmp_path):
+def test_suggested_lines_can_be_read_back(tmp_path):
     lines = known_failures.suggest([ROW, PASS, LOST._replace(check="logits")])
     path = tmp_path / "ledger.txt"
     path.write_text("\n".join(line.replace("...", "not yet") for line in lines))
@@ -239,8 +239,8 @@ def test_what_is_suggested_is_what_is_read(tmp_path):
     assert verdicts(known_failures.apply([ROW, PASS], found[:1])) == ["known", "pass"]
 
 
-def test_the_ledger_at_the_door(tmp_path, prepared):
-    """A known fault passes the gate, is shown as known, and mending it makes its line fail."""
+def test_a_gate_with_a_ledger(tmp_path, prepared):
+    """A known fault passes the gate and is shown as known; once it is mended, its line fails."""
     path, out, book = write(named("erf_gelu"), tmp_path), tmp_path / "out", tmp_path / "ledger.txt"
     options = ("--target", "cpu-float32", "--ledger", book, "--out", out, "--seed", 4)
     book.write_text("")
@@ -280,14 +280,14 @@ def pytest_in(folder, *arguments):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_pytest_has_a_test_for_each_target_and_check(tmp_path, prepared):
+def test_pytest_runs_a_test_for_each_target_and_check(tmp_path, prepared):
     done = pytest_in(tmp_path, "-v", "--parity-impl", "numpy", "--parity-target", "cpu-float32")
     assert done.returncode == 0, done.stdout
     assert "parity[numpy-cpu-float32-kv_cache] PASSED" in done.stdout
     assert "15 passed" in done.stdout
 
 
-def test_a_wrong_implementation_fails_its_tests_in_words_under_xdist_too(tmp_path, prepared):
+def test_a_wrong_implementation_fails_its_tests_with_an_explanation_under_xdist_too(tmp_path, prepared):
     path = write(named("erf_gelu"), tmp_path)
     (tmp_path / "test_own.py").write_text("def test_own(): pass\n")
     chosen = ("--parity-impl", path, "--parity-target", "cpu-float32")
@@ -300,7 +300,7 @@ def test_a_wrong_implementation_fails_its_tests_in_words_under_xdist_too(tmp_pat
     assert (tmp_path / "out" / "results.json").is_file()
 
 
-def test_tests_can_be_chosen_by_name(tmp_path, prepared):
+def test_tests_can_be_selected_by_name(tmp_path, prepared):
     chosen = ("--parity-impl", "numpy", "--parity-target", "cpu-float32", "-k", "kv_cache")
     assert "1 passed, 14 deselected" in pytest_in(tmp_path, *chosen).stdout
 
@@ -313,13 +313,13 @@ def test_tests_can_be_chosen_by_name(tmp_path, prepared):
         (["--parity-impl", "numpy", "--parity-model", "nonesuch"], "model 'nonesuch'"),
     ],
 )
-def test_what_cannot_be_judged_is_an_error_of_pytest(arguments, message, tmp_path, prepared):
+def test_what_cannot_be_judged_is_a_usage_error_of_pytest(arguments, message, tmp_path, prepared):
     done = pytest_in(tmp_path, *arguments)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert message in done.stderr
 
 
-def test_an_import_that_fails_is_a_failure_and_no_skip(tmp_path, prepared):
+def test_an_import_that_fails_is_a_failure_and_not_a_skip(tmp_path, prepared):
     path = tmp_path / "absent.py"
     path.write_text("import no_such_framework\n")
     done = pytest_in(tmp_path, "--parity-impl", path)
@@ -334,7 +334,7 @@ def test_without_an_implementation_the_plugin_does_nothing(tmp_path):
     assert "1 passed" in done.stdout
 
 
-def test_the_plugin_is_light():
+def test_importing_the_plugin_is_cheap():
     code = (
         "import sys, gpt2_parity.pytest_plugin; "
         "print(sorted({'numpy', 'pandas', 'typer', 'rich'} & set(sys.modules)))"

@@ -55,17 +55,17 @@ def test_results_json_has_the_agreed_columns_and_pandas_reads_it(numpy_run):
     assert document["schema"] == results.SCHEMA
 
 
-def test_it_names_its_version():
+def test_it_shows_its_version():
     done = parity("--version")
     version = tomllib.loads((IMPLS.parent / "pyproject.toml").read_text())["project"]["version"]
     assert (done.returncode, done.stdout) == (0, f"gpt2-parity {version}\n")
 
 
 @pytest.mark.parametrize(("width", "tables"), [(80, 3), (180, 1)])
-def test_every_word_of_the_table_is_whole_however_narrow_the_terminal(numpy_run, width, tables):
-    told = Console(width=width, file=io.StringIO())
-    terminal.show(told, results.load(numpy_run[1]))
-    lines = told.file.getvalue().splitlines()
+def test_no_word_of_the_table_is_broken_however_narrow_the_terminal(numpy_run, width, tables):
+    screen = Console(width=width, file=io.StringIO())
+    terminal.show(screen, results.load(numpy_run[1]))
+    lines = screen.file.getvalue().splitlines()
     heads = [line.split("  ") for line in lines if line.startswith(" implementation")]
     words = [word.strip() for head in heads for word in head if word.strip()]
     names = [name.replace("_", " ") for name in CHECKS if name != "gradients"]  # NumPy offers none
@@ -73,7 +73,7 @@ def test_every_word_of_the_table_is_whole_however_narrow_the_terminal(numpy_run,
     assert len(heads) == tables
 
 
-def test_the_three_files_tell_the_same(numpy_run):
+def test_the_three_files_agree(numpy_run):
     frame, out = results.read(numpy_run[1]), numpy_run[1]
     cases = list(ET.parse(out / "junit.xml").getroot().iter("testcase"))
     assert len(cases) == len(frame)
@@ -128,30 +128,30 @@ def test_what_cannot_be_judged_exits_2_with_one_clear_line(arguments, message, p
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("door", [("verify", "--impl", "numpy", "--out"), ("bench", "--out")])
-def test_a_run_is_refused_where_another_one_is_under_way(door, tmp_path, prepared):
-    """Its workers would write into the other's journal, and a right implementation would fail."""
+@pytest.mark.parametrize("command", [("verify", "--impl", "numpy", "--out"), ("bench", "--out")])
+def test_a_run_is_refused_where_another_one_is_under_way(command, tmp_path, prepared):
+    """Both would write into one journal, and a right implementation would fail."""
     with alone(tmp_path / "out"):
-        done = parity(*door, tmp_path / "out")
+        done = parity(*command, tmp_path / "out")
         assert done.returncode == 2
         assert "another run is using it" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_a_refused_run_made_goes_again(tmp_path, prepared):
+def test_a_refused_run_removes_the_folder_that_it_made(tmp_path, prepared):
     done = parity("verify", "--impl", "numpy", "--target", "cpu-float8", "--out", tmp_path / "a" / "b")
     assert done.returncode == 2
     assert not (tmp_path / "a" / "b").exists()
 
 
-def test_of_a_run_that_is_complete_nothing_is_resumed(tmp_path):
+def test_a_complete_run_cannot_be_resumed(tmp_path):
     (tmp_path / results.NAME).write_text("{}")
     done = parity("resume", tmp_path)
     assert done.returncode == 2
     assert "its run is complete" in done.stderr
 
 
-def test_an_implementation_is_named_from_the_working_folder_where_it_lies_in_there(
+def test_an_implementation_is_named_relative_to_the_working_folder_where_it_is_in_it(
     tmp_path, monkeypatch
 ):
     (tmp_path / "own.py").touch()
@@ -164,7 +164,7 @@ def test_an_implementation_is_named_from_the_working_folder_where_it_lies_in_the
     assert discovery.find("../own.py").argument == str(tmp_path / "own.py")
 
 
-def test_a_target_that_only_some_offer_is_skipped_by_the_others_and_says_so(tmp_path, prepared):
+def test_a_target_that_only_some_offer_is_skipped_for_the_others(tmp_path, prepared):
     code = "def targets():\n    return [('cpu', 'float64')]"
     path, out = module(tmp_path, "only64", code), tmp_path / "out"
     chosen = ("--impl", path, "--impl", "numpy", "--target", "cpu-float32")
@@ -177,7 +177,7 @@ def test_a_target_that_only_some_offer_is_skipped_by_the_others_and_says_so(tmp_
 
 @pytest.mark.parametrize("name", ["model.ckpt.index", "manifest.json"])
 def test_a_damaged_file_exits_2_and_is_named(name, tmp_path, home):
-    """A checkout of its own, so that the shipped files stay whole."""
+    """In a copy of the checkout, so that the shipped files stay intact."""
     root = tmp_path / "checkout"
     ignore = shutil.ignore_patterns("__pycache__")
     for folder in ("harness", "impls", "golden"):
@@ -215,7 +215,7 @@ def test_markdown_survives_hostile_text():
     assert "\\<script\\>" in text
 
 
-# -- nothing is lost, and what is meant is found
+# -- earlier results are not lost, and implementations are found
 
 
 def listing(folder):
@@ -228,7 +228,7 @@ def listing(folder):
     ids=lambda options: options[0],
 )
 def test_a_refused_run_leaves_an_earlier_one_as_it_was(numpy_run, tmp_path, options):
-    """Its results, and the journal of a run that was killed."""
+    """Both its results and the journal of a killed run."""
     out = tmp_path / "out"
     shutil.copytree(numpy_run[1], out)
     (out / "journal").mkdir()
@@ -246,7 +246,7 @@ def test_a_refused_benchmark_leaves_an_earlier_one_as_it_was(tmp_path, prepared)
     assert listing(tmp_path) == {Path("bench.json"): b"{}"}
 
 
-def test_an_earlier_run_is_whole_again_where_a_file_of_it_cannot_be_put_aside(tmp_path, monkeypatch):
+def test_an_earlier_run_is_restored_where_one_of_its_files_cannot_be_moved(tmp_path, monkeypatch):
     earlier = {"results.json": b"{}", "junit.xml": b"<a/>", "report.md": b"# r"}
     for name, content in earlier.items():
         (tmp_path / name).write_bytes(content)
@@ -266,14 +266,14 @@ def test_an_earlier_run_is_whole_again_where_a_file_of_it_cannot_be_put_aside(tm
     assert listing(tmp_path) == {Path(name): content for name, content in earlier.items()}
 
 
-def test_an_optional_function_that_is_none_is_not_offered(tmp_path, prepared):
+def test_an_optional_function_that_is_none_counts_as_absent(tmp_path, prepared):
     path = module(tmp_path, "bare", "generate = None\nloss_and_grads = None")
     rows = examine(find(str(path)).load(), prepared)
     assert exit_code(rows) == 0
     assert not [row for row in rows if row.check == "gradients" or row.scope.startswith("generate")]
 
 
-def test_a_run_takes_the_place_of_an_earlier_one(tmp_path, prepared):
+def test_a_run_replaces_an_earlier_one(tmp_path, prepared):
     (tmp_path / "results.json").write_text("{}")
     (tmp_path / "journal").mkdir()
     (tmp_path / "journal" / "run.json").write_text("{}")
@@ -282,7 +282,7 @@ def test_a_run_takes_the_place_of_an_earlier_one(tmp_path, prepared):
     assert len(results.read(tmp_path)) > 100
 
 
-def test_a_folder_of_somebody_elses_is_not_taken_for_a_journal(tmp_path, prepared):
+def test_a_folder_that_is_not_a_journal_is_left_alone(tmp_path, prepared):
     (tmp_path / "journal").mkdir()
     (tmp_path / "journal" / "monday.md").write_text("precious")
     done = parity("gate", "numpy", "--out", tmp_path)
@@ -316,7 +316,7 @@ def load(params, hparams, **target):
 
 
 def test_writing_into_the_weights_does_not_blind_the_verdict(tmp_path, prepared):
-    """Nor is it carried over to the next target: each load has the weights as they are in the file."""
+    """Nor does it reach the next target: each load gets the weights of the file."""
     wrong = WRITES + "    params['h1/mlp/c_fc/w'] *= 1.01\n    return _load(params, hparams, **target)\n"
     done = parity("gate", module(tmp_path, "wrong", wrong), "--out", tmp_path / "out")
     assert done.returncode == 1
@@ -325,11 +325,11 @@ def test_writing_into_the_weights_does_not_blind_the_verdict(tmp_path, prepared)
     assert set(local.dtype) == {"float32", "float64"}
     assert set(local.scope) == set(frame[frame.verdict == "fail"].blame) == {"h1/mlp/c_fc"}
     differences = frame[(frame.scope == "logits") & (frame.metric == "noise_units")]
-    told = differences[differences["case"] == "seed"].groupby("dtype").detail.first()
-    assert told["float32"] == told["float64"]  # greatest difference, to three digits
+    shown = differences[differences["case"] == "seed"].groupby("dtype").detail.first()
+    assert shown["float32"] == shown["float64"]  # greatest difference, to three digits
 
 
-def test_who_overwrites_the_weights_that_it_copied_is_right(tmp_path, prepared):
+def test_overwriting_the_weights_after_copying_them_is_allowed(tmp_path, prepared):
     copies = """
     copied = {name: w.copy() for name, w in params.items()}
     for w in params.values():
@@ -340,8 +340,8 @@ def test_who_overwrites_the_weights_that_it_copied_is_right(tmp_path, prepared):
     assert done.returncode == 0, done.stdout
 
 
-def test_infinite_results_are_blamed_and_get_no_false_diagnosis(tmp_path, prepared):
-    """Where the logits become NaN, the tokens chosen are told as what they are."""
+def test_infinite_results_are_blamed_and_get_no_wrong_diagnosis(tmp_path, prepared):
+    """Where the logits become NaN, the greedy tokens are reported as they came."""
     text = SPECIMEN.replace("    y *= g\n", "    y = y * g\n    y[0, 0, 0] = np.inf\n")
     (tmp_path / "infinite.py").write_text(text)
     done = parity("gate", "infinite.py", "--out", tmp_path / "out", cwd=tmp_path)
@@ -374,14 +374,14 @@ def numpy(x):
     assert set(frame[(frame.check == "logits") & (frame.metric == "noise_units")].verdict) == {"pass"}
 
 
-def test_where_the_syntax_is_wrong_is_said(tmp_path, prepared):
+def test_the_line_of_a_syntax_error_is_named(tmp_path, prepared):
     (tmp_path / "mine.py").write_text("import math\n\ndef (:\n")
     done = parity("gate", "mine.py", cwd=tmp_path)
     assert done.returncode == 1
     assert "SyntaxError at mine.py:3" in done.stdout
 
 
-def test_why_an_import_failed_is_said_where_a_target_is_named_too(tmp_path, prepared):
+def test_a_failed_import_is_explained_where_a_target_is_named_too(tmp_path, prepared):
     (tmp_path / "mine.py").write_text("import nonesuch\n")
     done = parity("verify", "--impl", "mine.py", "--target", "cpu-float32", cwd=tmp_path)
     assert done.returncode == 1
@@ -398,7 +398,7 @@ def test_a_folder_named_like_a_model_is_named_by_its_path(name, tmp_path):
     assert catalogue.locate("micro").argument == "micro"
 
 
-def test_ctrl_c_is_exit_2_and_says_how_to_go_on(tmp_path, prepared):
+def test_ctrl_c_exits_2_and_says_how_to_continue(tmp_path, prepared):
     path = module(tmp_path, "slow", "import time\ndef forward(*args, **kw):\n    time.sleep(60)")
     out = tmp_path / "out"
     out.mkdir()
@@ -413,15 +413,15 @@ def test_ctrl_c_is_exit_2_and_says_how_to_go_on(tmp_path, prepared):
         assert running.poll() is None
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
-    _, told = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=60)
     assert running.returncode == 2
     assert sorted(path.name for path in out.iterdir()) == ["journal", "results.json"]
     assert (out / "results.json").read_text() == '{"complete": true}', "an earlier run's stay"
-    assert "interrupted" in told
-    assert "parity resume" in told
+    assert "interrupted" in err
+    assert "parity resume" in err
 
 
-def test_what_is_wider_than_declared_is_told_everywhere(tmp_path, prepared):
+def test_a_wider_precision_than_declared_is_reported_everywhere(tmp_path, prepared):
     wide = SPECIMEN.replace("np.asarray(w, dtype) for name", "np.asarray(w, float) for name")
     assert wide != SPECIMEN
     (tmp_path / "wide.py").write_text(wide)
@@ -433,7 +433,7 @@ def test_what_is_wider_than_declared_is_told_everywhere(tmp_path, prepared):
     assert words in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_what_the_ledger_knows_is_told_everywhere(tmp_path, prepared):
+def test_known_failures_are_reported_everywhere(tmp_path, prepared):
     fault = named("negative_tokens_wrap")
     known = tmp_path / "known.txt"
     name = f"{fault.name}-cpu-float32"
@@ -448,7 +448,7 @@ def test_what_the_ledger_knows_is_told_everywhere(tmp_path, prepared):
     assert "ids wrap until 2.1" in page
 
 
-def test_facts_in_float32_are_not_asked_below_it(prepared):
+def test_published_values_are_not_compared_below_float32(prepared):
     pytest.importorskip("torch")
     done = parity("known", "micro", "--impl", "torch", "--target", "cpu-bfloat16")
     assert done.returncode == 2
