@@ -51,7 +51,7 @@ def test_a_check_measures_and_does_not_judge(path):
 
 @pytest.mark.parametrize("module", ["cli", "run.worker", "reference.golden", "bench.worker"])
 def test_importing_the_harness_imports_no_framework(module):
-    code = f"import sys, {module}; print(sorted({FRAMEWORKS!r} & set(sys.modules)))"
+    code = f"import sys, gpt2_parity.{module}; print(sorted({FRAMEWORKS!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -65,6 +65,7 @@ def test_the_test_above_can_fail():
 # Who may import whom: a room is a folder of the package, or a module beside them. Each row lists all
 # that its room may import. The rooms come from the ground up: nothing imports what stands below it here.
 ROOMS = {
+    "version": "",
     "contract": "",
     "files": "contract",
     "model": "files contract",
@@ -74,7 +75,7 @@ ROOMS = {
     "checks": "mistakes implementation reference contract",
     "verdict": "checks mistakes contract",
     "report": "verdict checks files contract",
-    "run": "verdict checks implementation reference model files contract",
+    "run": "verdict checks implementation reference model files contract version",
     "published": "run implementation reference model files contract",
     "bench": "report run verdict checks implementation reference model files contract",
     "api": "report run verdict checks implementation reference model files contract",
@@ -139,9 +140,9 @@ def rooms_beside(path: Path) -> set[str]:
 
 def test_the_root_and_the_folders_are_few_and_say_what_they_are():
     at_root = {path.stem for path in MODULES if len(path.parts) == 1} - {"__init__", "__main__"}
-    assert at_root <= {"api", "cli", "pytest_plugin"}
+    assert at_root <= {"api", "cli", "pytest_plugin", "version"}
     folders = {path.parts[0] for path in MODULES if len(path.parts) > 1}
-    assert folders == ROOMS.keys() - at_root - {"__main__"} - {"api", "cli", "pytest_plugin"}
+    assert folders == ROOMS.keys() - at_root - {"__main__"}
     for folder in folders:
         text = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text()))
         assert text, folder
@@ -247,3 +248,25 @@ def test_no_module_searches_or_splits_a_sentence(path):
 )
 def test_a_search_of_a_sentence_is_seen(code):
     assert searches_of_sentences(ast.parse(code)) == [1]
+
+
+def classes(path: Path) -> list[str]:
+    """Names of the classes that a module defines."""
+    nodes = ast.walk(ast.parse((PACKAGE / path).read_text()))
+    return [node.name for node in nodes if isinstance(node, ast.ClassDef)]
+
+
+def test_no_class_name_has_two_meanings():
+    homes: dict[str, list[str]] = {}
+    for path in MODULES:
+        for name in classes(path):
+            homes.setdefault(name, []).append(str(path))
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
+
+
+def test_the_readme_has_the_checks_as_they_declare_themselves():
+    from gpt2_parity.checks.registry import CHECKS
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for check in CHECKS.values():
+        assert f"| {check.name} | {check.establishes} |" in text, check.name

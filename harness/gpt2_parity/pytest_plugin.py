@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
         items += collect(session, Path(folder))
 
 
-def collect(session: pytest.Session, folder: Path) -> Iterator["Check"]:
+def collect(session: pytest.Session, folder: Path) -> Iterator["CheckItem"]:
     """A test for each target and check that has rows."""
     from gpt2_parity import api
     from gpt2_parity.contract.rows import label
@@ -83,14 +83,14 @@ def collect(session: pytest.Session, folder: Path) -> Iterator["Check"]:
     for row in api.read(folder).rows:
         by_check.setdefault(f"{label(row)}-{row.check}", []).append(row)
     for name, rows in by_check.items():
-        yield Check.from_parent(session, name=f"parity[{name}]", rows=rows)
+        yield CheckItem.from_parent(session, name=f"parity[{name}]", rows=rows)
 
 
 class Failed(Exception):
     """Its text is the whole report: our stack trace would not help anybody."""
 
 
-class Check(pytest.Item):
+class CheckItem(pytest.Item):
     """The rows of one check on one target."""
 
     def __init__(self, *, rows: list["Row"], **others: Any):

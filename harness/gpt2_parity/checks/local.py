@@ -38,7 +38,7 @@ INHERITED = {"inherited": "input_not_finite"}
 EXAMPLES = 4  # failures of one kind of place that are diagnosed; the others share the finding
 
 
-class Finding(NamedTuple):
+class LocalResult(NamedTuple):
     """One measured operation, and what is left of its error under each known mistake."""
 
     case: str
@@ -82,7 +82,7 @@ def expected(plan: Plan) -> Iterable[Key]:
 
 
 def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
-    failures: list[Finding] = []  # told last: one diagnosis is sought for all of a kind
+    failures: list[LocalResult] = []  # told last: one diagnosis is sought for all of a kind
     diagnosed: dict[str, int] = defaultdict(int)
     for record in loaded.records:
         for mode, cuts in modes(shape_of(record)).items() if plan.taps else ():
@@ -119,7 +119,7 @@ class Examined(NamedTuple):
     held: str = "all"  # which weights are to be those of the declared dtype (bounds.HELD)
     cast: bool = False  # whether the input of a product is rounded to it, too
 
-    def finding(self, value: float, evidence: Evidence, diagnosed: dict[str, int]) -> Finding:
+    def finding(self, value: float, evidence: Evidence, diagnosed: dict[str, int]) -> LocalResult:
         """What its greatest error, in units, says; a failure is diagnosed, unless many like it were."""
         most = rounding.LIMITS.of(self.op.kind, self.loaded.target.dtype).most
         if self.judged_alone() and value > most / 2 and (others := self.others()):
@@ -135,7 +135,9 @@ class Examined(NamedTuple):
             diagnosed[place] += 1
             left = matching.explain(self.scene())
         positions = self.record.tokens.size
-        return Finding(self.record.name, self.op, self.metric, value, evidence, most, left, positions)
+        return LocalResult(
+            self.record.name, self.op, self.metric, value, evidence, most, left, positions
+        )
 
     def others(self) -> list["Examined"]:
         """The same, by other honest ways to compute at the declared dtype."""
@@ -275,9 +277,9 @@ def examine(scenes: list[Examined]) -> list[tuple[float, Evidence]]:
     return [worst(scene) for scene in scenes]
 
 
-def conclude(findings: list[Finding]) -> Iterator[Measurement]:
+def conclude(findings: list[LocalResult]) -> Iterator[Measurement]:
     """Failures, with the diagnosis that all failures at the same kind of place agree on."""
-    groups: dict[str, list[Finding]] = defaultdict(list)
+    groups: dict[str, list[LocalResult]] = defaultdict(list)
     for finding in findings:
         if finding.left:
             groups[place_of(finding)].append(finding)
@@ -289,13 +291,13 @@ def conclude(findings: list[Finding]) -> Iterator[Measurement]:
         yield found
 
 
-def place_of(finding: Finding) -> str:
+def place_of(finding: LocalResult) -> str:
     """The same operation in all layers, and prefill apart from decode."""
     leaf = finding.op.name.partition("/")[2] or finding.op.kind
     return f"{leaf} {finding.metric}"
 
 
-def agree(group: list[Finding]) -> tuple[str, float, float]:
+def agree(group: list[LocalResult]) -> tuple[str, float, float]:
     """The mistake under which the least is left over all findings, with before and after.
 
     The first on the shelf wins where several are as good: particular ones stand before general ones.
@@ -309,7 +311,7 @@ def agree(group: list[Finding]) -> tuple[str, float, float]:
     return name, max(finding.value for finding in group), least
 
 
-def match(finding: Finding, agreed: tuple[str, float, float]) -> Match:
+def match(finding: LocalResult, agreed: tuple[str, float, float]) -> Match:
     """The mistake that its kind of place agrees on, or its own nearest one where that explains more."""
     name, _, after = agreed
     if finding.left and not explains(finding, after):  # several mistakes at one kind of place
@@ -317,7 +319,7 @@ def match(finding: Finding, agreed: tuple[str, float, float]) -> Match:
     return Match(name, bool(name) and explains(finding, after), finding.value, after)
 
 
-def explains(finding: Finding, after: float) -> bool:
+def explains(finding: LocalResult, after: float) -> bool:
     """Back at rounding level; or all but, when the error was greater by orders of magnitude."""
     most = finding.most
     nearly = after <= 8 * most and after <= finding.value / 100

@@ -1,21 +1,32 @@
 """parity list: the implementations, engines, models and checks that there are."""
 
 import ast
+from collections.abc import Iterator
+from typing import Annotated
 
+import typer
 from rich.markup import escape
 from rich.table import Table
 
 from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.contract.limits import Limit, LimitByKind
 from gpt2_parity.implementation import discovery
 from gpt2_parity.model import catalogue
 from gpt2_parity.reference import golden
 from gpt2_parity.report import terminal
 
 
-def show() -> None:
+def show(
+    limits: Annotated[
+        bool, typer.Option("--limits", help="List every limit of the checks with its reason, instead.")
+    ] = False,
+) -> None:
     """List the implementations, engines, models and checks."""
     console = terminal.console()
+    if limits:
+        console.print(limits_table())
+        return
     for title, rows in {
         "implementations: --impl NAME; all of them are verified if none is named": [
             (name, docline(name)) for name in discovery.names()
@@ -30,6 +41,29 @@ def show() -> None:
         for row in rows:
             table.add_row(*map(escape, row))
         console.print(table)
+
+
+def limits_table() -> Table:
+    """Every limit, by check and metric; limits by kind of operation once for each kind."""
+    table = Table(title="limits", title_justify="left")
+    for name in ("check", "metric", "at most", "why"):
+        table.add_column(name, overflow="fold")
+    for check in CHECKS.values():
+        for metric, limit in check.limits.items():
+            for scope, one in each_limit(limit):
+                table.add_row(check.name, f"{metric} {scope}".rstrip(), f"{one.most:g}", one.reason)
+    return table
+
+
+def each_limit(limit: Limit | LimitByKind) -> Iterator[tuple[str, Limit]]:
+    """What a limit applies to, and the limit: one, or one for each kind of operation and dtype width."""
+    if isinstance(limit, Limit):
+        yield "", limit
+        return
+    for kind, wide in limit.wide.items():
+        yield kind, wide
+        if limit.narrow[kind] != wide:
+            yield f"{kind}, below float32", limit.narrow[kind]
 
 
 def docline(name: str) -> str:

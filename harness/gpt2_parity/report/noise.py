@@ -6,7 +6,7 @@ from typing import NamedTuple
 from gpt2_parity.contract.rows import Row
 from gpt2_parity.report import plots
 from gpt2_parity.report.cells import Cell, number, severity, shade
-from gpt2_parity.report.verdicts import Target
+from gpt2_parity.report.verdicts import TargetSection
 
 
 class Noise(NamedTuple):
@@ -17,7 +17,7 @@ class Noise(NamedTuple):
     rows: list[tuple[str, list[Cell]]]
 
 
-def noise(found: Sequence[Target]) -> Noise | None:
+def noise(found: Sequence[TargetSection]) -> Noise | None:
     """Greatest difference of logits in noise units, by case and target."""
     wanted = ("logits", "noise_units")
     by_case = [

@@ -15,7 +15,7 @@ from gpt2_parity.report.precision import precision
 from gpt2_parity.report.runs import Run, made_with, merge, models, read
 from gpt2_parity.report.speed import contestants, speed
 from gpt2_parity.report.texts import texts
-from gpt2_parity.report.verdicts import STATES, Target, headline, matrix, targets, worst
+from gpt2_parity.report.verdicts import STATES, TargetSection, headline, matrix, targets, worst
 from gpt2_parity.verdict import explain
 
 
@@ -57,7 +57,7 @@ def but_for(rows: Sequence[Row]) -> str:
     return f", but for {n} known disagreement{'s' * (n > 1)}" if n else ""
 
 
-def keys(part: str, found: Sequence[Target]) -> list[tuple[str, str]]:
+def keys(part: str, found: Sequence[TargetSection]) -> list[tuple[str, str]]:
     """The key to the lines of a part of the page: swatch and label."""
     return [(plots.swatch(f"{part}{target.style}", target.style), target.label) for target in found]
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gpt2_parity.report.verdicts import Target
+from gpt2_parity.report.verdicts import TargetSection
 
 
 class Precision(NamedTuple):
@@ -18,7 +18,7 @@ class Precision(NamedTuple):
     state: str
 
 
-def precision(found: Sequence[Target]) -> list[Precision]:
+def precision(found: Sequence[TargetSection]) -> list[Precision]:
     """The fingerprint of every target's products."""
     table = []
     for target in found:

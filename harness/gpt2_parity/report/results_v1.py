@@ -19,7 +19,7 @@ STATUS = {
 }
 
 
-class RowEntry(msgspec.Struct, forbid_unknown_fields=True):
+class OldRow(msgspec.Struct, forbid_unknown_fields=True):
     """A row of schema 1."""
 
     implementation: str
@@ -39,20 +39,20 @@ class RowEntry(msgspec.Struct, forbid_unknown_fields=True):
     detail: str
 
 
-class Document(msgspec.Struct):
+class OldDocument(msgspec.Struct):
     """The file."""
 
     environment: dict[str, Any]
-    rows: list[RowEntry]
+    rows: list[OldRow]
 
 
 def converted(document: dict[str, Any]) -> Results:
     """The results in a document of schema 1. Raises msgspec.ValidationError for a malformed one."""
-    found = msgspec.convert(document, Document)
+    found = msgspec.convert(document, OldDocument)
     return Results([row_of(entry) for entry in found.rows], found.environment)
 
 
-def row_of(entry: RowEntry) -> Row:
+def row_of(entry: OldRow) -> Row:
     """A row of today from one of schema 1."""
     fields = msgspec.structs.asdict(entry)
     old, why = fields.pop("detail"), fields.pop("diagnosis")
@@ -60,7 +60,7 @@ def row_of(entry: RowEntry) -> Row:
     return Row(**fields, status=status(entry), mistake=mistake, evidence=evidence(old, why))
 
 
-def status(entry: RowEntry) -> str:
+def status(entry: OldRow) -> str:
     """What became of the measurement, by how the sentence began."""
     if entry.value is not None:
         return "measured"

@@ -23,7 +23,7 @@ VERBS = {"wrong": ("is ", "are "), "crashed": ("", ""), "open": ("has ", "have "
 VERBS |= {"skipped": ("was ", "were ")}  # before the word of a state, of one and of several
 
 
-class Target(NamedTuple):
+class TargetSection(NamedTuple):
     """One implementation on one device: all that the page says about it."""
 
     label: str
@@ -38,7 +38,7 @@ class Target(NamedTuple):
     rows: list[Row]
 
 
-def targets(rows: Sequence[Row]) -> list[Target]:
+def targets(rows: Sequence[Row]) -> list[TargetSection]:
     """Implementations and devices, in the order of the rows."""
     by_label: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -53,7 +53,7 @@ def targets(rows: Sequence[Row]) -> list[Target]:
         ]
         more = len(failed) - len(listed)
         found.append(
-            Target(
+            TargetSection(
                 who, style, state_of(own), results.headline(own), share(own),
                 gather(told.get(who, [])), heat(own), listed, more, own,
             )
@@ -122,7 +122,7 @@ def share(rows: list[Row]) -> str:
     return f"{times(severity(row))}: {check} {row.case} {row.scope}".rstrip()
 
 
-def matrix(found: Sequence[Target]) -> list[tuple[Target, list[Cell]]]:
+def matrix(found: Sequence[TargetSection]) -> list[tuple[TargetSection, list[Cell]]]:
     """Targets x checks, with the very cells of report.md."""
     names = results.columns(row for target in found for row in target.rows)
     cells = results.grid(row for target in found for row in target.rows)
