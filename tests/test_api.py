@@ -12,7 +12,7 @@ import pytest
 
 import gpt2_parity
 from commands import SPECIMEN, module, parity
-from faults import FAULTS, plant
+from faults import named, write
 from gpt2_parity import CannotJudge
 from gpt2_parity.api import Verdict
 from gpt2_parity.contract.rows import Results, Row
@@ -31,8 +31,8 @@ def right(home):
 @pytest.fixture(scope="module")
 def wrong(home, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wrong")
-    plant(next(fault for fault in FAULTS if fault.name == "erf_gelu"), folder)
-    return gpt2_parity.gate(folder / "erf_gelu.py", **ONE, out=folder / "out"), folder
+    path = write(named("erf_gelu"), folder)
+    return gpt2_parity.gate(path, **ONE, out=folder / "out"), folder
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_a_notebook_shows_the_verdict_the_grid_and_the_findings(right, wrong):
 def test_what_a_notebook_shows_is_escaped_and_asks_for_nothing():
     evil = "<script>alert(1)</script>\" onload='x"
     row = Row(*(evil if type_ is str else None for type_ in Row.__annotations__.values()))
-    row = row._replace(verdict="fail", check="logits", implementation=evil, blame=evil)
+    row = row._replace(verdict="fail", check="logits", status="error", evidence={"error": evil})
     shown = Tags(Verdict(Results([row], {"model": evil, "command": evil}))._repr_html_())
     assert shown.tags <= TAGS
     assert shown.attributes <= {"style", "scope"}
@@ -345,18 +345,22 @@ def test_complete_results_stay_until_the_new_ones_are_complete(wrong, tmp_path, 
     """While the new run is under way, and where it is interrupted."""
     out = tmp_path / "out"
     shutil.copytree(wrong[1] / "out", out)
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def files() -> dict[str, bytes]:
+        return {name: (out / name).read_bytes() for name in results.FILES}
+
+    before = files()
 
     def interrupted(job, journal, *_):
-        assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+        assert files() == before
         assert (journal.parent / "run.json").is_file()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(supervisor, "attend", interrupted)
+    monkeypatch.setattr(supervisor, "supervise", interrupted)
     with pytest.raises(KeyboardInterrupt):
         gpt2_parity.gate("numpy", **ONE, out=out)
     monkeypatch.undo()
-    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    assert files() == before
     verdict = gpt2_parity.resume(out)
     assert verdict.passed
     assert gpt2_parity.read(out).rows == verdict.rows
