@@ -3,7 +3,8 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import GenericAlias
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import msgspec
 
@@ -23,33 +24,13 @@ FILES = (NAME, "junit.xml", "report.md", "report.html")
 MOST = 60  # failures listed in a report; results.json has them all
 
 
-class RowEntry(msgspec.Struct, forbid_unknown_fields=True):
-    """A row as results.json has it; the fields are those of contract.rows.Row."""
-
-    implementation: str
-    device: str
-    dtype: str
-    model: str
-    case: str
-    check: str
-    scope: str
-    metric: str
-    value: float | None
-    limit: float | None
-    ratio: float | None
-    verdict: Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(VERDICTS)})$")]
-    status: Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(STATUSES)})$")]
-    blame: str
-    mistake: str
-    evidence: dict[str, Any]
-
-
-class Document(msgspec.Struct):
-    """results.json."""
-
-    schema: Literal[2]
-    environment: dict[str, Any]
-    rows: list[RowEntry]
+WORDS = {"verdict": Literal[VERDICTS], "status": Literal[STATUSES], "evidence": dict[str, Any]}
+FIELDS = [(name, WORDS.get(name, kind)) for name, kind in get_type_hints(Row).items()]
+RowEntry = msgspec.defstruct("RowEntry", FIELDS, forbid_unknown_fields=True)  # a Row as JSON has it
+Document = msgspec.defstruct(
+    "Document",
+    [("schema", Literal[2]), ("environment", dict[str, Any]), ("rows", GenericAlias(list, (RowEntry,)))],
+)
 
 
 def encode(outcome: Results) -> str:
@@ -73,7 +54,7 @@ def load(path: Path) -> Results:
     try:
         if document["schema"] == results_v1.SCHEMA:
             return results_v1.converted(document)
-        found = msgspec.convert(document, Document)
+        found: Any = msgspec.convert(document, Document)
     except (msgspec.ValidationError, ValueError) as error:
         raise CannotJudge(f"{path}: not results that a run writes ({error}); make them anew") from error
     rows = [Row(**msgspec.structs.asdict(entry)) for entry in found.rows]

@@ -3,7 +3,8 @@
 They are read back as far as reports need them; what is not recognised stays a text.
 """
 
-from typing import Any
+from types import GenericAlias
+from typing import Any, get_type_hints
 
 import msgspec
 
@@ -19,40 +20,23 @@ STATUS = {
 }
 
 
-class OldRow(msgspec.Struct, forbid_unknown_fields=True):
-    """A row of schema 1."""
-
-    implementation: str
-    device: str
-    dtype: str
-    model: str
-    case: str
-    check: str
-    scope: str
-    metric: str
-    value: float | None
-    limit: float | None
-    ratio: float | None
-    verdict: str
-    blame: str
-    diagnosis: str
-    detail: str
-
-
-class OldDocument(msgspec.Struct):
-    """The file."""
-
-    environment: dict[str, Any]
-    rows: list[OldRow]
+NEW = ("status", "mistake", "evidence")
+FIELDS = [(name, kind) for name, kind in get_type_hints(Row).items() if name not in NEW]
+OldRow = msgspec.defstruct(
+    "OldRow", [*FIELDS, ("diagnosis", str), ("detail", str)], forbid_unknown_fields=True
+)
+OldDocument = msgspec.defstruct(
+    "OldDocument", [("environment", dict[str, Any]), ("rows", GenericAlias(list, (OldRow,)))]
+)
 
 
 def converted(document: dict[str, Any]) -> Results:
     """The results in a document of schema 1. Raises msgspec.ValidationError for a malformed one."""
-    found = msgspec.convert(document, OldDocument)
+    found: Any = msgspec.convert(document, OldDocument)
     return Results([row_of(entry) for entry in found.rows], found.environment)
 
 
-def row_of(entry: OldRow) -> Row:
+def row_of(entry: Any) -> Row:
     """A row of today from one of schema 1."""
     fields = msgspec.structs.asdict(entry)
     old, why = fields.pop("detail"), fields.pop("diagnosis")
@@ -60,7 +44,7 @@ def row_of(entry: OldRow) -> Row:
     return Row(**fields, status=status(entry), mistake=mistake, evidence=evidence(old, why))
 
 
-def status(entry: OldRow) -> str:
+def status(entry: Any) -> str:
     """What became of the measurement, by how the sentence began."""
     if entry.value is not None:
         return "measured"
