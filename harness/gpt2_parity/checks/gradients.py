@@ -46,7 +46,7 @@ def loss_and_grads(loaded: Loaded, tokens: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def gradients(loaded: Loaded, returned: Any) -> dict[str, np.ndarray]:
-    """The loss and gradients that loss_and_grads returned, on the host. Raises ContractBroken too."""
+    """What loss_and_grads returned, as the function above returns it, with the same exceptions."""
     pair = isinstance(returned, tuple) and len(returned) == 2
     if not pair or not isinstance(returned[1], Mapping):
         raise ContractBroken(

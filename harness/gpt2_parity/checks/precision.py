@@ -88,7 +88,7 @@ def fingerprint(
 
 
 def take(op: Op, captured: Mapping[str, np.ndarray], params: Mapping[str, np.ndarray]) -> Product:
-    """Evenly spread rows and columns of a product, all float64."""
+    """Evenly spread rows and columns of a product, all float64; captured: [batch, n, width] by name."""
     head = op.kind == "head"
     x, got = (captured[name].reshape(-1, captured[name].shape[-1]) for name in (op.inputs[0], op.name))
     rows, columns = spread(len(x), ROWS), spread(got.shape[1], COLUMNS)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 class HParams(NamedTuple):
     """The sizes of a GPT-2, named as in OpenAI's hparams.json."""
 
-    n_vocab: int
-    n_ctx: int
-    n_embd: int
+    n_vocab: int  # tokens of the vocabulary
+    n_ctx: int  # positions
+    n_embd: int  # width of the residual stream; a head has n_embd / n_head
     n_head: int
     n_layer: int
 

@@ -58,7 +58,7 @@ class Implementation(Protocol):
         """
 
     def numpy(self, x: Array) -> np.ndarray:
-        """x on the host. On an asynchronous device it waits for the result."""
+        """x [...] on the host. On an asynchronous device it waits for the result."""
 
 
 class ContractBroken(Exception):

@@ -151,7 +151,7 @@ def convert(directory: Path, hparams: HParams, weights: Path) -> None:
 
 
 def read_variables(directory: Path) -> dict[str, np.ndarray]:
-    """Every variable of the checkpoint, as stored, by name without "model/".
+    """Every variable of the checkpoint, as stored (w [1, n_in, n_out]), by name without "model/".
 
     Raises CannotJudge if TensorFlow is absent or cannot read the checkpoint.
     """

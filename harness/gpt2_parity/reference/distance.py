@@ -26,7 +26,7 @@ def difference(got: np.ndarray, want: np.ndarray) -> np.ndarray:
 
 
 def gaps(got: np.ndarray, want: np.ndarray) -> Iterator[np.ndarray]:
-    """The same, flattened and PART elements at a time, so that they stay in the processor's cache."""
+    """The same, flattened: parts [up to PART], which stay in the processor's cache."""
     paired(got, want)
     got, want = got.ravel(), want.ravel()
     for start in range(0, got.size, PART):

@@ -188,7 +188,7 @@ def _ends(
 
 
 def stepwise(settle: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """settle, then round to float16's fixed steps near zero (its subnormals); kept as float32."""
+    """settle of y [...], then float16's fixed steps near zero (its subnormals); kept as float32."""
     return lambda y: settle(y).astype(np.float16).astype(np.float32)
 
 

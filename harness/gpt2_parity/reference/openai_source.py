@@ -60,9 +60,9 @@ def logits(source: Path, loaded: Checkpoint, tokens: Mapping[str, np.ndarray]) -
 def evaluate(
     source: Path, weights: Path, hparams: HParams, tokens: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Compute what ``logits`` returns, in a process that ends afterwards.
+    """Float32 logits [batch, n, n_vocab] by case, as ``logits`` returns them.
 
-    It leaves TensorFlow in TensorFlow 1 mode. Raises CannotJudge as ``logits`` does.
+    It leaves TensorFlow in TensorFlow 1 mode, so end the process. Raises CannotJudge as ``logits`` does.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     path = source / MODEL

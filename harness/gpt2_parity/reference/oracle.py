@@ -54,7 +54,7 @@ def layer_norm(x: np.ndarray, g: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
-    """The tanh form of GELU, elementwise: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+    """The tanh form of GELU for x [...]: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
 
     Source: Hendrycks and Gimpel 2016, as in OpenAI's src/model.py.
     """

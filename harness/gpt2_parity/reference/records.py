@@ -34,14 +34,16 @@ class Record(NamedTuple):
 
     @property
     def tokens(self) -> np.ndarray:
+        """int32 [batch, n]"""
         return self.arrays["tokens"]
 
     @property
     def logits(self) -> np.ndarray:
+        """float64 [batch, n, n_vocab]"""
         return self.arrays["logits"]
 
     def tap(self, name: str) -> np.ndarray:
-        """The activation of a tap at the kept positions, float64 [batch, kept, width]."""
+        """The activation of a tap at the kept positions: float64 [batch, kept, width]"""
         return self.arrays[f"taps/{name}"]
 
     def noise(self, dtype: str, name: str = "logits") -> float:
