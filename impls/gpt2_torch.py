@@ -1,8 +1,8 @@
 """GPT-2 in PyTorch, on CPU or CUDA, to be read top to bottom as a forward pass.
 
 Needs only PyTorch: copy the file and it runs alone. It uses the library's own fused operations, so
-what is verified is what PyTorch users run. Weights are never copied, and the cache is written in place.
-Shapes in comments: batch, n (new tokens), n_keys (cached and new), head.
+what is verified is what PyTorch users run. Float32 weights on a CPU are used without a copy, and the
+cache is written in place. Shapes in comments: batch, n (new tokens), n_keys (cached and new), head.
 """
 
 import functools

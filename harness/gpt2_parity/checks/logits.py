@@ -73,9 +73,9 @@ def views(got: np.ndarray, want: np.ndarray, tie: float) -> list[float]:
     return parallel.each(lambda view: view(got, want), four)
 
 
-def beyond(found: Measurement) -> bool:
+def beyond(measurement: Measurement) -> bool:
     """Whether a measurement needs a diagnosis. verdict/judge.py decides whether it fails."""
-    return not found.value <= LIMITS[found.metric].most
+    return not measurement.value <= LIMITS[measurement.metric].most
 
 
 def top_wrong(got: np.ndarray, want: np.ndarray, tie: float) -> float:

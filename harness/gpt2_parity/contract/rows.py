@@ -96,8 +96,8 @@ def exit_code(rows: Iterable[Row]) -> int:
     for row in rows:
         if row.verdict not in ("unlocalised", "skipped"):
             verdicts[(*row[:4], row.check)].add(row.verdict)
-    if any("fail" in found for found in verdicts.values()):
+    if any("fail" in each for each in verdicts.values()):
         return 1
-    if not verdicts or any(not found & {"pass", "known"} for found in verdicts.values()):
+    if not verdicts or any(not each & {"pass", "known"} for each in verdicts.values()):
         return 2
     return 0

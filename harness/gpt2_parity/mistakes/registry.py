@@ -67,15 +67,16 @@ class Match(NamedTuple):
     after: float  # what is left of it if the mistake is assumed, in the same unit
     noise_units: float | None = None  # what is left, in noise units; only if a whole model was evaluated
 
-    def on(self, found: Measurement) -> Measurement:
+    def on(self, measurement: Measurement) -> Measurement:
         """The measurement with this match in its evidence, and with the mistake if that explains it."""
         facts = {"before": self.before, "after": self.after}
         if self.noise_units is not None:
             facts["noise_units"] = self.noise_units
         if self.explains:
-            return found._replace(mistake=self.name, evidence={**found.evidence, "explained": facts})
+            evidence = {**measurement.evidence, "explained": facts}
+            return measurement._replace(mistake=self.name, evidence=evidence)
         nearest = {"mistake": self.name, **facts} if self.name else {}
-        return found._replace(evidence={**found.evidence, "nearest": nearest})
+        return measurement._replace(evidence={**measurement.evidence, "nearest": nearest})
 
 
 MISTAKES: list[Mistake] = []

@@ -269,6 +269,6 @@ def units(got: np.ndarray, exact: np.ndarray, size: np.ndarray) -> np.ndarray:
     return gap
 
 
-def rank(found: tuple[float, object]) -> tuple[bool, float]:
+def rank(error: tuple[float, object]) -> tuple[bool, float]:
     """A sort key for (error, evidence): NaN is worse than any number."""
-    return math.isnan(found[0]), found[0]
+    return math.isnan(error[0]), error[0]
