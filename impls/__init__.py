@@ -1,1 +1,1 @@
-"""The specimens, gpt2_*.py, and other people's engines, engine_*.py; none imports anything of ours."""
+"""The specimens gpt2_*.py, and adapters for other people's engines, engine_*.py; none imports ours."""

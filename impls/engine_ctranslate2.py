@@ -1,8 +1,8 @@
 """CTranslate2: its Transformer decoder, fed through its own model format. A black box: no taps.
 
-Needs ctranslate2 and NumPy. The model is written to a temporary folder, read from there, and the
-folder removed. Two of its ways to compute are verified: ``forward_batch``, which has no cache, so
-that "past" is the tokens so far and decode computes them again; and ``generate``, which has one.
+Needs ctranslate2 and NumPy. The model is written to a temporary folder, which is removed once it is
+loaded. Two of the engine's functions are verified: ``forward_batch``, which has no cache, so "past" is
+the tokens so far and decode computes them again; and ``generate_batch``, which has one.
 """
 
 import tempfile
@@ -13,7 +13,7 @@ import numpy as np
 from ctranslate2.specs import common_spec, transformer_spec
 
 TAPS = ()  # a black box
-# int8 as CTranslate2 has it is another model, not a rounding of this one: it is not offered
+# CTranslate2's int8 is another model, not a rounding of this one, so it is not offered
 DTYPES = ("float32",)
 
 
@@ -33,7 +33,7 @@ def load(params, hparams, *, device, dtype):
 
 
 def written(params, hparams):
-    """The model in CTranslate2's own description; linear weights there are [n_out, n_in]."""
+    """The model as CTranslate2's specification; its linear weights are [n_out, n_in]."""
     spec = transformer_spec.TransformerDecoderModelSpec.from_config(
         hparams.n_layer,
         hparams.n_head,
@@ -82,7 +82,7 @@ def forward(model, tokens, past=None, tap=None):
 
 
 def refuse_bad_tokens(tokens, n_past, hparams):
-    """CTranslate2 checks neither ids nor length: this guard is ours."""
+    """CTranslate2 checks neither ids nor length, so this guard is ours."""
     if tokens.ndim != 2 or tokens.size == 0:
         raise ValueError(f"tokens must be [batch, n] and not empty, got shape {tokens.shape}")
     if tokens.min() < 0 or tokens.max() >= hparams.n_vocab:
@@ -92,7 +92,7 @@ def refuse_bad_tokens(tokens, n_past, hparams):
 
 
 def generate(model, tokens, n_new):
-    """Greedy continuation int32 [batch, n_new] by the engine's own loop, through its KV cache."""
+    """Greedy continuation int32 [batch, n_new] of tokens [batch, n] by the engine's loop and cache."""
     tokens = np.asarray(tokens)
     refuse_bad_tokens(tokens, n_new - 1, model.hparams)
     prompts = [[str(token) for token in row] for row in tokens.tolist()]
@@ -100,7 +100,7 @@ def generate(model, tokens, n_new):
         prompts,
         max_length=n_new,
         sampling_topk=1,
-        end_token=[],  # no token ends it
+        end_token=[],  # no token ends the text
         include_prompt_in_result=False,
     )
     return np.array([result.sequences_ids[0] for result in results], np.int32)

@@ -1,8 +1,8 @@
-"""keras-hub: its GPT2CausalLM as it comes, on the Keras backend that KERAS_BACKEND names (or torch).
+"""keras-hub: its GPT2CausalLM unchanged, on the Keras backend that KERAS_BACKEND names (default torch).
 
-Needs keras-hub, the backend and NumPy, built from sizes alone: no presets, no hub. The cache is
-keras-hub's own, of n_ctx places from the start. Layers tell their results while their ``call`` is
-replaced by one that does.
+Needs keras-hub, the backend and NumPy. The model is built from sizes alone: no presets, no hub. The
+cache is keras-hub's own, with n_ctx positions from the start. To tap a layer, its ``call`` is replaced
+for one pass by a function that reports the result.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
-import keras  # the backend is chosen as keras is imported
+import keras  # the import chooses the backend
 import keras_hub
 
 TAPS = "all"  # every tap of the contract is promised
@@ -61,7 +61,7 @@ SCOPES = {
 
 
 def ours(path, params):
-    """The weight for a variable's path, such as transformer_layer_0/self_attention/query/kernel."""
+    """Our weight for the path of a variable, such as transformer_layer_0/self_attention/query/kernel."""
     scope, _, leaf = path.rpartition("/")
     if scope.endswith("token_embedding"):
         return params["wte"]
@@ -102,7 +102,7 @@ def forward(model, tokens, past=None, tap=None):
 
 
 def listen(net, tap, listening):
-    """Replace the methods that compute what is tapped, until listening is closed."""
+    """Replace the methods that compute tapped results, until the ExitStack listening is closed."""
 
     def replace(owner, method, after):
         original = getattr(owner, method)
@@ -153,7 +153,7 @@ def flat(x):
 
 
 def refuse_bad_tokens(tokens, n_past, hparams):
-    """The cache's places and positions are cut to fit, silently, so this guard is ours."""
+    """keras-hub silently clips positions beyond its cache, so this guard is ours."""
     if tokens.ndim != 2 or tokens.size == 0:
         raise ValueError(f"tokens must be [batch, n] and not empty, got shape {tokens.shape}")
     if tokens.min() < 0 or tokens.max() >= hparams.n_vocab:

@@ -1,9 +1,9 @@
 """llama.cpp through llama-cpp-python, fed through a GGUF file in float32. A black box: no taps.
 
 Needs llama-cpp-python, gguf and NumPy. The file is written to a temporary folder, mapped, and removed.
-llama.cpp keeps one KV cache per context and changes it in place, so that "past" is the tokens so far:
-where the context's sequence begins with them its cache is used as it stands, otherwise they are
-evaluated again. Its cache holds float16 unless told otherwise; here it is told float32.
+llama.cpp keeps one KV cache per context and changes it in place, so "past" is the tokens so far: if the
+context's sequence starts with them, its cache is used; otherwise they are evaluated again. The default
+type of the cache is float16; here it is float32.
 """
 
 import tempfile
@@ -15,7 +15,7 @@ import llama_cpp
 import numpy as np
 
 TAPS = ()  # a black box
-# llama.cpp's names of what is in a block, by ours
+# llama.cpp's names by ours
 LEAVES = {
     "ln_1": gguf.MODEL_TENSOR.ATTN_NORM,
     "attn/c_attn": gguf.MODEL_TENSOR.ATTN_QKV,
@@ -24,7 +24,7 @@ LEAVES = {
     "mlp/c_fc": gguf.MODEL_TENSOR.FFN_UP,
     "mlp/c_proj": gguf.MODEL_TENSOR.FFN_DOWN,
     "ln_f": gguf.MODEL_TENSOR.OUTPUT_NORM,
-    "wte": gguf.MODEL_TENSOR.TOKEN_EMBD,  # the head too, where the file has no other
+    "wte": gguf.MODEL_TENSOR.TOKEN_EMBD,  # also the head, if the file has no other
     "wpe": gguf.MODEL_TENSOR.POS_EMBD,
 }
 
@@ -52,11 +52,11 @@ def load(params, hparams, *, device, dtype):
             type_v=llama_cpp.GGML_TYPE_F32,
             verbose=False,
         )
-    return Model(engine, hparams)  # the mapping outlives the file's name
+    return Model(engine, hparams)  # the mapping stays valid after the file is removed
 
 
 def write(path, params, hparams):
-    """A GGUF file with these weights and no tokenizer: the contract speaks in ids."""
+    """Write a GGUF file with these weights and no tokenizer: the contract uses ids."""
     writer = gguf.GGUFWriter(path, "gpt2")
     writer.add_context_length(hparams.n_ctx)
     writer.add_embedding_length(hparams.n_embd)
@@ -68,7 +68,7 @@ def write(path, params, hparams):
     writer.add_tokenizer_model("none")
     writer.add_vocab_size(hparams.n_vocab)
     for name, w in params.items():
-        # linear weights are [n_out, n_in] there
+        # linear weights are [n_out, n_in] in GGUF
         writer.add_tensor(theirs(name), np.ascontiguousarray(w.T if name.endswith("/w") else w))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -77,7 +77,7 @@ def write(path, params, hparams):
 
 
 def theirs(name):
-    """Our h0/attn/c_attn/w as their blk.0.attn_qkv.weight."""
+    """llama.cpp's name of a weight: blk.0.attn_qkv.weight for h0/attn/c_attn/w."""
     scope, _, leaf = name.rpartition("/")
     if not scope:
         return f"{gguf.TENSOR_NAMES[LEAVES[leaf]]}.weight"
@@ -102,10 +102,10 @@ def forward(model, tokens, past=None, tap=None):
 
 
 def row_of_logits(engine, before, tokens):
-    """Logits [n, n_vocab] of tokens [n] after those before, which the engine may still hold."""
+    """Logits [n, n_vocab] of tokens [n] after the tokens before, which may still be in the cache."""
     held = engine.input_ids[: min(engine.n_tokens, len(before))]
     same = len(held) == len(before) and np.array_equal(held, before)
-    engine.n_tokens = len(before) if same else 0  # eval() takes what is beyond out of the cache
+    engine.n_tokens = len(before) if same else 0  # eval() removes what is beyond from the cache
     if not same:
         engine.eval(before.tolist())
     engine.eval(tokens.tolist())
@@ -113,7 +113,7 @@ def row_of_logits(engine, before, tokens):
 
 
 def refuse_bad_tokens(tokens, n_past, hparams):
-    """llama.cpp refuses ids that do not exist; empty input and positions beyond n_ctx are ours."""
+    """llama.cpp refuses ids that do not exist; we refuse empty input and positions beyond n_ctx."""
     if tokens.ndim != 2 or tokens.size == 0:
         raise ValueError(f"tokens must be [batch, n] and not empty, got shape {tokens.shape}")
     if n_past + tokens.shape[1] > hparams.n_ctx:

@@ -1,9 +1,9 @@
-"""ONNX Runtime: the model as an ONNX graph of standard operators, opset 24, with every tap an output.
+"""ONNX Runtime: the model as an ONNX graph of standard operators, opset 24; every tap is an output.
 
-Needs onnx, onnxruntime and NumPy. The graph is written here (LayerNormalization, MatMul, Attention with
-its cache, Gelu); how ONNX Runtime fuses and computes the operators is its own. Two sessions share the
-weights: one gives the logits alone, as users run it, one the taps as well, which keeps some operators
-from being fused.
+Needs onnx, onnxruntime and NumPy. The graph is built here (LayerNormalization, MatMul, Attention with
+its cache, Gelu); ONNX Runtime decides how to fuse and compute the operators. Two sessions share the
+weights: one returns only the logits, as users run it; the other also returns the taps, which prevents
+some operators from being fused.
 """
 
 from typing import NamedTuple
@@ -75,7 +75,7 @@ def graph(hparams):
         )
         qkv = linear(norm(x, f"{h}/ln_1"), f"{h}/attn/c_attn")
         node("Split", [qkv], [q, k, v], axis=-1, num_outputs=3)
-        # a mask of our own, not is_causal: [n, n_past + n], true where a key may be seen
+        # our own mask, not is_causal: [n, n_past + n], true where a query may see a key
         node(
             "Attention",
             [q, k, v, "visible", f"{h}/past_k", f"{h}/past_v"],
@@ -94,7 +94,7 @@ def graph(hparams):
 
 
 def model_proto(hparams, weights, nodes, outputs):
-    """The model, serialised; weights are only named and are handed over apart: size is no limit."""
+    """The model, serialised. Weights are declared but passed separately: protobuf has a size limit."""
     cache = (None, hparams.n_head, None, hparams.n_embd // hparams.n_head)
     inputs = [
         helper.make_tensor_value_info("tokens", INT64, ["batch", "n"]),
@@ -117,7 +117,7 @@ def model_proto(hparams, weights, nodes, outputs):
 
 
 def declared(name, w):
-    """A weight by name, type and shape, whose values the session is given in memory."""
+    """A weight's name, type and shape; the session receives its values in memory."""
     tensor = TensorProto(name=name, data_type=FLOAT, dims=w.shape, data_location=TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value="in memory")
     return tensor
@@ -128,9 +128,9 @@ def numpy(x):
 
 
 def forward(model, tokens, past=None, tap=None):
-    """Logits [batch, n, n_vocab] of every position of tokens [batch, n], and the cache after them:
+    """Logits [batch, n, n_vocab] of every position of tokens [batch, n], and the cache after them.
 
-    k and v of every layer, each [batch, n_head, n_past + n, head].
+    The cache is k and v of every layer, each [batch, n_head, n_past + n, head].
     """
     hparams = model.hparams
     tokens = np.asarray(tokens)
@@ -154,7 +154,7 @@ def forward(model, tokens, past=None, tap=None):
 
 
 def refuse_bad_tokens(tokens, n_past, hparams):
-    """Gather takes negative ids for ids from the end, so this guard is ours."""
+    """Gather counts negative ids from the end, so this guard is ours."""
     if tokens.ndim != 2 or tokens.size == 0:
         raise ValueError(f"tokens must be [batch, n] and not empty, got shape {tokens.shape}")
     if tokens.min() < 0 or tokens.max() >= hparams.n_vocab:

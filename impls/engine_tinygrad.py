@@ -1,9 +1,9 @@
 """tinygrad: GPT-2 in its functional operations, compiled by its compiler and replayed by TinyJit.
 
-Needs tinygrad and NumPy, and for the CPU a clang on the path: tinygrad compiles every kernel with it.
-The wheel brings no GPT-2, so the forward pass is written here; how it is fused and computed is
-tinygrad's. Compiling takes seconds for every new shape, so one shape serves all: one sequence at a time,
-STEP positions at a time (the last of them padding), over a cache of n_ctx places, most of them masked.
+Needs tinygrad and NumPy, and on the CPU clang on the path: tinygrad compiles every kernel with it.
+The wheel contains no GPT-2, so the forward pass is written here; tinygrad fuses and computes it.
+Compiling takes seconds for every new shape, so there is only one: one sequence at a time, STEP positions
+at a time (padded at the end), over a cache of n_ctx positions, most of them masked.
 """
 
 import os
@@ -22,10 +22,10 @@ STEP = 8
 
 class Model(NamedTuple):
     hparams: object
-    # alone, for all positions before anything else: who asks for no more pays for no more
+    # separate, and first for all positions: tap() may stop the pass after it
     embed: TinyJit
-    plain: TinyJit  # step() without taps, its operations fused as tinygrad likes
-    tapped: TinyJit  # step() with every tap made to be a result
+    plain: TinyJit  # step() without taps: tinygrad may fuse its operations
+    tapped: TinyJit  # step() with every tap as a result
 
 
 def targets():
@@ -45,13 +45,13 @@ def load(params, hparams, *, device, dtype):
 
 
 def numpy(x):
-    return x  # forward has brought it to the host: TinyJit's results live until its next call only
+    return x  # forward has copied it to the host: TinyJit reuses its results in the next call
 
 
 def step(p, hparams, want_taps, x, visible, cache):
     """STEP positions: logits [1, STEP, n_vocab], new keys and values, and the taps if they are wanted.
 
-    x [1, STEP, n_embd], embedded; visible [STEP, n_ctx + STEP], places of the cache first;
+    x [1, STEP, n_embd], embedded; visible [STEP, n_ctx + STEP], the positions of the cache first;
     cache [n_layer, 2, 1, n_head, n_ctx, head]. Keys and values [n_layer, 2, 1, n_head, STEP, head].
     """
     taps, present = [], []
@@ -85,16 +85,16 @@ def step(p, hparams, want_taps, x, visible, cache):
 
 
 def tap_names(n_layer):
-    """The names of the taps in the order in which step() sees them: all but the first, "embed"."""
+    """The names of the taps in the order of step(), except the first, "embed"."""
     leaves = "ln_1 attn/c_attn attn/heads attn/c_proj resid_mid ln_2 mlp/c_fc mlp/gelu mlp/c_proj"
     places = [*(f"/{leaf}" for leaf in leaves.split()), ""]
     return [*(f"h{i}{place}" for i in range(n_layer) for place in places), "ln_f"]
 
 
 def forward(model, tokens, past=None, tap=None):
-    """Logits [batch, n, n_vocab] of every position of tokens [batch, n], and the cache after them:
+    """Logits [batch, n, n_vocab] of every position of tokens [batch, n], and the cache after them.
 
-    for every row an array [n_layer, 2, 1, n_head, n_past + n, head], on the host.
+    The cache has an array [n_layer, 2, 1, n_head, n_past + n, head] for every row, on the host.
     """
     hparams, tokens = model.hparams, np.asarray(tokens)
     if past is None:
@@ -121,7 +121,7 @@ def forward(model, tokens, past=None, tap=None):
 
 
 def embedded(model, ids, n_past):
-    """The embedding [1, n and padding, n_embd] of one row of ids [n], at the positions after n_past."""
+    """The embedding [1, n + padding, n_embd] of one row of ids [n], at the positions from n_past on."""
     steps = range(0, len(ids), STEP)
     ids = np.pad(ids, (0, -len(ids) % STEP)).astype(np.int32)
     places = np.minimum(n_past + np.arange(len(ids)), model.hparams.n_ctx - 1).astype(np.int32)
@@ -148,7 +148,7 @@ def run(compiled, *arrays):
 
 
 def refuse_bad_tokens(tokens, n_past, hparams):
-    """tinygrad's lookup gives zeros for an id that does not exist, so this guard is ours."""
+    """tinygrad looks up zeros for an id that does not exist, so this guard is ours."""
     if tokens.ndim != 2 or tokens.size == 0:
         raise ValueError(f"tokens must be [batch, n] and not empty, got shape {tokens.shape}")
     if tokens.min() < 0 or tokens.max() >= hparams.n_vocab:

@@ -1,7 +1,7 @@
-"""Hugging Face transformers: GPT2LMHeadModel as it comes, in PyTorch; hooks give every tap.
+"""Hugging Face transformers: GPT2LMHeadModel unchanged, in PyTorch; hooks give every tap.
 
-Needs torch and transformers, built from sizes alone: no hub, no files. Attention is the library's
-default (sdpa), the cache its DynamicCache, ``generate`` its own.
+Needs torch and transformers. The model is built from sizes alone: no hub, no files. Attention is the
+library's default (sdpa), the cache its DynamicCache, ``generate`` its own.
 """
 
 import copy
@@ -33,19 +33,19 @@ def load(params, hparams, *, device, dtype):
         n_head=hparams.n_head,
         n_layer=hparams.n_layer,
         bos_token_id=None,
-        eos_token_id=None,  # or generate would stop there
+        eos_token_id=None,  # otherwise generate would stop there
     )
     with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
         net = GPT2LMHeadModel(config)
     weights = {theirs(name): torch.from_numpy(w) for name, w in params.items()}
-    # assign: the arrays themselves become the weights, uncopied where the dtype is right
+    # assign: the arrays become the weights, without a copy if the dtype is right
     net.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]}, assign=True)
     net.tie_weights()
     return Model(net.to(device=device, dtype=getattr(torch, dtype)).eval(), hparams)
 
 
 def theirs(name):
-    """Our h0/attn/c_attn/w as their transformer.h.0.attn.c_attn.weight, [n_in, n_out] in both."""
+    """transformers' name of a weight: transformer.h.0.attn.c_attn.weight for h0/attn/c_attn/w."""
     leaves = {"w": "weight", "g": "weight", "b": "bias", "wte": "wte.weight", "wpe": "wpe.weight"}
     *scope, leaf = name.split("/")
     if scope and scope[0] != "ln_f":
@@ -61,11 +61,11 @@ def numpy(x):
 def forward(model, tokens, past=None, tap=None):
     """Logits [batch, n, n_vocab] of every position of tokens [batch, n], and the cache after them."""
     tokens = torch.as_tensor(tokens).long()
-    # On the CPU its embeddings refuse ids and positions that do not exist; an empty input, and on
-    # CUDA a bad id before it kills the process, are ours to refuse.
+    # On the CPU its embeddings refuse ids and positions that do not exist. We refuse empty input, and
+    # bad ids before they kill the process on CUDA.
     n_past = 0 if past is None else past.get_seq_length()
     refuse_bad_tokens(tokens, n_past, model.hparams)
-    if past is not None:  # update() puts new tensors into a cache; who holds the old one keeps it
+    if past is not None:  # update() changes a cache; a copy keeps the old one unchanged
         past, old = copy.copy(past), past
         past.layers = [copy.copy(layer) for layer in old.layers]
     hooks = listen(model.net.transformer, tap) if tap else []
@@ -78,7 +78,7 @@ def forward(model, tokens, past=None, tap=None):
 
 
 def listen(net, tap):
-    """Hooks that give tap(name, [batch, n, width]): results of modules, and inputs of some."""
+    """Hooks that call tap(name, [batch, n, width]) with results of modules, and with inputs of some."""
 
     def result(name, module, args, out):
         tap(name, out)
@@ -119,7 +119,7 @@ def refuse_bad_tokens(tokens, n_past, hparams):
 
 @torch.inference_mode()
 def generate(model, tokens, n_new):
-    """Greedy continuation int32 [batch, n_new] by the library's own generate."""
+    """Greedy continuation int32 [batch, n_new] of tokens [batch, n] by the library's own generate."""
     tokens = torch.as_tensor(tokens).long()
     refuse_bad_tokens(tokens, n_new - 1, model.hparams)
     tokens = tokens.to(model.net.device)

@@ -1,9 +1,9 @@
 """GPT-2 in JAX, on CPU or GPU: NumPy's forward pass with ``import jax.numpy as np``.
 
-Needs JAX and nothing else: copy the file and it runs alone. One block is compiled once for all layers,
-in ``generate`` a whole step. Shapes are few: lengths are padded up to buckets (causality hides what is
-behind the tokens), and how many are cached is data. Taps leave traced functions as results. Shapes in
-comments: batch, n (new tokens, padded), room (places of the cache), rows = batch * n_head, head.
+Needs only JAX: copy the file and it runs alone. One block is compiled once for all layers; in
+``generate`` a whole step is. There are few shapes: lengths are padded up to buckets (causality hides the
+padding), and the number of cached tokens is data. Traced functions return taps as results. Shapes in
+comments: batch, n (new tokens, padded), room (positions of the cache), rows = batch * n_head, head.
 """
 
 import functools
@@ -15,22 +15,22 @@ import jax.numpy as np
 import numpy as onp  # host arrays: tokens in, results out
 
 TAPS = "all"  # every tap of the contract is promised
-ORDER = "F"  # w is given as it lies in memory as [n_out, n_in]: it is kept so, and need not be copied
-STEP = 128  # what long inputs and the cache are rounded up to; twice as many queries attend at a time
-# on a GPU JAX's default for float32 would be TF32; sums are in float32 for bfloat16 too
+ORDER = "F"  # load gets each w in memory as [n_out, n_in], as it is kept: no copy is needed
+STEP = 128  # long inputs and the cache are padded to multiples of it; 2 * STEP queries attend at a time
+# JAX's default for float32 on a GPU is TF32; sums are in float32 for bfloat16 too
 EXACT = dict(precision="highest", preferred_element_type=np.float32)
 
 
 class Model(NamedTuple):
-    ends: dict  # what is no part of a layer: checkpoint name -> array
+    ends: dict  # what is outside the layers: checkpoint name -> array
     layers: tuple  # of dicts: name within the layer -> array, w as [n_out, n_in], which decodes faster
     hparams: object
 
 
 class Cache(NamedTuple):
-    k: tuple  # per layer [rows, room, head], as products read it: XLA would make copies of another shape
+    k: tuple  # per layer [rows, room, head], as products read it: XLA would copy another layout
     v: tuple
-    n: int  # how many of the room places are filled
+    n: int  # how many of the room positions are filled
 
 
 def targets():
@@ -59,7 +59,7 @@ def numpy(x):
 
 
 def gelu(x):
-    """GELU by its tanh approximation, as OpenAI has it (not the exact erf form)."""
+    """GELU by its tanh approximation, as in OpenAI's code (not the exact erf form)."""
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))
 
 
@@ -85,18 +85,18 @@ def product(x, w):
 
 
 def wide(x):
-    """bfloat16 is for storing and multiplying; sums, norms and softmax are done in float32."""
+    """bfloat16 is for storage and products; sums, norms and softmax are in float32."""
     return x.astype(np.float32)
 
 
 def attention(q, k, v, n_past, fresh):
-    """Causal attention, a block of queries at a time; fresh: keys are the queries' own, n_past is 0."""
+    """Causal attention, a block of queries at a time; fresh: no cached keys, n_past is 0."""
     dot = functools.partial(np.einsum, **EXACT)
     blocks = []
     for first in range(0, q.shape[1], 2 * STEP):
         some = q[:, first : first + 2 * STEP]
         position = n_past + first + np.arange(some.shape[1])
-        seen = slice(first + 2 * STEP if fresh else None)  # what comes later need not be looked at
+        seen = slice(first + 2 * STEP if fresh else None)  # later keys are masked anyway
         keys, values = k[:, seen], v[:, seen]
         scores = dot("rqd,rkd->rqk", some, keys) * (1 / math.sqrt(q.shape[-1]))
         visible = np.arange(keys.shape[1]) <= position[:, None]  # key <= query
@@ -110,7 +110,7 @@ def block(x, p, k_past, v_past, n_past, *, n_head, fresh, want_taps):
     taps = {}
 
     def step(name, value):
-        value = value.astype(x.dtype)  # what one operation hands to the next is in the declared dtype
+        value = value.astype(x.dtype)  # results passed to the next operation are in the declared dtype
         if want_taps:
             taps[name] = value
         return value
@@ -130,7 +130,7 @@ def block(x, p, k_past, v_past, n_past, *, n_head, fresh, want_taps):
     v = jax.lax.dynamic_update_slice(v_past, v_new, (0, n_past, 0))
     keys, values = (k_new, v_new) if fresh else (k, v)
     heads = attention(q, keys, values, n_past, fresh).reshape(batch, n_head, n, -1)
-    heads = step("attn/heads", heads.swapaxes(1, 2).reshape(x.shape))  # merged again
+    heads = step("attn/heads", heads.swapaxes(1, 2).reshape(x.shape))  # heads merged
     x = step("resid_mid", wide(x) + wide(affine("attn/c_proj", heads)))
     hidden = affine("mlp/c_fc", norm("ln_2", x))  # [batch, n, 4 * n_embd]
     hidden = affine("mlp/c_proj", step("mlp/gelu", gelu(wide(hidden))))
@@ -153,7 +153,7 @@ def head(ends, x):
 
 @jax.jit
 def choose(ends, x, at):
-    """The likeliest token [batch, 1] after position at: no other position's logits are computed."""
+    """The likeliest token [batch, 1] after position at; computes the logits of that position only."""
     logits = head(ends, jax.lax.dynamic_slice_in_dim(x, at, 1, axis=1))[1]
     return logits.argmax(axis=-1).astype(np.int32)
 
@@ -162,7 +162,7 @@ one_block = jax.jit(block, static_argnames=("n_head", "fresh", "want_taps"))
 
 
 def hidden(ends, layers, tokens, past, tap=None, *, n_head, fresh):
-    """What the last block gives for tokens [batch, n], and the keys and values with theirs in."""
+    """The last block's result [batch, n, n_embd] for tokens [batch, n], and the extended k and v."""
     x = embed(ends, tokens, past.n)
     if tap:
         tap("embed", x)
@@ -176,7 +176,7 @@ def hidden(ends, layers, tokens, past, tap=None, *, n_head, fresh):
 
 
 def extend(model, tokens, past=None, tap=None, n_more=0):
-    """hidden for tokens padded to a bucket, and the cache after them, with room for n_more."""
+    """hidden() of tokens padded to a bucket, and the cache after them, with room for n_more."""
     n_past, n_ctx = past.n if past else 0, model.hparams.n_ctx
     refuse_bad_tokens(tokens, n_past + n_more, model.hparams)
     batch, n = tokens.shape
@@ -193,7 +193,7 @@ def up(n):
 
 
 def with_room(model, past, batch, room):
-    """past with room places at least; an empty cache for None."""
+    """past with at least room positions; an empty cache for None."""
     hp = model.hparams
     if past is None:
         shape = (batch * hp.n_head, room, hp.n_embd // hp.n_head)
@@ -205,7 +205,7 @@ def with_room(model, past, batch, room):
 
 
 def refuse_bad_tokens(tokens, n_past, hparams):
-    """Raise ValueError for what JAX would silently clamp."""
+    """Raise ValueError for ids and positions that JAX would silently clamp."""
     if tokens.ndim != 2 or tokens.size == 0:
         raise ValueError(f"tokens must be [batch, n] and not empty, got shape {tokens.shape}")
     if tokens.min() < 0 or tokens.max() >= hparams.n_vocab:
@@ -217,7 +217,7 @@ def refuse_bad_tokens(tokens, n_past, hparams):
 def forward(model, tokens, past=None, tap=None):
     """Logits [batch, n, n_vocab] of every position of tokens [batch, n], and the cache after them."""
     tokens = onp.asarray(tokens, onp.int32)
-    new = onp.s_[:, : tokens.shape[1]]  # cut on the host: on the device each length would be a program
+    new = onp.s_[:, : tokens.shape[1]]  # cut on the host: on the device, each length would be compiled
     x, present = extend(model, tokens, past, tap and (lambda name, x: tap(name, onp.asarray(x)[new])))
     x, logits = head(model.ends, x)
     if tap:
@@ -226,7 +226,7 @@ def forward(model, tokens, past=None, tap=None):
 
 
 def generate(model, tokens, n_new):
-    """Greedy continuation: int32 [batch, n_new]; nothing waits for a token until all are there."""
+    """Greedy continuation: int32 [batch, n_new]; the host waits only for the last token."""
     tokens = onp.asarray(tokens, onp.int32)
     x, (k, v, n) = extend(model, tokens, n_more=n_new - 1)
     new = [choose(model.ends, x, tokens.shape[1] - 1)]
@@ -238,13 +238,13 @@ def generate(model, tokens, n_new):
 
 @functools.partial(jax.jit, static_argnames="n_head", donate_argnames=("k", "v"))
 def following(ends, layers, token, k, v, n, *, n_head):
-    """The token [batch, 1] after token, which is at n; k and v in place. One call, not one a layer."""
+    """The token [batch, 1] after token, which is at n; k and v in place. One call for all layers."""
     x, k, v = hidden(ends, layers, token, Cache(k, v, n), n_head=n_head, fresh=False)
     return choose(ends, x, 0), k, v
 
 
 def loss(parts, tokens, hparams):
-    """Mean next-token cross entropy in nats of tokens [batch, n]; parts: a model's ends and layers."""
+    """Mean next-token cross entropy (nats) of tokens [batch, n]; parts: a model's ends and layers."""
     empty = with_room(Model(*parts, hparams), None, *tokens.shape)
     x, *_ = hidden(*parts, tokens, empty, n_head=hparams.n_head, fresh=True)
     log_probs = jax.nn.log_softmax(wide(head(parts[0], x)[1][:, :-1]))
@@ -252,14 +252,14 @@ def loss(parts, tokens, hparams):
 
 
 def loss_and_grads(model, tokens):
-    """The loss, and its gradient by checkpoint name."""
+    """The loss (nats) of tokens [batch, n], and its gradients by checkpoint name."""
     refuse_bad_tokens(onp.asarray(tokens), 0, model.hparams)
     value, grads = jax.value_and_grad(loss)(model[:2], np.asarray(tokens), model.hparams)
     return float(value), by_name(*grads)
 
 
 def by_name(ends, layers):
-    """Weights, or gradients, by checkpoint name again, w as [n_in, n_out]."""
+    """Weights or gradients by checkpoint name, w as [n_in, n_out]."""
     named = dict(ends)
     for i, layer in enumerate(layers):
         named |= {f"h{i}/{name}": w.T if name.endswith("/w") else w for name, w in layer.items()}

@@ -1,17 +1,17 @@
-"""GPT-2 the naive way, in NumPy: no cache, everything computed anew for each token. A baseline.
+"""GPT-2 the naive way, in NumPy: no cache, everything is recomputed for each token. A baseline.
 
-The algorithm is that of the well-known "GPT in 60 lines of NumPy" (picoGPT). As published it runs in
-float64 on NumPy 2, unasked: its ``np.sqrt(2 / np.pi)`` is an np.float64 scalar, which under NEP 50
-promotes every float32 array it meets, while the weights stay float32 and are converted again in every
-product. Target float64 is that work, from the embedding on rather than from the first attention; target
-float32 is the same with Python floats, which promote nothing. Shapes: batch, n, head = n_embd / n_head.
+The algorithm is that of the well-known "GPT in 60 lines of NumPy" (picoGPT). As published, it runs
+unintentionally in float64 on NumPy 2: its ``np.sqrt(2 / np.pi)`` is an np.float64 scalar, which under
+NEP 50 promotes every float32 array, while the weights stay float32 and are converted again in every
+product. Target float64 does the same, from the embedding on rather than from the first attention; target
+float32 uses Python floats, which promote nothing. Shapes: batch, n, head = n_embd / n_head.
 """
 
 import math
 
 import numpy as np
 
-TAPS = ()  # a past position, computed again, is rounded otherwise than what was tapped when it was new
+TAPS = ()  # recomputed past positions are rounded differently from what was tapped before
 
 
 def targets():
@@ -59,7 +59,7 @@ def attention(qkv, n_head):
 
 
 def block(x, p, scope, n_head):
-    def of(leaf):  # its gain or its weights, and its bias
+    def of(leaf):  # its gain or weights, and its bias
         first = "g" if leaf.startswith("ln") else "w"
         return p[f"{scope}/{leaf}/{first}"], p[f"{scope}/{leaf}/b"]
 
@@ -70,7 +70,7 @@ def block(x, p, scope, n_head):
 
 
 def forward(model, tokens, past=None, tap=None):
-    """Logits [batch, n, n_vocab] of tokens [batch, n]; past is all the tokens before them. No taps."""
+    """Logits [batch, n, n_vocab] of tokens [batch, n]; past is all tokens before them. No taps."""
     p, hparams, dtype = model
     tokens = np.asarray(tokens)
     refuse_bad_tokens(tokens, 0 if past is None else past.shape[1], hparams)
@@ -83,7 +83,7 @@ def forward(model, tokens, past=None, tap=None):
 
 
 def refuse_bad_tokens(tokens, n_past, hparams):
-    """Raise ValueError for what NumPy would wrap (negative ids) or fail on obscurely."""
+    """Raise ValueError for ids that NumPy would wrap (negative ones) or reject with an unclear error."""
     if tokens.ndim != 2 or tokens.size == 0 or tokens.min() < 0 or tokens.max() >= hparams.n_vocab:
         raise ValueError(f"tokens must be ids in [0, {hparams.n_vocab}) as [batch, n], and not empty")
     if n_past + tokens.shape[1] > hparams.n_ctx:
@@ -91,7 +91,7 @@ def refuse_bad_tokens(tokens, n_past, hparams):
 
 
 def generate(model, tokens, n_new):
-    """Greedy continuation: int32 [batch, n_new]; every token reads all that came before again."""
+    """Greedy continuation: int32 [batch, n_new]; for every token, all earlier ones are recomputed."""
     for _ in range(n_new):
         best = forward(model, tokens)[0][:, -1].argmax(axis=-1).astype(np.int32)
         tokens = np.concatenate([tokens, best[:, None]], axis=1)

@@ -1,12 +1,12 @@
 """GPT-2 in NumPy, to be read top to bottom as a forward pass.
 
-Needs NumPy and nothing else: copy the file and it runs alone. Scalars are Python floats on
-purpose: under NEP 50 an ``np.float64`` scalar (``np.sqrt(2 / np.pi)``, say) silently turns all
-float32 work after it into float64.
+Needs only NumPy: copy the file and it runs alone. Scalars are Python floats on purpose: under NEP 50 an
+``np.float64`` scalar (``np.sqrt(2 / np.pi)``, say) silently turns all float32 work after it into
+float64.
 
-A decoded token reads every weight once: what limits decoding is memory, and all that can be done is to
-do nothing else. Prefill is as fast as BLAS; what NumPy does beside it, in one thread, it does in place,
-on blocks that stay in the processor's cache.
+Each decoded token reads every weight once, so memory bandwidth limits decode, and the code avoids all
+other work. Prefill is as fast as BLAS; NumPy's other work runs in one thread, so it is done in place, on
+blocks that stay in the processor's cache.
 
 Architecture: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 Shapes in comments: batch, n (new tokens), n_past (cached tokens), head = n_embd / n_head.
@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 TAPS = "all"  # every tap of the contract is promised
-ORDER = "F"  # w is given as it lies in memory as [n_out, n_in]: one row times w reads it faster so
-ROWS = 32  # whose activations are computed at a time
-QUERIES = 64  # that attend at a time, over no more keys than the last of them sees
+ORDER = "F"  # load gets each w in memory as [n_out, n_in], which one row times w reads faster
+ROWS = 32  # rows whose GELU is computed at a time
+QUERIES = 64  # queries that attend at a time, over only the keys that the last one sees
 
 
 class Model(NamedTuple):
@@ -30,11 +30,11 @@ class Model(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """The keys and values of n positions, and room for more of them."""
+    """The keys and values of n positions, and room for more."""
 
     kv: np.ndarray  # [n_layer, 2, batch, n_head, head, room]: products read long rows
     n: int
-    filled: list  # [positions of kv that are taken], one list for all caches that share kv
+    filled: list  # [number of positions of kv in use], one list for all caches that share kv
 
 
 def targets():
@@ -53,7 +53,7 @@ def numpy(x):
 
 
 def gelu(x):
-    """GELU by its tanh approximation, as OpenAI has it (not the exact erf form); overwrites x."""
+    """GELU by its tanh approximation, as in OpenAI's code (not the exact erf form); overwrites x."""
     rows = x.reshape(-1, x.shape[-1])
     for start in range(0, len(rows), ROWS):
         some = rows[start : start + ROWS]
@@ -70,7 +70,7 @@ def gelu(x):
 
 
 def softmax(x):
-    """Softmax over the last axis, less the maximum so that exp cannot overflow; overwrites x."""
+    """Softmax over the last axis, minus the maximum so that exp cannot overflow; overwrites x."""
     x -= x.max(axis=-1, keepdims=True)
     np.exp(x, out=x)
     x /= x.sum(axis=-1, keepdims=True)
@@ -94,7 +94,7 @@ def linear(x, w, b):
 
 
 def attention(qkv, kv, n_past, n_head):
-    """Causal attention of the new positions over all so far; their keys and values join the cache."""
+    """Causal attention of the new positions over all so far; adds their keys and values to the cache."""
     batch, n, width = qkv.shape
     # [batch, n, 3 * n_embd] -> q, k, v, each [batch, n_head, n, head]
     q, k, v = qkv.reshape(batch, n, 3, n_head, width // 3 // n_head).transpose(2, 0, 3, 1, 4)
@@ -106,11 +106,11 @@ def attention(qkv, kv, n_past, n_head):
         stop = min(start + QUERIES, n)
         k, v = kv[..., : n_past + stop]  # [batch, n_head, head, n_past + stop]
         scores = q[:, :, start:stop] @ k  # [batch, n_head, stop - start, n_past + stop]
-        if n > 1:  # of the queries' own positions, those that are to come are hidden
+        if n > 1:  # each query's later positions are hidden
             future = ~np.tri(stop - start, dtype=bool)
             np.copyto(scores[..., n_past + start :], -np.inf, where=future)
         heads[:, start:stop] = (softmax(scores) @ v.swapaxes(-1, -2)).swapaxes(1, 2)
-    return heads.reshape(batch, n, width // 3)  # heads merged again
+    return heads.reshape(batch, n, width // 3)  # heads merged
 
 
 def block(x, p, scope, kv, n_past, n_head, tap):
@@ -138,7 +138,7 @@ def block(x, p, scope, kv, n_past, n_head, tap):
 def forward(model, tokens, past=None, tap=None, last_only=False):
     """Logits [batch, n, n_vocab] of every position of tokens [batch, n], and the cache after them."""
     p, hparams, _ = model
-    # what is tapped may be overwritten here later, so it is a copy that is handed out
+    # a tapped array may be overwritten later, so tap gets a copy
     keep = (lambda name, x: tap(name, x.copy())) if tap else (lambda name, x: None)
     tokens = np.asarray(tokens)
     n_past = 0 if past is None else past.n
@@ -155,17 +155,17 @@ def forward(model, tokens, past=None, tap=None, last_only=False):
 
 
 def extended(past, batch, n, model):
-    """The cache with n positions more, still to be filled in.
+    """The cache with n more positions, not yet filled.
 
-    In place for who comes first; a copy, with room for as many again, where there is no room or where
-    it has been taken since: one past may be continued in several ways.
+    The first continuation of past extends it in place. If there is no room, or another continuation
+    has used it, the cache is copied, with twice the room: one past may be continued in several ways.
     """
     _, n_ctx, n_embd, n_head, n_layer = model.hparams
     n_past = past.n if past else 0
     if past and past.filled == [n_past] and n_past + n <= past.kv.shape[-1]:
         past.filled[0] += n
         return past._replace(n=n_past + n)
-    room = min(2 * (n_past + n), n_ctx) | 16  # rows a power of two apart would crowd the caches' sets
+    room = min(2 * (n_past + n), n_ctx) | 16  # rows a power of two apart would conflict in CPU caches
     kv = np.empty((n_layer, 2, batch, n_head, n_embd // n_head, room), model.dtype)
     if past:
         kv[..., :n_past] = past.kv[..., :n_past]
@@ -173,7 +173,7 @@ def extended(past, batch, n, model):
 
 
 def refuse_bad_tokens(tokens, n_past, hparams):
-    """Raise ValueError for what NumPy would wrap (negative ids) or fail on obscurely."""
+    """Raise ValueError for ids that NumPy would wrap (negative ones) or reject with an unclear error."""
     if tokens.ndim != 2 or tokens.size == 0:
         raise ValueError(f"tokens must be [batch, n] and not empty, got shape {tokens.shape}")
     if tokens.min() < 0 or tokens.max() >= hparams.n_vocab:

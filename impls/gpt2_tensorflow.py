@@ -1,9 +1,9 @@
 """GPT-2 in TensorFlow 2, on CPU or GPU, to be read top to bottom as a forward pass.
 
-Needs TensorFlow and nothing else: copy the file and it runs alone. In float32 it stands for the
-framework that the official weights were published for; in float64 it is the second oracle, whose
-agreement with the NumPy oracle makes a record golden. Eager on purpose: nothing is rewritten
-between what is read here and what runs. Shapes in comments as in the paper: batch, n, n_past.
+Needs only TensorFlow: copy the file and it runs alone. In float32 it represents the framework that the
+official weights were published for; in float64 it is the second oracle, whose agreement with the NumPy
+oracle makes a record golden. It runs eagerly on purpose: no compiler rewrites the code that you read.
+Shapes in comments: batch, n (new tokens), n_past (cached tokens), head = n_embd / n_head.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 TAPS = "all"  # every tap of the contract is promised
-ALIGNED = 64  # bytes: its kernels may end the process on what is not
+ALIGNED = 64  # bytes: its kernels may end the process on arrays that are not aligned
 
 
 class Model(NamedTuple):
@@ -35,14 +35,14 @@ def load(params, hparams, *, device, dtype):
 
 
 def put(w, place):
-    """An array as a tensor: in the memory where it is, a mapped file say, if TensorFlow can use that."""
+    """An array as a tensor, without a copy (of a mapped file, say) if TensorFlow can use its memory."""
     if place == "CPU:0" and w.flags.carray and w.ctypes.data % ALIGNED == 0:
         return tf.experimental.dlpack.from_dlpack(w.__dlpack__())
     return tf.constant(w)  # a copy
 
 
 class Widened(dict):
-    """Float32 weights that widen when they are used: all of them at once would take twice the memory."""
+    """Float32 weights that are widened on access: all at once would take twice the memory."""
 
     def __getitem__(self, name):
         return tf.cast(super().__getitem__(name), tf.float64)
@@ -53,9 +53,9 @@ def numpy(x):
 
 
 def gelu(x):
-    """GELU by its tanh approximation, as OpenAI has it (not the exact erf form).
+    """GELU by its tanh approximation, as in OpenAI's code (not the exact erf form).
 
-    Spelled out because tf.nn.gelu(approximate=True) rounds 0.044715 to float32 even for float64 x.
+    Written out because tf.nn.gelu(approximate=True) rounds 0.044715 to float32 even for float64 x.
     """
     return 0.5 * x * (1 + tf.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
@@ -137,7 +137,7 @@ def forward(model, tokens, past=None, tap=None):
 
 
 def refuse_bad_tokens(tokens, n_past, hparams):
-    """Raise ValueError rather than rely on a kernel: on a GPU gather returns zeros for bad ids."""
+    """Raise ValueError here, not in a kernel: on a GPU, gather returns zeros for bad ids."""
     if len(tokens.shape) != 2 or 0 in tokens.shape:
         raise ValueError(f"tokens must be [batch, n] and not empty, got {tokens.shape}")
     if tf.reduce_min(tokens) < 0 or tf.reduce_max(tokens) >= hparams.n_vocab:
@@ -158,12 +158,12 @@ def generate(model, tokens, n_new):
 
 
 def loss_and_grads(model, tokens):
-    """Mean cross entropy of the next token (nats), and its gradients by checkpoint name."""
+    """Mean next-token cross entropy (nats) of tokens [batch, n], and gradients by checkpoint name."""
     params = {name: model.params[name] for name in model.params}  # widened before they are watched
     with tf.GradientTape() as tape:
         tape.watch(params)
         logits, _ = forward(model._replace(params=params), tokens)
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(tokens[:, 1:], logits[:, :-1])
         loss = tf.reduce_mean(loss)
-    grads = tape.gradient(loss, params)  # of embeddings as slices, one for each row looked up
+    grads = tape.gradient(loss, params)  # for embeddings as slices, one for each row looked up
     return float(loss), {name: tf.convert_to_tensor(grad) for name, grad in grads.items()}

@@ -1,8 +1,8 @@
 """GPT-2 in PyTorch, on CPU or CUDA, to be read top to bottom as a forward pass.
 
-Needs PyTorch and nothing else: copy the file and it runs alone. It leans on the library's own
-fused operations, so what is verified is what PyTorch users run. Weights are never copied, and the cache
-is written in place. Shapes in comments: batch, n (new tokens), n_keys (cached and new), head.
+Needs only PyTorch: copy the file and it runs alone. It uses the library's own fused operations, so
+what is verified is what PyTorch users run. Float32 weights on a CPU are used without a copy, and the
+cache is written in place. Shapes in comments: batch, n (new tokens), n_keys (cached and new), head.
 """
 
 import functools
@@ -20,19 +20,19 @@ class Model(NamedTuple):
     params: dict  # checkpoint name -> tensor, w as [n_in, n_out]
     hparams: object
     device: torch.device
-    linear: Callable  # how this device multiplies best
+    linear: Callable  # the fastest linear layer on this device
 
 
 class Cache(NamedTuple):
     """Keys and values of n positions, in a buffer with room to grow.
 
-    Whoever continues a cache first writes behind its n positions, in place; a second continuation of
-    the same cache finds those places taken, and moves to a buffer of its own.
+    The first continuation of a cache writes after its n positions, in place. A second continuation of
+    the same cache finds those positions in use, and copies the cache to its own buffer.
     """
 
     kv: torch.Tensor  # [n_layer, 2 (k and v), batch, n_head, room, head]
     n: int
-    taken: list  # [places of kv that are taken], one list for all caches in this buffer
+    taken: list  # [number of positions of kv in use], one list for all caches in this buffer
 
 
 def targets():
@@ -41,7 +41,7 @@ def targets():
 
 
 def load(params, hparams, *, device, dtype):
-    # Declared float32 means float32: no TF32 and no low-precision reductions behind our back.
+    # Declared float32 means float32: no TF32 and no implicit low-precision reductions.
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
@@ -61,7 +61,7 @@ def numpy(x):
 
 
 def gelu(x):
-    return F.gelu(x, approximate="tanh")  # OpenAI's form, not the exact erf
+    return F.gelu(x, approximate="tanh")  # the form in OpenAI's code, not the exact erf
 
 
 def softmax(x):
@@ -78,16 +78,16 @@ def linear(x, w, b):
 
 
 def linear_without_mkl(x, w, b):
-    """The same in float32 on a CPU, without gradients: MKL is half as fast on processors of others."""
-    if x.numel() == len(w) and b is not None:  # one row; the head's weight lies the other way
+    """linear in float32 on a CPU, without gradients: MKL is half as fast on CPUs other than Intel's."""
+    if x.numel() == len(w) and b is not None:  # one row; the head's weight is stored the other way
         return weighted_rows(x, w, b)
-    return torch.ops.mkldnn._linear_pointwise(x, w.T, b, "none", [], "")  # as torch.compile has it
+    return torch.ops.mkldnn._linear_pointwise(x, w.T, b, "none", [], "")  # as torch.compile calls it
 
 
 def weighted_rows(x, w, b):
     """One row x times w is a weighted sum of the rows of w: embedding_bag reads them at full speed.
 
-    Behind such a read the caches are empty and every call is dear: this is what F.embedding_bag calls.
+    After such a read the caches are cold and calls are slow, so this calls what F.embedding_bag calls.
     """
     rows, first, ones = bags(len(w))
     sums, *_ = torch.embedding_bag(w, rows, first, False, 0, False, x.view(-1))  # 0: a sum
@@ -96,28 +96,28 @@ def weighted_rows(x, w, b):
 
 @functools.cache
 def bags(n, n_sums=8):
-    """The numbers of n rows, where each of n_sums sums begins (threads share them), and as many ones."""
+    """The indices of n rows, the first row of each of n_sums sums (for threads), and as many ones."""
     rows = torch.arange(n)
     first = rows[:: -(-n // n_sums)].contiguous()
     return rows, first, torch.ones(len(first))
 
 
 def attention(qkv, kv, positions, mask, n_head):
-    """Causal attention of the new positions over all of kv, where their own k and v go first."""
+    """Causal attention of the new positions over all of kv, after writing their own k and v to it."""
     batch, n, width = qkv.shape
     # [batch, n, 3 * n_embd] -> q, k, v, each [batch, n_head, n, head]
     split = qkv.view(batch, n, 3, n_head, width // 3 // n_head).permute(2, 0, 3, 1, 4)
     kv.index_copy_(3, positions, split.narrow(0, 1, 2))
-    q, (keys, values) = split.select(0, 0), kv  # these [batch, n_head, n_keys, head], part of the cache
-    causal = mask is None and n > 1  # no mask: keys and queries are the same tokens, or one sees all
+    q, (keys, values) = split.select(0, 0), kv  # the latter [batch, n_head, n_keys, head], views of it
+    causal = mask is None and n > 1  # no mask: keys and queries are the same tokens, or n is 1
     if n == 1 and q.is_cuda and q.dtype == torch.float32:
         return one_query(q, keys, values, mask)
     heads = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal)
-    return heads.transpose(1, 2).reshape(batch, n, width // 3)  # heads merged again
+    return heads.transpose(1, 2).reshape(batch, n, width // 3)  # heads merged
 
 
 def one_query(q, keys, values, mask):
-    """Of one position, [batch, 1, n_embd]: a fused float32 kernel would read a head's keys in a row."""
+    """Attention of one position, [batch, 1, n_embd]: a fused float32 kernel reads keys serially."""
     scores = q @ keys.mT * (1 / math.sqrt(q.shape[-1]))  # [batch, n_head, 1, n_keys]
     if mask is not None:
         scores = torch.where(mask, scores, -math.inf)
@@ -125,7 +125,7 @@ def one_query(q, keys, values, mask):
 
 
 def hidden(model, tokens, positions, kv, mask=None, tap=lambda name, array: None):
-    """What the head reads, [batch, n, n_embd]; the new k and v go to their positions in kv."""
+    """The head's input [batch, n, n_embd]; writes the new k and v to their positions in kv."""
     p, n_head = model.params, model.hparams.n_head
 
     def step(name, value):
@@ -170,7 +170,7 @@ def forward(model, tokens, past=None, tap=None):
 
 
 def filled(kv, n):
-    return kv.narrow(4, 0, n)  # the first n places of the room, as a view
+    return kv.narrow(4, 0, n)  # the first n positions of the room, as a view
 
 
 def empty_cache(model, batch, room=0):
@@ -181,7 +181,7 @@ def empty_cache(model, batch, room=0):
 
 
 def extend(model, past, n):
-    """past with n positions more: in its own buffer if they are free there, else in a larger copy."""
+    """past with n more positions: in its own buffer if they are free there, else in a larger copy."""
     n_keys = past.n + n
     if past.taken[0] > past.n or n_keys > past.kv.shape[4]:
         larger = empty_cache(model, past.kv.shape[2], min(2 * n_keys, model.hparams.n_ctx))
@@ -192,7 +192,7 @@ def extend(model, past, n):
 
 
 def refuse_bad_tokens(tokens, n_past, hparams):
-    """Raise ValueError rather than let a kernel fail later."""
+    """Raise ValueError before a kernel fails."""
     if tokens.dim() != 2 or tokens.numel() == 0:
         raise ValueError(f"tokens must be [batch, n] and not empty, got {tuple(tokens.shape)}")
     if tokens.min() < 0 or tokens.max() >= hparams.n_vocab:
@@ -211,10 +211,10 @@ def generate(model, tokens, n_new):
 
 @torch.inference_mode()
 def choices(model, tokens, n_new, fixed):
-    """Ids [batch, n_new] on the device; no step waits for the host to see what came before.
+    """Ids [batch, n_new] on the device; no step waits for the host.
 
     fixed: attend to the whole buffer under a mask, so that every step has the same shapes and can be
-    replayed as one CUDA graph (on a GPU, launching costs; on a CPU, reading does: only what is filled).
+    replayed as one CUDA graph. On a CPU reading costs more than calls, so only what is filled is read.
     """
     batch, n = tokens.shape
     kv = empty_cache(model, batch, n + n_new - 1).kv
@@ -224,14 +224,14 @@ def choices(model, tokens, n_new, fixed):
     token = torch.empty((batch, 1), dtype=torch.long, device=model.device)
 
     def choose(tokens, positions, kv, mask=None):
-        x = hidden(model, tokens, positions, kv, mask).narrow(1, -1, 1)  # no other position's logits
+        x = hidden(model, tokens, positions, kv, mask).narrow(1, -1, 1)  # the last position only
         torch.argmax(head(model, x), dim=-1, out=token)
 
     choose(tokens, places.narrow(0, 0, n), filled(kv, n))
     new = [token.clone()]
     position = torch.full((1,), n, device=model.device)
 
-    def step():  # token and position stay in place, where a graph finds them again
+    def step():  # token and position keep their memory, which a graph reads and writes
         if fixed:
             choose(token, position, kv, places <= position.unsqueeze(1))
         else:
@@ -241,13 +241,13 @@ def choices(model, tokens, n_new, fixed):
     while len(new) < n_new:
         step()
         new.append(token.clone())
-        if fixed and len(new) == 2:  # the first step went as it is, and warmed the libraries up
+        if fixed and len(new) == 2:  # the first step ran directly and warmed the libraries up
             step = recorded(step)
     return torch.cat(new, dim=1)
 
 
 def recorded(step):
-    """step as one CUDA graph; recording it does not run it."""
+    """step as one CUDA graph; recording does not run it."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
@@ -255,13 +255,13 @@ def recorded(step):
 
 
 def loss_and_grads(model, tokens):
-    """Mean cross entropy of the next token (nats), and its gradients by checkpoint name."""
+    """Mean next-token cross entropy (nats) of tokens [batch, n], and gradients by checkpoint name."""
     tokens = torch.as_tensor(tokens).long()
     refuse_bad_tokens(tokens, 0, model.hparams)
     tokens = tokens.to(model.device)
     params = {name: w.detach().requires_grad_() for name, w in model.params.items()}
     model = model._replace(params=params, linear=linear)
-    # a buffer for each layer: what is saved for the way back must not be written again
+    # a buffer for each layer: what is saved for the backward pass must not be overwritten
     room = [empty_cache(model, *tokens.shape).kv[0] for _ in range(model.hparams.n_layer)]
     x = hidden(model, tokens, torch.arange(tokens.shape[1], device=model.device), room)
     logits = head(model, x[:, :-1])  # [batch, n - 1, n_vocab]

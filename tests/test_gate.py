@@ -53,7 +53,7 @@ def test_the_specimen_keeps_the_contract():
         ({"targets": lambda: None}, "targets() returned None"),
         ({"targets": lambda: ["cpu"]}, "expected (device, dtype)"),
         ({"targets": lambda: [("cpu", 32)]}, "expected (device, dtype)"),
-        ({"targets": lambda: [("cpu", "int8")]}, "judged are float64, float32, bfloat16, float16"),
+        ({"targets": lambda: [("cpu", "int8")]}, "supported are float64, float32, bfloat16, float16"),
         ({"targets": lambda: [("cpu", "float32")] * 2}, "the same target twice"),
     ],
 )

@@ -79,7 +79,7 @@ UNFIT = {
     "surface": ('return {"logits":', 'return {"other":', "cannot be run .KeyError: 'logits'"),
     "import": ("import math\n", "import math, no_such\n", "cannot be run .ModuleNotFoundError"),
     "shape": ('{"logits": logits,', '{"logits": logits[:, -1:],', "logits are float32"),
-    "absent": ("", "", "src/model.py: not there; --official-source is a clone"),
+    "absent": ("", "", "src/model.py: no such file; --official-source is a clone"),
     "death": ("import math\n", "import math, os\nos._exit(3)\n", ""),
 }
 

@@ -1,6 +1,6 @@
-"""The checks, one a file. A check measures; verdict/judge.py judges.
+"""The checks, one per file. A check measures; verdict/judge.py judges.
 
-Each file ends with its one declaration, CHECK (contract/check.py says what that holds); registry.py puts
-them in order. A check knows no other check.
+Each file ends with its declaration, CHECK (fields: contract/check.py); checks/registry.py puts them in
+order. No check imports another.
 May import: mistakes, implementation, reference, contract.
 """

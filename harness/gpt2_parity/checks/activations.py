@@ -1,4 +1,4 @@
-"""Activations against the golden record, at every tap."""
+"""Compare the activations at every tap with the record."""
 
 from collections.abc import Iterable, Iterator
 
@@ -33,7 +33,7 @@ def untapped(plan: Plan) -> list[str]:
 
 CHECK = Check(
     name="activations",
-    establishes="so does the result of every operation of every layer, at its tap",
+    establishes="the result of every operation in every layer agrees with the float64 truth",
     expected=expected,
     measure=measure,
     limits={"noise_units": NOISE},

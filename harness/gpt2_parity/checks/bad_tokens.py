@@ -1,7 +1,7 @@
-"""Tokens that cannot be are refused: left alone, JAX clamps them and NumPy wraps them silently.
+"""Invalid tokens are refused. Without a guard, JAX silently clamps them and NumPy wraps them.
 
-And refused so that work goes on: on CUDA a bad id that reaches a kernel raises as well, but takes the
-process with it, and every later question would seem to be refused too.
+The process must keep working: on CUDA, a bad id that reaches a kernel also raises, but then every later
+call of the process fails, which would look like a refusal.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,10 +24,10 @@ CACHE = "refused_caches_afterwards"
 
 
 class Question(NamedTuple):
-    """A call that must raise: forward, after valid tokens in the cache, if any, or a capability."""
+    """A call that must raise: of forward, perhaps after valid tokens, or of a capability."""
 
-    tokens: np.ndarray
-    before: np.ndarray | None = None
+    tokens: np.ndarray  # int32 [batch, n]
+    before: np.ndarray | None = None  # valid tokens for the cache, int32 [batch, n]
     capability: Capability | None = None  # None: forward
     keywords: Mapping[str, Any] = {}
 
@@ -37,7 +37,7 @@ class Question(NamedTuple):
 
 
 def questions(plan: Plan) -> dict[str, Question]:
-    """By scope."""
+    """The calls to make, by scope."""
     hparams = plan.hparams
 
     def row(*ids: int) -> np.ndarray:
@@ -66,7 +66,7 @@ def questions(plan: Plan) -> dict[str, Question]:
         "too_large": row(0, hparams.n_vocab, 0),
         "negative": row(0, -1, 0),
         "too_large_at_the_end": row(0, 0, hparams.n_vocab),
-        "negative_at_the_end": row(0, 0, -100),  # which PyTorch's loss takes for nothing to predict
+        "negative_at_the_end": row(0, 0, -100),  # which PyTorch's cross_entropy ignores
         "too_large_in_second_row": beside(0, hparams.n_vocab, 0),
         "empty": np.zeros((1, 0), np.int32),
     }
@@ -87,10 +87,10 @@ def expected(plan: Plan) -> Iterable[Key]:
 
 def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
     if broken := loaded.broken():
-        raise ContractBroken(f"good tokens fail: {broken}")  # to refuse bad ones then shows nothing
+        raise ContractBroken(f"good tokens fail: {broken}")  # then a refusal of bad tokens shows nothing
     last = loaded.records[-1]
-    loaded.logits(last)  # while nothing was refused yet
-    refused = []  # caches that may be continued, each with the tokens that are in it
+    loaded.logits(last)  # before anything is refused
+    refused = []  # caches with room for a token, each with the tokens that are in it
     for scope, question in questions(plan).items():
         past = None if question.before is None else loaded.forward(question.before)[1]
         if question.before is not None and question.before.shape[1] < loaded.hparams.n_ctx:
@@ -105,7 +105,7 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
         if broken := loaded.broken():
             evidence = {"refused": shown(question), "good_tokens_fail": broken}
             yield Measurement(CASE, scope, "accepted", 1, evidence)
-            return  # whatever else would be asked would be refused
+            return  # every further call would raise
         yield Measurement(CASE, scope, "accepted", 0, {"refused_with": str(refusal)[:200]})
     units = loaded.units(loaded.forward(last.tokens)[0], loaded.logits(last), last)
     yield Measurement(CASE, AFTER, "noise_units", units)
@@ -114,14 +114,17 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
 
 
 def continued(loaded: Loaded, before: np.ndarray, past: Any, record: Record) -> float:
-    """How far a cache that was refused with a bad token goes on wrongly with a good one."""
+    """The error, in noise units, of decoding a valid token with a cache that was refused with a bad one.
+
+    before: the tokens in the cache, int32 [batch, n].
+    """
     good = np.zeros((len(before), 1), np.int32)
     whole, _ = loaded.forward(np.concatenate([before, good], axis=1))
     return loaded.units(loaded.forward(good, past)[0], whole[:, -1:], record)
 
 
 def ask(loaded: Loaded, question: Question, past: Any) -> None:
-    """Make the call, and have its result on the host: an asynchronous device may object only there."""
+    """Make the call and bring its result to the host: an asynchronous device may raise only then."""
     if question.capability is not None:
         question.capability.call(loaded, question.tokens, **question.keywords)
         return
@@ -130,7 +133,7 @@ def ask(loaded: Loaded, question: Question, past: Any) -> None:
 
 
 def shown(question: Question) -> Evidence:
-    """The function that was called, and the ids where they are few, or their shape."""
+    """The function that was called, and its tokens if they are fewer than five, or else their shape."""
     tokens = question.tokens
     few = {"tokens": tokens.tolist()} if tokens.size < 5 else {"tokens_of_shape": list(tokens.shape)}
     return {"function": question.function, **few}
@@ -138,7 +141,7 @@ def shown(question: Question) -> Evidence:
 
 CHECK = Check(
     name="bad_tokens",
-    establishes="ids out of range, no tokens and too many are refused; good tokens work afterwards",
+    establishes="ids out of range, no tokens and too many are refused; valid tokens work afterwards",
     expected=expected,
     measure=measure,
     limits={"accepted": NONE, "noise_units": NOISE},

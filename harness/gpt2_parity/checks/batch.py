@@ -1,4 +1,4 @@
-"""A row of a batch gets what it gets alone, in whichever place it stands."""
+"""Each row of a batch gets the same logits as alone, in any order of the rows."""
 
 from collections.abc import Iterable, Iterator
 
@@ -13,8 +13,8 @@ from gpt2_parity.reference.records import Record
 
 IN_CHUNKS = "beside_in_chunks"  # the only scope that goes through the cache
 MANY = "many_rows"
-ROWS = (11, 5)  # [batch, n]: no multiple of what kernels take at a time, and more
-LONG = 64  # positions: kernels take so many at a time, and short batches never see a second block
+ROWS = (11, 5)  # batch, n: more than a kernel processes at a time, and no multiple of it
+LONG = 64  # positions; kernels process as many at a time, and shorter batches have no second block
 
 
 def expected(plan: Plan) -> Iterable[Key]:
@@ -45,7 +45,7 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
 
 
 def many_rows(loaded: Loaded, record: Record) -> Measurement:
-    """Each of many short rows gets what it gets alone; in the noise of a record."""
+    """Compare many short rows, together, with each row alone, in noise units of a record."""
     batch, n = ROWS[0], min(ROWS[1], loaded.hparams.n_ctx)
     tokens = np.random.default_rng(0).integers(0, loaded.hparams.n_vocab, (batch, n)).astype(np.int32)
     together = loaded.forward(tokens)[0]
@@ -55,14 +55,14 @@ def many_rows(loaded: Loaded, record: Record) -> Measurement:
 
 
 def beside_another(loaded: Loaded, record: Record) -> Iterator[Measurement]:
-    """A long row gets what it gets alone when another one stands before it, whole and in chunks."""
+    """Compare a long row after another row with the same row alone, in prefill and in chunks."""
     both = np.concatenate([record.tokens[:, ::-1], record.tokens])
     cuts = chunk_cuts(both.shape[1])
     for scope, pieces in {"beside": [both], IN_CHUNKS: np.split(both, cuts, axis=1)}.items():
         parts, past = [], None
         for tokens in pieces:
             logits, past = loaded.forward(tokens, past)
-            parts.append(logits[1:].copy())  # what the other row got is not kept
+            parts.append(logits[1:].copy())  # the logits of the other row are not kept
             del logits
         units = loaded.units(np.concatenate(parts, axis=1), loaded.logits(record), record)
         yield Measurement(record.name, scope, "noise_units", units)
@@ -70,14 +70,14 @@ def beside_another(loaded: Loaded, record: Record) -> Iterator[Measurement]:
 
 CHECK = Check(
     name="batch",
-    establishes="a row of a batch gets what it gets alone, wherever it stands, and among eleven",
+    establishes="each row of a batch gets the same logits as alone, in any order and among eleven",
     expected=expected,
     measure=measure,
     limits={"noise_units": NOISE},
     after="kv_cache",
     blames="batch",
     precedence=50,
-    look_at="what crosses from one row of the batch to another",
-    # rows that are right side by side until they go through the cache are the cache's fault
+    look_at="operations that mix rows of the batch",
+    # if rows differ only when they go through the cache, the cache is at fault
     implied_by=(Implied(("kv_cache",), scope=IN_CHUNKS), Implied(("logits",), "as large")),
 )

@@ -1,4 +1,4 @@
-"""Causality: what later tokens may not change."""
+"""Causality: later tokens must not change the logits of earlier positions."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,7 +10,7 @@ from gpt2_parity.implementation.loaded import Loaded
 
 
 def cuts(n: int) -> list[int]:
-    """First positions of the futures that get changed: the second half, and the last token."""
+    """The positions from which tokens are changed: from the middle, and the last one."""
     return sorted({n // 2, n - 1} - {0})
 
 
@@ -32,12 +32,12 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
 
 CHECK = Check(
     name="causality",
-    establishes="future tokens change nothing in the past",
+    establishes="later tokens do not change the logits of earlier positions",
     expected=expected,
     measure=measure,
     limits={"noise_units": NOISE},
     after="batch",
-    blames="causality",  # of prefill: no cache can fail it
+    blames="causality",  # in prefill: a cache cannot fail it
     precedence=40,
-    look_at="the causal mask: scores of later positions must be hidden wholly (-inf, not -5)",
+    look_at="the causal mask: scores of later positions must be masked completely (-inf, not -5)",
 )

@@ -1,7 +1,7 @@
-"""The same tokens give the same bits again, and a result is not overwritten by later calls.
+"""The same tokens give the same bits again, and later calls do not overwrite earlier results.
 
-Once they have been seen: who compiles may compute a first call otherwise, though only within the noise,
-for the other checks look at first calls.
+The first call on a shape does not count: an implementation that compiles may compute it differently. The
+other checks hold first calls to the noise.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,8 +18,8 @@ from gpt2_parity.reference.distance import differing
 from gpt2_parity.reference.records import shape_of
 
 REPEATS = 3
-OTHERS = 3  # calls that a result outlives: some keep two or three buffers, and use them by turns
-MANY = 17  # of the last case
+OTHERS = 3  # calls made while a result is kept: some implementations alternate between 2 or 3 buffers
+MANY = 17  # such calls for the last case
 
 
 def expected(plan: Plan) -> Iterable[Key]:
@@ -33,7 +33,7 @@ def expected(plan: Plan) -> Iterable[Key]:
 def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
     for record in loaded.records:
         n_others = MANY if shape_of(record) == plan.cases[-1] else OTHERS
-        loaded.forward(record.tokens)  # kernels may settle: a compiler tries some of them first
+        loaded.forward(record.tokens)  # a compiler may try several kernels first
         first, _ = loaded.forward(record.tokens)
         before, after = outlived(loaded, record.tokens, None, n_others)
         again = [before, loaded.forward(record.tokens)[0]]
@@ -49,7 +49,7 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
 def outlived(
     loaded: Loaded, tokens: np.ndarray, past: Any, n_others: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits as they were returned, and the same array after calls on other tokens."""
+    """Logits [batch, n, n_vocab] as returned, and read again after n_others calls on other tokens."""
     held, _ = loaded.returned(tokens, past, None)  # the framework's own array
     before = loaded.host("logits", held, tokens.shape)
     for other in range(1, n_others + 1):
@@ -66,5 +66,5 @@ CHECK = Check(
     after="causality",
     blames="determinism",
     precedence=10,
-    look_at="random numbers (dropout left on?), uninitialised memory, a result buffer used twice",
+    look_at="random numbers (dropout left on?), uninitialised memory, a result buffer that is reused",
 )

@@ -1,10 +1,10 @@
 """The loss and its gradient by every weight agree with the float64 truth.
 
-Asked of implementations that offer ``loss_and_grads``, on the last case that has a token to predict,
-on the longest, where the model is small enough (a loss taken in pieces goes wrong between them), and
-of two other models, one of which has large logits. On the way back from the loss an error reaches every
-weight before it, so where it comes in is where it is met first; wpe and wte, which are used first, are
-met last.
+Runs if an implementation offers ``loss_and_grads``: on the last case that has a token to predict, on the
+longest if the model is small enough (a loss computed in pieces may be wrong where they meet), and on two
+auxiliary models, one of which has large logits. In the backward pass an error reaches every weight
+before it, so the first wrong gradient, counted from the loss, shows where it enters. wpe and wte are
+used first, so they come last.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,25 +28,25 @@ from gpt2_parity.reference.records import Record
 METRIC = "noise_units"
 GRADIENT = Limit(
     16.0,
-    "Noise units, as for logits, but of many small arrays, each with the unit of eight draws: honest "
-    "float32 was seen to reach 4.8, and float16 on outliers 9.3 in one of 60 seeds; faults are at 100s.",
+    "Noise units as for logits, but of many small arrays, each with a unit from eight draws. Honest "
+    "float32 was at up to 4.8, float16 on outliers at 9.3 in one of 60 seeds; faults are in the 100s.",
 )
-AFTER = "forward_after"  # whether forward is still what it was, dropout off, say
+AFTER = "forward_after"  # forward must still give the same logits: dropout off, for example
 OTHERS = (auxiliary_models.SECOND, auxiliary_models.LOGITS)
-KEPT = "kept"  # whether later calls leave alone what one has returned
-PASSES = 3 * (1 + noise.DRAWS)  # forward, that the way there and back costs, exact and in every draw
+KEPT = "kept"  # later calls must not overwrite earlier results
+PASSES = 3 * (1 + noise.DRAWS)  # the cost of forward and backward, exact and per draw, in forward passes
 
 
 def loss_and_grads(loaded: Loaded, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """The "loss" [] and the gradients by checkpoint name, on the host, for tokens int32 [batch, n].
 
-    Raises ContractBroken for a result that is no such pair, an unknown name or a misshapen gradient.
+    Raises ContractBroken for a result that is not such a pair, an unknown name or a misshapen gradient.
     """
     return gradients(loaded, loaded.impl.loss_and_grads(loaded.model, np.array(tokens)))
 
 
 def gradients(loaded: Loaded, returned: Any) -> dict[str, np.ndarray]:
-    """What loss_and_grads returned, on the host. Raises ContractBroken likewise."""
+    """What loss_and_grads returned, as the function above returns it, with the same exceptions."""
     pair = isinstance(returned, tuple) and len(returned) == 2
     if not pair or not isinstance(returned[1], Mapping):
         raise ContractBroken(
@@ -73,7 +73,7 @@ CAPABILITY = Capability(
 
 
 def examined(plan: Plan) -> list[str]:
-    """The cases that are looked at, those fixed for good before the fresh one."""
+    """The names of the cases to examine: the longest affordable one, and the last one."""
     cases = [case for case in plan.cases if case.n > 1]
     if CAPABILITY not in plan.offers or not cases:
         return []
@@ -102,15 +102,15 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
     if not cases:
         return
     last = records[cases[-1]]
-    loaded.logits(last)  # before anything is spoilt, though this check be the first in its process
-    # later calls are judged: gradients that pile up from call to call are right only once
+    loaded.logits(last)  # kept now, in case this check runs first and its calls spoil something
+    # later calls are judged: gradients that accumulate from call to call are right only once
     held = loaded.impl.loss_and_grads(loaded.model, (last.tokens + 1) % loaded.hparams.n_vocab)
     before = gradients(loaded, held)
     for case in cases[:-1]:
         yield from way_back(loaded, records[case])
     for name in OTHERS:
         with auxiliary_models.beside(loaded, name) as (other, record):
-            if name == OTHERS[0]:  # of the first model, while another one is loaded
+            if name == OTHERS[0]:  # the model under test, while another one is loaded
                 yield from way_back(loaded, last)
             yield from way_back(other, record)
     after = gradients(loaded, held)
@@ -122,12 +122,12 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
 
 
 def way_back(loaded: Loaded, record: Record) -> Iterator[Measurement]:
-    """The loss of a record's tokens and its gradients, the last first."""
+    """Measure the loss on a record's tokens and its gradients, from the last layer to the first."""
     given, first = loss_and_grads(loaded, record.tokens), ""
     truth = gradient.measure(loaded.params, loaded.hparams, record.tokens, loaded.target.dtype, seed=0)
     for name, want, unit in truth:
         if name not in given:
-            continue  # the judge finds it missing
+            continue  # the judge reports it as missing
         difference = max_abs(given[name], want)
         units = difference / unit
         evidence: Evidence = {"greatest_difference": difference}
@@ -146,7 +146,7 @@ CHECK = Check(
     after="overflow",
     blames="gradients",
     precedence=110,
-    look_at="the way back: the mean over all predicted tokens, both uses of wte, what is cut off",
+    look_at="the backward pass: the mean over all predicted tokens, both uses of wte, detached tensors",
     auxiliary=True,
     capability=CAPABILITY,
 )

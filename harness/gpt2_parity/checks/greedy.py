@@ -1,13 +1,14 @@
-"""Greedy decoding chooses the golden tokens, wherever the margin lets honest rounding decide.
+"""Greedy decoding chooses the golden tokens wherever the margin is larger than the noise.
 
 Three ways: teacher-forced (one forward pass over prompt and golden continuation, judged at every
 position), free-running through the cache, and the implementation's own generate. A position whose
-golden margin is within the noise is a near-tie: inconclusive, neither right nor wrong. After a
-near-tie has gone the other way, what a free run chooses next can no longer be compared. So generate is
-also held against its own forward, further than golden goes: each id must be a likeliest one there. That
-needs no golden, so fresh prompts are asked for too, those of two other models (of equal sizes, for who
-keeps a prompt's cache, or what was compiled) and, where the model is small enough, many of them and a
-text that fills the context.
+golden margin is within the noise is a near-tie: inconclusive, neither right nor wrong. Once a near-tie
+has gone the other way, the rest of a free run cannot be compared.
+
+So generate is also compared with the implementation's own forward, beyond the golden tokens: each id
+must be a likeliest one there. That needs no golden tokens, so it uses further prompts too: the fresh
+one, those of two auxiliary models (of equal sizes, to catch caches and compiled code keyed by shape
+alone) and, if the model is small enough, many fresh ones and one that fills the context.
 """
 
 import contextlib
@@ -27,20 +28,18 @@ from gpt2_parity.implementation.loaded import Loaded, describe
 from gpt2_parity.reference.distance import differing
 from gpt2_parity.reference.records import Record, shape_of
 
-MANY = 32  # prompts: with weights rounded to bfloat16 an id in some three hundred is another
+MANY = 32  # prompts: with weights rounded to bfloat16, about one id in three hundred changes
 ITSELF = "generate_by_forward"
-BESIDES = "generate_besides"  # of the first model, while another one is loaded
-KEPT = "kept"  # whether later calls leave alone the ids that one has returned
-CACHE = "cache_kept"  # and generate the cache of forward
-REFUSED = "generate_after_refusal"  # whether it begins anew where one broke off
+BESIDES = "generate_besides"  # the model under test, while another one is loaded
+KEPT = "kept"  # later calls must not overwrite ids that were returned
+CACHE = "cache_kept"  # generate must not overwrite the cache of forward
+REFUSED = "generate_after_refusal"  # generate must start afresh after a call that was refused
 OTHERS = (auxiliary_models.SECOND, auxiliary_models.LOGITS)
-NEAR_TIES = Limit(
-    math.inf, "A near-tie is neither right nor wrong: where there is one, it is inconclusive."
-)
+NEAR_TIES = Limit(math.inf, "A near-tie is neither right nor wrong: such a row is inconclusive.")
 
 
 def generated(loaded: Loaded, tokens: np.ndarray, n_new: int) -> np.ndarray:
-    """Ids int32 [batch, n_new] of its own loop, after tokens int32 [batch, n].
+    """Ids int32 [batch, n_new] by the implementation's generate, after tokens int32 [batch, n].
 
     Raises ContractBroken unless they are integers of that shape.
     """
@@ -51,7 +50,7 @@ def generated(loaded: Loaded, tokens: np.ndarray, n_new: int) -> np.ndarray:
 
 
 def call(loaded: Loaded, tokens: np.ndarray, n_new: int = 2) -> np.ndarray:
-    """Whatever generate returns, on the host."""
+    """What generate returns for tokens int32 [batch, n], on the host, unchecked."""
     return np.array(loaded.impl.generate(loaded.model, np.array(tokens), n_new))
 
 
@@ -59,7 +58,7 @@ CAPABILITY = Capability(
     signature="generate(model, tokens, n_new)",
     returns="the greedy continuation, int32 [batch, n_new]",
     call=call,
-    # of two new tokens after a full context the first has no position
+    # after a full context, the first of two new tokens has no position
     too_long={"too_long": TooLong(0, {"n_new": 2}), "too_long_prompt": TooLong(1, {"n_new": 1})},
 )
 
@@ -102,13 +101,13 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
 
 
 def half(loaded: Loaded) -> tuple[Record, np.ndarray]:
-    """The last record, and so much of its tokens that there is room for another one."""
+    """The last record and the first half of its tokens [batch, n], which leaves room for one more."""
     last = loaded.records[-1]
     return last, last.tokens[:, : (last.tokens.shape[1] + 1) // 2]
 
 
 def left_alone(loaded: Loaded) -> Iterator[Measurement]:
-    """What is held while generate is asked about other tokens: ids of its own, and a cache."""
+    """A call of generate must not change ids that it returned before, nor a cache of forward."""
     last, first = half(loaded)
     rest = last.tokens[:, first.shape[1] :]
     held = loaded.impl.generate(loaded.model, np.array(first), 1)
@@ -123,7 +122,7 @@ def left_alone(loaded: Loaded) -> Iterator[Measurement]:
 
 
 def after_refusal(loaded: Loaded) -> Measurement:
-    """The next token after a text for which there was no room; that it is refused bad_tokens sees to."""
+    """The next token after a call of generate without room, which it must refuse (bad_tokens checks)."""
     full = np.zeros((1, loaded.hparams.n_ctx), np.int32)
     with contextlib.suppress(Exception, SystemExit):
         loaded.impl.generate(loaded.model, full, 2)
@@ -131,7 +130,7 @@ def after_refusal(loaded: Loaded) -> Measurement:
 
 
 def beside_others(loaded: Loaded) -> Iterator[Measurement]:
-    """The first model's next token while another one is loaded, and the others' whole texts."""
+    """The next token of the model under test beside another one, and whole texts of the others."""
     for name in OTHERS:
         with auxiliary_models.beside(loaded, name) as (other, record):
             if name == OTHERS[0]:
@@ -141,7 +140,7 @@ def beside_others(loaded: Loaded) -> Iterator[Measurement]:
 
 
 def is_held(case: CaseShape, plan: Plan) -> bool:
-    """Whether generate is held against forward on a case."""
+    """Whether generate is compared with forward on a case."""
     if not offered(plan):
         return False
     if case.n == plan.hparams.n_ctx:
@@ -150,10 +149,10 @@ def is_held(case: CaseShape, plan: Plan) -> bool:
 
 
 def prompts(record: Record, plan: Plan) -> tuple[np.ndarray, int]:
-    """What generate is given, and how many tokens it is asked for."""
+    """The prompts int32 [batch, n] for generate on a record, and the number of new tokens."""
     tokens, hparams = record.tokens, plan.hparams
     batch, n = tokens.shape
-    if n == hparams.n_ctx:  # half of it, and as many as there is room for
+    if n == hparams.n_ctx:  # the first half, and as many new tokens as there is room for
         return tokens[:, : n // 2], n - n // 2
     n_new = min(plan.further, hparams.n_ctx - n)
     if shape_of(record) == plan.cases[-1] and plan.affords(MANY * (n + n_new)):
@@ -163,28 +162,31 @@ def prompts(record: Record, plan: Plan) -> tuple[np.ndarray, int]:
 
 
 def teacher_forced(loaded: Loaded, record: Record) -> np.ndarray:
-    """The choice at each position [batch, n_new], given the golden tokens before it."""
+    """The ids [batch, n_new] chosen at each position, given the golden tokens before it."""
     golden = record.arrays["greedy"]
     tokens = np.concatenate([record.tokens, golden[:, :-1]], axis=1)
     return choose(loaded.forward(tokens)[0][:, -golden.shape[1] :])
 
 
 def free_running(loaded: Loaded, record: Record) -> np.ndarray:
-    """Ids [batch, n_new] chosen from its own earlier choices, decoding through the cache."""
+    """The ids [batch, n_new] chosen after its own earlier choices, decoded through the cache."""
     chosen: list[np.ndarray] = []
     tokens, past = record.tokens, None
     for _ in range(record.arrays["greedy"].shape[1]):
         logits, past = loaded.forward(tokens, past)
         tokens = choose(logits[:, -1:])
         chosen.append(tokens)
-        tokens = np.maximum(tokens, 0)  # something to go on with: the verdict on -1 is certain
+        tokens = np.maximum(tokens, 0)  # a valid id to continue with: -1 is wrong in any case
     return np.concatenate(chosen, axis=1)
 
 
 def by_forward(loaded: Loaded, record: Record, tokens: np.ndarray, n_new: int) -> Measurement:
-    """How many ids of generate forward, given those before, finds less likely than another."""
+    """How many ids of generate are, by forward and given the ids before, less likely than another.
+
+    tokens: prompts int32 [batch, n].
+    """
     n = tokens.shape[1]
-    only = generated(loaded, tokens, 1)  # no more than that, and the prompt unspoilt
+    only = generated(loaded, tokens, 1)  # a call for one token only, on the same prompt
     ids = generated(loaded, tokens, n_new)
     given = np.concatenate([tokens, ids[:, :-1].clip(0, loaded.hparams.n_vocab - 1)], axis=1)
     logits = loaded.forward(given)[0][:, n - 1 :]  # [batch, n_new, n_vocab]
@@ -204,14 +206,17 @@ def by_forward(loaded: Loaded, record: Record, tokens: np.ndarray, n_new: int) -
 
 
 def unlikely(ids: np.ndarray, logits: np.ndarray, tie: float) -> np.ndarray:
-    """Which ids [batch, n] are no tokens, or less likely by more than a tie than another is."""
+    """Which ids [batch, n] are not tokens, or have a logit more than tie below the greatest: bool.
+
+    logits [batch, n, n_vocab]; tie: see near_tie.
+    """
     valid = (ids >= 0) & (ids < logits.shape[-1])
     chosen = np.take_along_axis(logits, np.where(valid, ids, 0)[..., None], axis=-1)[..., 0]
-    return ~(valid & (chosen >= logits.max(axis=-1) - tie))  # NaN is not likely
+    return ~(valid & (chosen >= logits.max(axis=-1) - tie))  # NaN is never likely
 
 
 def choose(logits: np.ndarray) -> np.ndarray:
-    """The likeliest token at each position, int32; -1, which is never right, where any is NaN."""
+    """The likeliest token int32 [batch, n] of logits [batch, n, n_vocab]; -1 (wrong) if any is NaN."""
     best = logits.argmax(axis=-1)
     return np.where(np.isnan(logits).any(axis=-1), -1, best).astype(np.int32)
 
@@ -221,7 +226,7 @@ def _judge(loaded: Loaded, record: Record, scope: str, ids: np.ndarray) -> Itera
     certified = record.arrays["margins"] > near_tie(record.noise(loaded.target.dtype))
     near_ties = int((~certified).sum())
     if scope != "teacher_forced":
-        # compare up to a row's first difference: what follows it answers another question
+        # compare up to a row's first difference: after it, the ids follow other tokens
         parted = np.cumsum(ids != golden, axis=1)
         certified = certified & ((parted == 0) | ((parted == 1) & (ids != golden)))
     wrong_at = certified & (ids != golden)
@@ -234,9 +239,10 @@ def _judge(loaded: Loaded, record: Record, scope: str, ids: np.ndarray) -> Itera
 
 
 def compared(loaded: Loaded, record: Record, ids: np.ndarray, wrong_at: np.ndarray) -> Evidence:
-    """The text chosen; where it differs from golden's, golden's text, the first difference, its margin.
+    """Evidence: the text chosen and, if it differs, the golden text, the first difference, its margin.
 
-    Of a batch it is the first row that is wrong, or else the first that differs within the noise.
+    ids int32 and wrong_at bool, [batch, n_new]. The row is the first that is wrong, or else the first
+    that differs within the noise.
     """
     golden = record.arrays["greedy"]
     differs = wrong_at if wrong_at.any() else ids != golden
@@ -254,14 +260,14 @@ def compared(loaded: Loaded, record: Record, ids: np.ndarray, wrong_at: np.ndarr
 
 
 def spelled(loaded: Loaded, ids: list[int]) -> str | list[int]:
-    """Ids as text; as numbers where one of them is not a token (-1: chosen among NaN)."""
+    """Ids as text, or as numbers if one of them is not a token (-1: chosen among NaN)."""
     known = all(0 <= i < loaded.hparams.n_vocab for i in ids)
     return loaded.text(ids) if known else ids
 
 
 CHECK = Check(
     name="greedy",
-    establishes="the golden tokens are chosen: teacher-forced, free-running, and by generate",
+    establishes="decoding chooses the golden tokens: teacher-forced, free-running, and by generate",
     expected=expected,
     measure=measure,
     limits={

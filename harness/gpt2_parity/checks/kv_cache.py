@@ -1,7 +1,7 @@
-"""Decoding through the cache gives what prefill gives, token by token and in chunks.
+"""Decode through the cache agrees with prefill, token by token and in chunks.
 
-And a cache may be continued in two ways, or by single tokens in three, by turns, without any of them
-knowing of the others, or of what else was computed since.
+A cache may also be continued in two ways, or by single tokens in three, in turns. None of these may
+affect the others, nor may other calls in between.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,15 +15,15 @@ from gpt2_parity.contract.rows import Measurement
 from gpt2_parity.implementation.loaded import Loaded, chunk_cuts
 from gpt2_parity.reference.records import Record, shape_of
 
-LONG = 64  # of a longer case only some tokens are decoded alone: token by token would take minutes
-SEVENTHS = (3, 5, 6)  # of a long case: no multiple of what kernels take at a time
-FEW = (0, 1, 3, 6, 10, 18)  # there chunks of 1, 2, 3, 4 and 8 follow one another
+LONG = 64  # in a longer case only some tokens are decoded alone: all of them would take minutes
+SEVENTHS = (3, 5, 6)  # of a long case: positions that are no multiples of a kernel's block
+FEW = (0, 1, 3, 6, 10, 18)  # cuts from there on: chunks of 1, 2, 3, 4 and 8 tokens
 TWICE = "continued_twice"
 THREE_WAYS = "continued_in_three_ways"
 
 
 def splits(case: CaseShape) -> dict[str, list[int]]:
-    """Where a case's tokens are cut, by scope; uneven on purpose."""
+    """The positions at which a case's tokens are cut, by scope; uneven on purpose."""
     if case.n < 2:
         return {}
     single = {"some_alone": alone(case.n)} if case.n > LONG else {"token_by_token": [*range(1, case.n)]}
@@ -31,7 +31,7 @@ def splits(case: CaseShape) -> dict[str, list[int]]:
 
 
 def alone(n: int) -> list[int]:
-    """Where n tokens are cut so that some are alone: there, and where pages and blocks begin."""
+    """Cuts of n tokens that leave some alone: at SEVENTHS, and where pages and blocks begin."""
     pages = {2**i + j for i in range(n.bit_length()) for j in (0, 1)}
     few = {n * part // 7 + j for part in SEVENTHS for j in FEW}
     return sorted(cut for cut in pages | few if cut < n)
@@ -57,12 +57,12 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
 
 
 def continued_twice(loaded: Loaded, record: Record) -> float:
-    """Noise units of both ways in which one cache goes on; other calls come in between."""
+    """The error of two continuations of one cache, in noise units, with other calls in between."""
     n, n_vocab = record.tokens.shape[1], loaded.hparams.n_vocab
     first, middle, last = np.split(record.tokens, [n // 2, n - 1], axis=1)
     other = (middle + 1) % n_vocab
     _, past = loaded.forward(first)
-    loaded.forward((first + 1) % n_vocab)  # a buffer that all prefills share has this one's keys now
+    loaded.forward((first + 1) % n_vocab)  # a buffer that all prefills share now has other keys
     got, present = loaded.forward(middle, past)
     instead, _ = loaded.forward(other, past)
     end, _ = loaded.forward(last, present)
@@ -72,14 +72,14 @@ def continued_twice(loaded: Loaded, record: Record) -> float:
 
 
 def three_ways(loaded: Loaded, record: Record) -> float:
-    """Noise units of three continuations of one cache: each by a token of its own, then by one more.
+    """The error, in noise units, of three continuations of one cache by its own token and one more.
 
-    A single token is what a search continues with, and what may have a path of its own.
+    A search continues with single tokens, which may have a code path of their own.
     """
     n, n_vocab = record.tokens.shape[1], loaded.hparams.n_vocab
     first, middle, last = np.split(record.tokens, [n - 2, n - 1], axis=1)
     _, past = loaded.forward(first)
-    for other in (1, 2, 3):  # prefills that may have buffers by turns
+    for other in (1, 2, 3):  # implementations may alternate between buffers for prefill
         loaded.forward((first + other) % n_vocab)
     tokens = [(middle + way) % n_vocab for way in range(3)]
     begun = [loaded.forward(token, past) for token in tokens]
@@ -94,7 +94,7 @@ def three_ways(loaded: Loaded, record: Record) -> float:
 
 CHECK = Check(
     name="kv_cache",
-    establishes="decoding by token and in chunks gives what prefill gives; caches may branch",
+    establishes="decode, token by token and in chunks, agrees with prefill; caches may branch",
     expected=expected,
     measure=measure,
     limits={"noise_units": NOISE},

@@ -1,6 +1,6 @@
-"""The shortest and the longest input work: one token, n_ctx tokens, and the last free place.
+"""The shortest and the longest input are right: 1 token, n_ctx tokens, and the last free position.
 
-And those around the powers of two in between, where a kernel's last block has one token or lacks one.
+So are lengths around the powers of two, where a kernel's last block has one token or lacks one.
 """
 
 from collections.abc import Iterable, Iterator
@@ -39,26 +39,26 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
 
 
 def in_between(loaded: Loaded, record: Record) -> Measurement:
-    """The worst of the prefills of its first tokens, so many as blocks have, one more and one less."""
-    n, found = record.tokens.shape[1], []
+    """The worst prefill of a record's first tokens, for lengths of 2^i - 1, 2^i and 2^i + 1."""
+    n, measured = record.tokens.shape[1], []
     for length in sorted({2**i + j for i in range(1, n.bit_length()) for j in (-1, 0, 1)}):
         if length < n:
             got = loaded.forward(record.tokens[:, :length])[0]
             units = loaded.units(got, record.logits[:, :length], record)
-            found.append((units, {"length": length}))
-    units, evidence = max(found, key=rounding.rank)
+            measured.append((units, {"length": length}))
+    units, evidence = max(measured, key=rounding.rank)
     return Measurement(record.name, "in_between", "noise_units", units, evidence)
 
 
 CHECK = Check(
     name="lengths",
-    establishes="1 token, n_ctx tokens, the last free position of the cache, around each power of two",
+    establishes="1 token, n_ctx tokens, the last free position and lengths around powers of two work",
     expected=expected,
     measure=measure,
     limits={"noise_units": NOISE},
     after="determinism",
     blames="lengths",
     precedence=70,
-    look_at="what is done for a single token, for n_ctx of them and for the last free position",
+    look_at="the handling of a single token, of n_ctx tokens and of the last free position",
     implied_by=(Implied(("logits",), "everywhere"), Implied(("logits", "activations"), "elsewhere")),
 )

@@ -1,12 +1,12 @@
-"""Every operation is right, given its own input: errors in rounding units of that very operation.
+"""Every operation is right, given its own input: errors in rounding units of that operation.
 
-For each operation between taps the result is recomputed in float64 from the implementation's own
-captured input, and the difference is divided by what rounding at the declared precision can do
-(bounds.py). An operation that only inherits an error computes rightly from its wrong input, so what
-fails here is what introduces error. Prefill is examined, and decode through the cache likewise.
+The result of each operation is recomputed in float64 from the implementation's own captured input, and
+the difference is divided by the rounding bound at the declared precision (reference/rounding.py). An
+operation that only inherits an error is right given its wrong input, so an operation that fails here
+introduces the error. Prefill is examined, and decode through the cache.
 
-Where the taps between are missing, the longer segment is recomputed from the nearest captured
-ones and judged against the noise of that segment. A failure is diagnosed on the spot.
+If an input is not tapped, the longer segment from the nearest captured taps is recomputed, and its error
+is given in noise units of that segment. Failures are diagnosed in this check.
 """
 
 import itertools
@@ -32,10 +32,10 @@ from gpt2_parity.reference.records import Record, shape_of
 from gpt2_parity.reference.rounding import Roundoff
 
 LONG = 64  # a longer case is examined in prefill only
-BLOCK = 2_500_000  # elements of a weight that are converted to float64 at a time (c_fc of 124M at once)
+BLOCK = 2_500_000  # elements of a weight converted to float64 at a time (all of 124M's c_fc)
 SEGMENT_DRAWS = 3
 INHERITED = {"inherited": "input_not_finite"}
-EXAMPLES = 4  # failures of one kind of place that are diagnosed; the others share the finding
+EXAMPLES = 4  # failures of one operation, over all layers, that are diagnosed; the rest share the result
 
 
 class LocalResult(NamedTuple):
@@ -46,9 +46,9 @@ class LocalResult(NamedTuple):
     metric: str
     value: float
     evidence: Evidence
-    most: float  # that the value may be
-    left: dict[str, float]
-    positions: int  # in all rows together
+    most: float  # the limit of the value
+    left: dict[str, float]  # by mistake, in rounding units
+    positions: int  # in all rows of the batch together
 
     @property
     def measurement(self) -> Measurement:
@@ -56,7 +56,7 @@ class LocalResult(NamedTuple):
 
 
 def modes(case: CaseShape) -> dict[str, list[int]]:
-    """How a case is run, by the ending of the metric: cuts of the tokens, none for prefill."""
+    """The ways to run a case, by suffix of the metric: the cuts of the tokens, none for prefill."""
     return {"": []} | ({"_decode": chunk_cuts(case.n)} if 2 <= case.n <= LONG else {})
 
 
@@ -82,7 +82,7 @@ def expected(plan: Plan) -> Iterable[Key]:
 
 
 def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
-    failures: list[LocalResult] = []  # told last: one diagnosis is sought for all of a kind
+    failures: list[LocalResult] = []  # yielded last: failures of one kind share a diagnosis
     diagnosed: dict[str, int] = defaultdict(int)
     for record in loaded.records:
         for mode, cuts in modes(shape_of(record)).items() if plan.taps else ():
@@ -103,36 +103,36 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
 
 
 def needed(op: Op, metric: str) -> tuple[str, ...]:
-    """What must be captured to examine an operation by itself, or as the end of a segment."""
+    """The taps needed to examine an operation by itself, or as the end of a segment."""
     return (op.name,) if metric.startswith("segment") else (op.name, *op.inputs)
 
 
 class Examined(NamedTuple):
-    """One operation of one run."""
+    """One operation in one run of a case."""
 
     loaded: Loaded
     record: Record
-    captured: Mapping[str, np.ndarray]
+    captured: Mapping[str, np.ndarray]  # taps and logits by name, each [batch, n, width]
     op: Op
     metric: str
     cuts: tuple[int, ...] = ()
-    held: str = "all"  # which weights are to be those of the declared dtype (bounds.HELD)
-    cast: bool = False  # whether the input of a product is rounded to it, too
+    held: str = "all"  # which weights are rounded to the declared dtype (rounding.HELD)
+    cast: bool = False  # whether the input of a product is rounded to it too
 
     def finding(self, value: float, evidence: Evidence, diagnosed: dict[str, int]) -> LocalResult:
-        """What its greatest error, in units, says; a failure is diagnosed, unless many like it were."""
+        """The finding for its greatest error, in units; the first EXAMPLES failures are diagnosed."""
         most = rounding.LIMITS.of(self.op.kind, self.loaded.target.dtype).most
         if self.judged_alone() and value > most / 2 and (others := self.others()):
             tried = zip(others, examine(others), strict=True)
-            other, found = min(tried, key=lambda each: rounding.rank(each[1]))
-            if found[0] <= min(most, value):
-                return other.finding(*found, diagnosed)
+            other, worst = min(tried, key=lambda each: rounding.rank(each[1]))
+            if worst[0] <= min(most, value):
+                return other.finding(*worst, diagnosed)
         if self.judged_alone() and value <= most and self.inherits_nan():
             value, evidence = math.nan, dict(INHERITED)
         left = {}
-        place = (self.op.name.partition("/")[2] or self.op.kind) + self.metric
-        if self.judged_alone() and value > most and diagnosed[place] < EXAMPLES:
-            diagnosed[place] += 1
+        kind = (self.op.name.partition("/")[2] or self.op.kind) + self.metric
+        if self.judged_alone() and value > most and diagnosed[kind] < EXAMPLES:
+            diagnosed[kind] += 1
             left = matching.explain(self.scene())
         positions = self.record.tokens.size
         return LocalResult(
@@ -140,30 +140,32 @@ class Examined(NamedTuple):
         )
 
     def others(self) -> list["Examined"]:
-        """The same, by other honest ways to compute at the declared dtype."""
+        """The same operation, by other honest ways to compute it at the declared dtype."""
         if (self.held, self.cast) != ("all", False) or self.op.kind in ("attention", "gelu", "add"):
             return []
         held = rounding.ways(self.loaded.target.dtype)[1:]
         other = [self._replace(held=each) for each in held]
-        if held and self.op.kind in ("linear", "head"):  # who casts it may tap it as it was before
+        if held and self.op.kind in ("linear", "head"):  # the tap may be of the input before it is cast
             other += [self._replace(held=each, cast=True) for each in ("all", "matrices")]
         return other
 
     def judged_alone(self) -> bool:
-        """By its own rounding, and not as the end of a segment."""
+        """Whether it is judged by its own rounding, not as the end of a segment."""
         return not self.metric.startswith("segment")
 
     def params(self) -> Mapping[str, np.ndarray]:
+        """The weights by checkpoint name, rounded as held says."""
         return rounding.weights_at(self.loaded.params, self.loaded.target.dtype, self.held)
 
     def inputs(self) -> list[np.ndarray]:
+        """The captured inputs, each float64 [batch, n, width]."""
         inputs = [self.captured[name] for name in self.op.inputs]
         if self.cast:
             inputs = [dtypes.round_nearest(x, self.loaded.target.dtype) for x in inputs]
         return [np.asarray(x, np.float64) for x in inputs]
 
     def blocks(self) -> list[slice]:
-        """The columns of its result in parts, to convert only so much of a weight at a time."""
+        """Slices of the columns of its result that need at most about BLOCK elements of a weight."""
         if self.op.kind not in ("linear", "head"):
             return [slice(None)]
         width = self.captured[self.op.name].shape[-1]
@@ -171,7 +173,7 @@ class Examined(NamedTuple):
         return [slice(start, min(start + step, width)) for start in range(0, width, step)]
 
     def weights(self, columns: slice) -> Mapping[str, np.ndarray]:
-        """The weights that some columns of its result are made of."""
+        """The weights of some columns of its result, by checkpoint name."""
         params, scope = self.loaded.params, self.op.name
         if self.op.kind == "head":
             part = {"wte": params["wte"][columns]}
@@ -182,30 +184,32 @@ class Examined(NamedTuple):
         return rounding.weights_at(part, self.loaded.target.dtype, self.held)
 
     def part(self, columns: slice) -> tuple[float, Evidence]:
-        """The greatest error in some columns of its result, in units, and where it is."""
+        """The greatest error in some columns of its result, in rounding units, and its location."""
         exact, size = self.exact(self.inputs(), self.weights(columns))
         got = self.captured[self.op.name][..., columns]
         units = rounding.units(got, exact, size)
-        if self.inherits_nan():  # what NaN reaches cannot be judged, and the row will say so
+        if self.inherits_nan():  # what NaN reaches cannot be judged; the row reports that
             units[~np.isfinite(exact)] = 0
-        place = np.unravel_index(np.argmax(units), units.shape)  # of a NaN, if there is one
-        row, position, column = (int(i) for i in place)
+        worst = np.unravel_index(np.argmax(units), units.shape)  # of a NaN, if there is one
+        row, position, column = (int(i) for i in worst)
         at = [row, position, column + (columns.start or 0)]
-        return float(units[place]), {"at": at, "got": float(got[place]), "right": float(exact[place])}
+        return float(units[worst]), {"at": at, "got": float(got[worst]), "right": float(exact[worst])}
 
     def inherits_nan(self) -> bool:
-        """An input is not finite: even where the operation is right, its result is no good."""
+        """Whether an input is not finite: then the operation cannot be judged."""
         return not all(np.isfinite(self.captured[name]).all() for name in self.op.inputs)
 
     def exact(
         self, inputs: list[np.ndarray], params: Mapping[str, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
+        """The right result for these inputs, and its rounding bound, both [batch, n, width]."""
         hparams, tokens = self.loaded.hparams, self.record.tokens
         result = oracle.apply(self.op, inputs, params, hparams, tokens)
         roundoff = Roundoff.of(self.loaded.target.dtype)
         return result, rounding.bound(self.op, inputs, result, params, hparams, roundoff)
 
     def scene(self) -> Scene:
+        """The operation and what was captured around it, for the diagnosis."""
         inputs, params = self.inputs(), self.params()
         exact, size = self.exact(inputs, params)
         taps = {
@@ -227,7 +231,7 @@ class Examined(NamedTuple):
         )
 
     def segment(self) -> tuple[float, Evidence]:
-        """The error of all operations since the captured ones, in units of their own noise."""
+        """The error of all operations since the nearest captured taps, in units of their noise."""
         dtype = self.loaded.target.dtype
         starts: list[str] = []
         exact = self.recompute(oracle.EXACT, starts)
@@ -241,7 +245,7 @@ class Examined(NamedTuple):
         return value, {"recomputed_from": list(dict.fromkeys(starts))}
 
     def recompute(self, arithmetic: oracle.Arithmetic, starts: list[str]) -> np.ndarray:
-        """The operation from the nearest captured taps before it; each in between is made once."""
+        """The result [batch, n, width] from the nearest captured taps; their names go to starts."""
         loaded, tokens = self.loaded, self.record.tokens
         wanted, way = {self.op.name}, list[Op]()
         for op in reversed(graph(loaded.hparams.n_layer)):
@@ -259,48 +263,48 @@ class Examined(NamedTuple):
 
 
 def examine(scenes: list[Examined]) -> list[tuple[float, Evidence]]:
-    """The greatest error of each in units, and where it is.
+    """The greatest error of each in units, and its location.
 
-    Operations that are judged alone go side by side, in blocks; segments one after the other, for each
-    may be a whole layer, with all that it needs in between.
+    Operations that are judged alone run side by side, in blocks. Segments run one after the other: each
+    may be a whole layer and need as much memory.
     """
     alone = [scene for scene in scenes if scene.judged_alone()]
     parts = [(scene, columns) for scene in alone for columns in scene.blocks()]
-    found = iter(parallel.each(lambda part: part[0].part(part[1]), parts))
+    results = iter(parallel.each(lambda part: part[0].part(part[1]), parts))
 
     def worst(scene: Examined) -> tuple[float, Evidence]:
         if not scene.judged_alone():
             return scene.segment()
-        own = list(itertools.islice(found, len(scene.blocks())))
+        own = list(itertools.islice(results, len(scene.blocks())))
         return max(own, key=rounding.rank)
 
     return [worst(scene) for scene in scenes]
 
 
 def conclude(findings: list[LocalResult]) -> Iterator[Measurement]:
-    """Failures, with the diagnosis that all failures at the same kind of place agree on."""
+    """Failures, with the diagnosis that all failures of the same operation agree on, over all layers."""
     groups: dict[str, list[LocalResult]] = defaultdict(list)
     for finding in findings:
         if finding.left:
             groups[place_of(finding)].append(finding)
-    agreed = {place: agree(group) for place, group in groups.items()}
+    agreed = {kind: agree(group) for kind, group in groups.items()}
     for finding in findings:
-        found = finding.measurement
+        measurement = finding.measurement
         if finding.value > finding.most and place_of(finding) in agreed:
-            found = match(finding, agreed[place_of(finding)]).on(found)
-        yield found
+            measurement = match(finding, agreed[place_of(finding)]).on(measurement)
+        yield measurement
 
 
 def place_of(finding: LocalResult) -> str:
-    """The same operation in all layers, and prefill apart from decode."""
+    """The group of a finding: its operation, over all layers; prefill and decode are separate."""
     leaf = finding.op.name.partition("/")[2] or finding.op.kind
     return f"{leaf} {finding.metric}"
 
 
 def agree(group: list[LocalResult]) -> tuple[str, float, float]:
-    """The mistake under which the least is left over all findings, with before and after.
+    """The mistake that leaves the least error over all findings, and the error before and after it.
 
-    The first on the shelf wins where several are as good: particular ones stand before general ones.
+    If several are as good, the first registered wins: specific ones come before general ones.
     """
     telling = [finding for finding in group if finding.positions >= FEW]
     group = telling or group
@@ -312,26 +316,28 @@ def agree(group: list[LocalResult]) -> tuple[str, float, float]:
 
 
 def match(finding: LocalResult, agreed: tuple[str, float, float]) -> Match:
-    """The mistake that its kind of place agrees on, or its own nearest one where that explains more."""
+    """The mistake that its group agrees on, or its own nearest if that does not explain the finding."""
     name, _, after = agreed
-    if finding.left and not explains(finding, after):  # several mistakes at one kind of place
+    if finding.left and not explains(finding, after):  # several mistakes in one group
         name, after = min(finding.left.items(), key=lambda item: item[1])
     return Match(name, bool(name) and explains(finding, after), finding.value, after)
 
 
 def explains(finding: LocalResult, after: float) -> bool:
-    """Back at rounding level; or all but, when the error was greater by orders of magnitude."""
+    """Whether the error falls to rounding level, or nearly so from orders of magnitude above it."""
     most = finding.most
     nearly = after <= 8 * most and after <= finding.value / 100
     return after <= most or nearly or (math.isfinite(after) and after <= finding.value * 1e-4)
 
 
 LOOK_AT = {
-    "embedding": "the token and position lookup: wte[token] + wpe[position], counted on from the cache",
+    "embedding": "the token and position lookup: wte[token] + wpe[position], and how positions continue "
+    "from the cache",
     "layer_norm": "the layer norm: biased variance, epsilon 1e-5 inside the root, then times g plus b",
     "linear": "this product: x @ w + b with w as [n_in, n_out], and the precision it is computed in",
-    "attention": "the attention: q, k, v, heads apart, 1/sqrt(head), causal mask, softmax, merged",
-    "add": "this residual addition: what is added to what",
+    "attention": "the attention: the split into q, k, v and heads, 1/sqrt(head), causal mask, softmax, "
+    "merge",
+    "add": "this residual addition: which two results it adds",
     "gelu": "the activation between mlp/c_fc and mlp/c_proj: the tanh form of GELU",
     "head": "the logits: ln_f's result times wte transposed, for every position",
 }
@@ -344,7 +350,7 @@ CHECK = Check(
         "rounding_units": rounding.LIMITS,
         "segment_noise_units": Limit(
             8.0,
-            "Noise units of the segment itself, three draws: as for logits, honest runs are at about 1.",
+            "Noise units of the segment, from three draws: as for logits, honest runs are at about 1.",
         ),
     },
     after="activations",

@@ -1,8 +1,8 @@
 """Logits of every position agree with the float64 truth.
 
-Four views, each in units of its own noise: the greatest difference, the root mean square, the KL
-divergence of the next-token distribution, and the five likeliest tokens, where an exchange counts
-only if the two logits are further apart than honest rounding could bridge.
+Four measures: the greatest difference, the root mean square and the KL divergence of the next-token
+distribution, each in its own noise units, and the five likeliest tokens, where an exchange counts only
+if the two logits differ by more than honest rounding can explain.
 """
 
 import functools
@@ -38,7 +38,7 @@ def expected(plan: Plan) -> Iterable[Key]:
 
 
 def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
-    unexplained: dict[str, list[Measurement]] = {}  # by case, until the reason is known
+    unexplained: dict[str, list[Measurement]] = {}  # by case, until they are diagnosed
     for record in loaded.records:
         got, want = loaded.logits(record), record.logits
         greatest, rms, kl = record.logits_noise(loaded.target.dtype)
@@ -55,13 +55,16 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
     if unexplained:
         records = [record for record in loaded.records if record.name in unexplained]
         matches = whole_model.explain(loaded, records)
-        for found in (found for measured in unexplained.values() for found in measured):
-            yield matches[found.case].on(found) if beyond(found) and found.case in matches else found
+        for each in (each for measured in unexplained.values() for each in measured):
+            yield matches[each.case].on(each) if beyond(each) and each.case in matches else each
 
 
 def views(got: np.ndarray, want: np.ndarray, tie: float) -> list[float]:
-    """KL divergence (nats), greatest difference, its root mean square and wrong top tokens."""
-    four: list[Callable[[np.ndarray, np.ndarray], float]] = [  # the longest first
+    """KL divergence (nats), greatest difference, root mean square, and number of wrong top tokens.
+
+    got, want: logits [batch, n, n_vocab].
+    """
+    four: list[Callable[[np.ndarray, np.ndarray], float]] = [  # the slowest first
         distance.kl_divergence,
         distance.max_abs,
         distance.rms,
@@ -70,13 +73,16 @@ def views(got: np.ndarray, want: np.ndarray, tie: float) -> list[float]:
     return parallel.each(lambda view: view(got, want), four)
 
 
-def beyond(found: Measurement) -> bool:
-    """Whether a diagnosis is called for; whether it fails is for the judge to say."""
-    return not found.value <= LIMITS[found.metric].most
+def beyond(measurement: Measurement) -> bool:
+    """Whether a measurement needs a diagnosis. verdict/judge.py decides whether it fails."""
+    return not measurement.value <= LIMITS[measurement.metric].most
 
 
 def top_wrong(got: np.ndarray, want: np.ndarray, tie: float) -> float:
-    """Tokens among got's top five that want ranks below its own fifth by more than tie."""
+    """The number of tokens in got's top five whose logit in want is more than tie below want's fifth.
+
+    got, want: logits [batch, n, n_vocab]. NaN if got is not finite.
+    """
     if not np.isfinite(got).all():
         return float("nan")
     wrong = 0
@@ -88,11 +94,11 @@ def top_wrong(got: np.ndarray, want: np.ndarray, tie: float) -> float:
 
 CHECK = Check(
     name="logits",
-    establishes="logits of every position agree with the float64 truth: greatest, RMS, KL, top 5",
+    establishes="the logits of every position agree with the float64 truth: maximum, RMS, KL, top 5",
     expected=expected,
     measure=measure,
     limits=LIMITS,
     blames="logits",
     precedence=90,
-    look_at="the forward pass; call tap in it, and the verdict can name the operation that is wrong",
+    look_at="the forward pass; if it calls tap, the verdict can name the operation that is wrong",
 )

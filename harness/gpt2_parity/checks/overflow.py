@@ -1,7 +1,8 @@
-"""Large scores, inputs of GELU, residuals and logits come out right, whether the model has any or not.
+"""Large attention scores, GELU inputs, residuals and logits give right results.
 
-exp overflows float32 beyond 88: where the greatest score is not subtracted first, or tanh is taken for a
-quotient of exps. And in float16 squares overflow beyond 255.
+Auxiliary models have them, so that the model under test need not. exp overflows float32 above 88: if the
+greatest score is not subtracted first, or if tanh is computed as a quotient of exps. In float16, squares
+overflow above 255.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,14 +28,14 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
 
 CHECK = Check(
     name="overflow",
-    establishes="large attention scores, GELU inputs, residuals and logits come out right",
+    establishes="large attention scores, GELU inputs, residuals and logits give right results",
     expected=expected,
     measure=measure,
     limits={"noise_units": NOISE},
     after="sizes",
     blames="overflow",
     precedence=130,
-    look_at="exp of large values: the greatest score comes off first, tanh is no quotient of exps, "
-    "the mask is -inf; squares in float16",
+    look_at="exp of large values (subtract the greatest score first, compute tanh without a quotient of "
+    "exps, mask with -inf), and at squares in float16",
     auxiliary=True,
 )

@@ -1,9 +1,9 @@
-"""Every matrix product is computed in the precision that was declared, as its error tells.
+"""Every matrix product is computed in the declared precision, as its error shows.
 
-The fingerprint: the root-mean-square error of a product, given its own input, is compared with
-what the declared precision makes of it. ``bits_lost`` is the base-2 logarithm of their ratio: about 0 or
-less when honest, 11 to 13 for TF32 passed off as float32. What fits the error best is named, and an
-implementation that computes in a higher precision than it declares is told so.
+The root-mean-square error of a product, given its own input, is compared with the error that the
+declared precision causes. ``bits_lost`` is the base-2 logarithm of their ratio: about 0 or less if
+honest, 11 to 13 for TF32 passed off as float32. The evidence names the precision that fits the error
+best, and mentions products that are computed in a higher precision than declared.
 """
 
 import math
@@ -22,22 +22,23 @@ from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.mistakes.registry import narrow
 from gpt2_parity.reference import parallel, rounding
 
-COLUMNS = 32  # output channels that are looked at, evenly spread
-ROWS = 64  # and positions, likewise: 2048 errors give their root mean square to a few per cent
+COLUMNS = 32  # output channels examined, evenly spread
+ROWS = 64  # positions examined, likewise: 2048 errors give a root mean square to a few per cent
 SLACK = 1.5  # bits by which an honest error may exceed the expected one
 
 
 class Product(NamedTuple):
     """A part of one matrix product: x [rows, n_in] @ w [n_in, columns] + b."""
 
-    x: np.ndarray
-    w: np.ndarray
-    b: np.ndarray
-    got: np.ndarray
-    norm: float  # mean square of ||x w||_2
+    x: np.ndarray  # [rows, n_in]
+    w: np.ndarray  # [n_in, columns]
+    b: np.ndarray  # [columns]
+    got: np.ndarray  # the captured result [rows, columns]
+    norm: float  # mean of ||x w||_2 squared
 
 
 def products(plan: Plan) -> list[Op]:
+    """The matrix products whose input and result are tapped."""
     known = {*plan.taps, "logits"}
     ops = graph(plan.hparams.n_layer)
     return [
@@ -68,27 +69,30 @@ def fingerprint(
     params: Mapping[str, np.ndarray],
     declared: str,
 ) -> Measurement:
-    """bits_lost of one product, with the measured precision named in the detail."""
-    found = take(op, captured, rounding.weights_at(params, declared))
-    lost = bits_lost(found, declared)
+    """bits_lost of one product, with the measured precision in the evidence.
+
+    captured: activations and logits, [batch, n, width], by name.
+    """
+    product = take(op, captured, rounding.weights_at(params, declared))
+    lost = bits_lost(product, declared)
     if declared in DROPPED_BITS:
         whole = take(op, captured, params)
         wider = bits_lost(whole, declared)
         if wider < lost - 1:  # the weights are kept wider than declared
-            found, lost = whole, wider
-    measured = name_precision(found)
+            product, lost = whole, wider
+    measured = name_precision(product)
     evidence: Evidence = {"measured": measured, "declared": declared}
-    if rank(measured) < rank(declared):  # which passes, and is mentioned
+    if rank(measured) < rank(declared):  # this passes, and is mentioned
         evidence["wider"] = True
     return Measurement(case, op.name, "bits_lost", lost, evidence)
 
 
 def take(op: Op, captured: Mapping[str, np.ndarray], params: Mapping[str, np.ndarray]) -> Product:
-    """Evenly spread columns of a product, all float64."""
+    """Evenly spread rows and columns of a product, all float64; captured: [batch, n, width] by name."""
     head = op.kind == "head"
     x, got = (captured[name].reshape(-1, captured[name].shape[-1]) for name in (op.inputs[0], op.name))
     rows, columns = spread(len(x), ROWS), spread(got.shape[1], COLUMNS)
-    # rows of wte are picked before it is turned: np.take would first copy all of a turned table
+    # rows of wte are selected before it is transposed: np.take would first copy the whole transpose
     w = params["wte"][columns].T if head else np.take(params[f"{op.name}/w"], columns, axis=1)
     b = np.zeros(len(columns)) if head else params[f"{op.name}/b"][columns]
     parts = (x[rows], w, b, got[np.ix_(rows, columns)])
@@ -97,12 +101,12 @@ def take(op: Op, captured: Mapping[str, np.ndarray], params: Mapping[str, np.nda
 
 
 def spread(n: int, most: int) -> np.ndarray:
-    """At most so many of n indices, evenly spread."""
+    """At most ``most`` of n indices, evenly spread: int [at most most]."""
     return np.unique(np.linspace(0, n - 1, min(most, n)).astype(int))
 
 
 def error(product: Product, cast: str | None = None) -> float:
-    """RMS error of the result, against exact factors or against factors rounded to a format."""
+    """RMS error of the result, given exact factors, or factors rounded to the format ``cast``."""
     x, w = product.x, product.w
     if cast:
         x, w = narrow(cast)(x), narrow(cast)(w)
@@ -110,7 +114,7 @@ def error(product: Product, cast: str | None = None) -> float:
 
 
 def expectation(product: Product, dtype: str, inputs: float = 0.0) -> float:
-    """RMS error of an honest product at dtype; inputs: unit roundoff to which factors are cut."""
+    """RMS error expected of an honest product at dtype; inputs: unit roundoff of the factors, or 0."""
     u, a, tiny = rounding.Roundoff.of(dtype)
     result = np.mean(product.got**2) + np.mean(product.b**2)  # a sum may start from the bias
     storing = np.mean(product.got**2) * u**2 / 3
@@ -119,6 +123,7 @@ def expectation(product: Product, dtype: str, inputs: float = 0.0) -> float:
 
 
 def bits_lost(product: Product, dtype: str) -> float:
+    """log2 of the RMS error over the expected one at dtype; NaN if the error is NaN."""
     wrong = error(product)
     return math.log2(max(wrong / expectation(product, dtype), 2.0**-60)) if wrong == wrong else math.nan
 
@@ -127,12 +132,12 @@ ORDER = ("float64", "float32", "TF32", "float16", "bfloat16")
 
 
 def rank(name: str) -> int:
-    """How coarse a precision is; what is none of the known ones is coarser than all."""
+    """How coarse a precision is, as a number; an unknown one is the coarsest."""
     return ORDER.index(name) if name in ORDER else len(ORDER)
 
 
 def name_precision(product: Product) -> str:
-    """The finest precision that accounts for the error of a product."""
+    """The finest precision that explains the error of a product, in words."""
     wrong = error(product)
     if not math.isfinite(wrong):
         return "no precision at all (NaN or infinite)"
@@ -161,7 +166,7 @@ CHECK = Check(
     limits={
         "bits_lost": Limit(
             2.0,
-            "An honest product was never seen above 0.6 bits; sums in bfloat16 lose 2.5, TF32 loses 11.",
+            "Honest products were at up to 0.6 bits; sums in bfloat16 lose 2.5, TF32 loses 11.",
         )
     },
     after="local",

@@ -1,7 +1,7 @@
-"""All checks, in order of execution: those of this folder, and those that installed packages add.
+"""All checks, in order of execution: those of this folder and those of installed packages.
 
-A package adds checks by an entry point in the group ``gpt2_parity.checks`` that names a module with a
-CHECK. The order follows from what each check says it comes after.
+A package adds a check by an entry point of the group ``gpt2_parity.checks`` that names a module with a
+CHECK. The order follows from the field ``after`` of each check.
 """
 
 import importlib
@@ -17,7 +17,7 @@ GROUP = "gpt2_parity.checks"
 
 
 def found() -> list[Check]:
-    """The declarations of this folder and of installed packages, in no order."""
+    """The declarations of this folder and of installed packages, unordered."""
     names = [each.name for each in pkgutil.iter_modules(package.__path__) if each.name != "registry"]
     modules = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
     modules += [point.load() for point in metadata.entry_points(group=GROUP)]
@@ -25,9 +25,9 @@ def found() -> list[Check]:
 
 
 def in_order(checks: Iterable[Check]) -> dict[str, Check]:
-    """Checks by name, each after the one that it says it comes after.
+    """Checks by name, each one later than the check that its field ``after`` names.
 
-    Raises ValueError for a name that is there twice, and for a check that comes after none of them.
+    Raises ValueError for two checks of one name, and if ``after`` names a check that does not exist.
     """
     waiting = sorted(checks, key=lambda check: check.name)
     if len({check.name for check in waiting}) < len(waiting):
@@ -41,7 +41,7 @@ def in_order(checks: Iterable[Check]) -> dict[str, Check]:
 
     place("")
     if lost := [check.name for check in waiting if check.name not in ordered]:
-        raise ValueError(f"checks {lost} come after a check that there is not")
+        raise ValueError(f"checks {lost} come after a check that does not exist")
     return ordered
 
 
@@ -52,5 +52,5 @@ CAPABILITIES: tuple[Capability, ...] = tuple(
 
 
 def by_precedence() -> list[Check]:
-    """The checks that stand for a mechanism, the one that is at fault first among several first."""
+    """The checks that blame a mechanism, in the order in which mechanisms are blamed."""
     return sorted((check for check in CHECKS.values() if check.blames), key=lambda c: c.precedence)

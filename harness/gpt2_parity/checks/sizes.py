@@ -1,8 +1,8 @@
-"""Models of other sizes are computed rightly, too, and the first one stays as it was beside another.
+"""Models of other sizes are right too, and the model under test stays right beside another.
 
-The model under test may have as many heads as layers, and then nothing else could tell whether an
-implementation mixes them up, or has a size written down that it ought to be given. And it may have
-less of everything than official models have: layers past the tenth, positions past a kernel's block.
+The model under test may have as many heads as layers; then no other check shows that an implementation
+mixes them up, or that it hard-codes a size. It may also be smaller than official models, which have more
+than ten layers and more positions than a kernel's block.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ from gpt2_parity.implementation.auxiliary_models import DEEP, LONG, SECOND, both
 from gpt2_parity.implementation.loaded import Loaded, chunk_cuts
 
 BESIDES = "first_model_besides"
-LATE = [1000]  # of the long model's tokens: what comes then is decoded
+LATE = [1000]  # a cut of the long model's tokens: those after it are decoded
 
 
 def expected(plan: Plan) -> Iterable[Key]:
@@ -29,7 +29,7 @@ def expected(plan: Plan) -> Iterable[Key]:
 
 def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
     last = loaded.records[-1]
-    want = loaded.logits(last)  # while it is the only model
+    want = loaded.logits(last)  # while no other model is loaded
     with auxiliary_models.beside(loaded) as (other, record):
         yield from both_ways(other, chunk_cuts(record.tokens.shape[1]))
         ways = (loaded.forward(last.tokens)[0], loaded.in_chunks(last.tokens, [1]))
@@ -42,13 +42,13 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
 
 CHECK = Check(
     name="sizes",
-    establishes="small models of other sizes are right; two models at once do not disturb each other",
+    establishes="small models of other sizes are right; two loaded models do not affect each other",
     expected=expected,
     measure=measure,
     limits={"noise_units": NOISE},
-    after="greedy",  # from here on a second model is loaded besides
+    after="greedy",  # from here on a second model is loaded
     blames="sizes",
     precedence=120,
-    look_at="sizes mixed up, or written down where hparams has them; ten layers and more, long texts, "
-    "large ids",
+    look_at="sizes that are mixed up or hard-coded instead of read from hparams; also at ten layers or "
+    "more, long texts and large ids",
 )

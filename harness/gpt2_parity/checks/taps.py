@@ -1,4 +1,4 @@
-"""Taps on against taps off."""
+"""Compare logits with taps on and off."""
 
 from collections.abc import Iterable, Iterator
 
@@ -21,12 +21,12 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
 
 CHECK = Check(
     name="taps",
-    establishes="logits are the same with taps as without",
+    establishes="the logits are the same with and without taps",
     expected=expected,
     measure=measure,
     limits={"noise_units": NOISE},
     after="lengths",
     blames="taps",
     precedence=20,
-    look_at="what the code does differently when it is being watched",
+    look_at="what forward does differently when tap is given",
 )

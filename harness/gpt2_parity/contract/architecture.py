@@ -10,9 +10,9 @@ from typing import NamedTuple
 class HParams(NamedTuple):
     """The sizes of a GPT-2, named as in OpenAI's hparams.json."""
 
-    n_vocab: int
-    n_ctx: int
-    n_embd: int
+    n_vocab: int  # tokens of the vocabulary
+    n_ctx: int  # positions
+    n_embd: int  # width of the residual stream; a head has n_embd / n_head
     n_head: int
     n_layer: int
 
@@ -26,7 +26,7 @@ class Op(NamedTuple):
 
 
 def graph(n_layer: int) -> list[Op]:
-    """Every operation of GPT-2 in order of execution; the last, "logits", is the tied head."""
+    """Every operation of GPT-2 in order of execution. The last, "logits", is the tied head."""
     ops = [Op("embed", "embedding", ())]
     for i in range(n_layer):
         x, h = ops[-1].name, f"h{i}"
@@ -50,30 +50,33 @@ def graph(n_layer: int) -> list[Op]:
 
 
 def kind_of(name: str) -> str:
-    """The kind of the operation that produces a tap (or "logits"), in any layer."""
+    """The kind of the operation that produces a tap (or "logits"), in any layer.
+
+    Raises StopIteration for any other name.
+    """
     first = re.sub(r"^h\d+", "h0", name)
     return next(op.kind for op in graph(1) if op.name == first)
 
 
 def tap_names(n_layer: int) -> tuple[str, ...]:
-    """The taps of the contract: every operation's result but the logits, which forward returns."""
+    """The taps of the contract: every operation's result except the logits, which forward returns."""
     return tuple(op.name for op in graph(n_layer)[:-1])
 
 
 def tap_width(name: str, hparams: HParams) -> int:
-    """The last axis of a tap (or of "logits")."""
+    """The size of the last axis of a tap (or of "logits")."""
     widths = {"attn/c_attn": 3 * hparams.n_embd, "mlp/c_fc": 4 * hparams.n_embd}
     widths |= {"mlp/gelu": 4 * hparams.n_embd, "logits": hparams.n_vocab}
     return widths.get(name.partition("/")[2] or name, hparams.n_embd)
 
 
 def parameter_shapes(hparams: HParams) -> dict[str, tuple[int, ...]]:
-    """Shape of every weight as an implementation is given it: as stored, but w as [n_in, n_out]."""
+    """Shape of every weight by checkpoint name, as load() receives it: each w is [n_in, n_out]."""
     return {name: shape[-2:] for name, shape in variable_shapes(hparams).items()}
 
 
 def variable_shapes(hparams: HParams) -> dict[str, tuple[int, ...]]:
-    """Shape of every checkpoint variable by its name without "model/", as stored (w leads with 1)."""
+    """Shape of every checkpoint variable by name without "model/", as stored: w is [1, n_in, n_out]."""
     n_embd = hparams.n_embd
     shapes: dict[str, tuple[int, ...]] = {
         "wte": (hparams.n_vocab, n_embd),

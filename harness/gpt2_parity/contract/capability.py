@@ -1,4 +1,4 @@
-"""What an implementation may offer beyond the four functions: one declaration for each function."""
+"""Optional functions of an implementation, beyond the required four: one declaration each."""
 
 import ast
 from collections.abc import Callable, Mapping
@@ -9,18 +9,18 @@ class TooLong(NamedTuple):
     """A call with more tokens than a model has positions, which must raise."""
 
     beyond: int  # tokens beyond n_ctx in the prompt
-    keywords: Mapping[str, Any] = {}  # of the call
+    keywords: Mapping[str, Any] = {}  # further arguments of the call
 
 
 class Capability(NamedTuple):
-    """A function that an implementation may offer; its presence is the offer.
+    """An optional function. An implementation offers it by defining it.
 
-    call(loaded, tokens, **keywords) makes the call on tokens int32 [batch, n] and waits until its result
-    is on the host. Ids out of range, no tokens and too many tokens must raise.
+    call(loaded, tokens, **keywords) calls it with tokens int32 [batch, n] and waits until the result is
+    on the host. It must raise for ids out of range, for no tokens and for too many tokens.
     """
 
     signature: str  # "generate(model, tokens, n_new)"
-    returns: str  # in words, with shapes
+    returns: str  # what it returns, with shapes
     call: Callable[..., Any]
     too_long: Mapping[str, TooLong] = {"too_long": TooLong(beyond=1)}
 

@@ -1,7 +1,8 @@
-"""What a check declares: all that the rest of the package derives from it.
+"""The declaration of a check.
 
-Conformance, the skeleton of ``parity new``, the questions of bad_tokens, the table of limits, the order
-of mechanisms, the hints and the tables of the documents all come from these declarations.
+The rest of the package derives from these declarations: how optional functions are called, the skeleton
+of ``parity new``, the calls that bad_tokens makes, the table of limits, the order of mechanisms, the
+hints and the tables of the documents.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,32 +15,32 @@ from gpt2_parity.contract.rows import Measurement
 
 
 class Implied(NamedTuple):
-    """When failures of a check follow from those of another check, and so are not evidence of their own.
+    """When failures of a check follow from those of other checks, and so are not blamed separately.
 
-    when: "fails"       the other check fails at all
+    when: "fails"       another check fails in any case
           "everywhere"  it fails in all of its cases
-          "elsewhere"   it fails in a case that this check does not look at
-          "as large"    this check's values are no larger than a few times those of the other
+          "elsewhere"   it fails in a case that this check does not examine
+          "as large"    this check's values are at most a few times those of the other check
     """
 
     by: tuple[str, ...]
     when: str = "fails"
-    scope: str = ""  # only where all failures of this check have this scope
-    metric: str = ""  # likewise, this metric
+    scope: str = ""  # applies only if all failures of this check have this scope
+    metric: str = ""  # likewise for the metric
 
 
 class OwnBlame(NamedTuple):
-    """A metric whose failure is a fault of its own, whatever else is wrong."""
+    """A metric whose failures are blamed separately, whatever else fails."""
 
-    blame: str = ""  # empty: the scope of the row
-    needs_value: bool = True  # a value that is missing or NaN shows no fault of this kind
+    blame: str = ""  # what is blamed; empty: the scope of the row
+    needs_value: bool = True  # True: a missing or NaN value is not blamed in this way
 
 
 class Check(NamedTuple):
     """One check. It measures; verdict/judge.py judges.
 
-    expected(plan) gives every (case, scope, metric) that it will measure, fixed beforehand.
-    measure(loaded, plan) yields the measurements. One that was expected and did not come is a failure.
+    expected(plan) gives every (case, scope, metric) that it will measure, before anything is measured.
+    measure(loaded, plan) yields the measurements. An expected measurement that is missing is a failure.
     """
 
     name: str
@@ -47,14 +48,14 @@ class Check(NamedTuple):
     expected: Callable[[Plan], Iterable[Key]]
     measure: Callable[[Any, Plan], Iterator[Measurement]]
     limits: Mapping[str, Limit | LimitByKind]  # by metric; a metric without one cannot be judged
-    after: str = ""  # the check that is made before it; the most telling come first
-    blames: str = ""  # the mechanism at fault where no single operation is; empty: none
-    blames_by_scope: Mapping[str, str] = {}  # where the first failing scope says more
-    precedence: int = 0  # of several failing mechanisms, the one with the least is at fault
-    look_at: str = ""  # where to look
-    look_at_by_kind: Mapping[str, str] = {}  # likewise, where an operation is at fault
+    after: str = ""  # the check that it follows; the most informative checks run first
+    blames: str = ""  # the mechanism that is at fault if no single operation is; empty: none
+    blames_by_scope: Mapping[str, str] = {}  # by first failing scope, where that is more specific
+    precedence: int = 0  # if several mechanisms fail, the one with the lowest is at fault
+    look_at: str = ""  # completes the sentence "Look at ..."
+    look_at_by_kind: Mapping[str, str] = {}  # the same by kind of operation, if one is at fault
     own_blame: Mapping[str, OwnBlame] = {}  # by metric
     implied_by: tuple[Implied, ...] = ()
-    auxiliary: bool = False  # its cases of auxiliary models mean nothing where the check of sizes fails
+    auxiliary: bool = False  # its cases on auxiliary models show nothing if the check sizes fails
     capability: Capability | None = None
-    unseen: Callable[[Plan], Iterable[str]] | None = None  # scopes that the missing taps leave unseen
+    unseen: Callable[[Plan], Iterable[str]] | None = None  # scopes that missing taps hide

@@ -1,4 +1,4 @@
-"""What an implementation is: a module, or an object, with four functions."""
+"""The interface of an implementation: a module or an object with four functions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -7,7 +7,7 @@ import numpy as np
 
 from gpt2_parity.contract.architecture import HParams
 
-Array = Any  # a framework's own array: opaque here, brought to host by Implementation.numpy
+Array = Any  # a framework's own array, opaque here; Implementation.numpy copies it to the host
 Tap = Callable[[str, Array], None]
 
 
@@ -19,7 +19,7 @@ class CannotJudge(Exception):
 
 
 class Target(NamedTuple):
-    """Where and in which precision an implementation runs: ``cuda-float32`` and the like."""
+    """The device and dtype that an implementation runs with, such as ``cuda-float32``."""
 
     device: str
     dtype: str
@@ -29,12 +29,12 @@ class Target(NamedTuple):
 
 
 class Implementation(Protocol):
-    """The contract. Optional besides: ``TAPS``, ``ORDER``, ``generate``, ``loss_and_grads``.
+    """The contract. Optional: ``TAPS``, ``ORDER``, ``generate``, ``loss_and_grads``.
 
-    ``TAPS`` is a promise that coverage is held to: "all", or the names that will be tapped.
-    Without it, the taps seen on a first probe are what every later run must deliver.
-    ``ORDER`` is how each w lies in memory: "C" as [n_in, n_out], or "F" as [n_out, n_in]; its shape is
-    [n_in, n_out] in both (order.py).
+    ``TAPS`` promises taps: "all", or a list of names. A promised tap that is missing is a failure.
+    Without ``TAPS``, every later pass must deliver the taps of a first probe.
+    ``ORDER`` is the memory order of each w: "C" as [n_in, n_out], or "F" as [n_out, n_in]. Its shape is
+    [n_in, n_out] in both (model/weight_layout.py).
     """
 
     def targets(self) -> Sequence[tuple[str, str]]:
@@ -45,18 +45,21 @@ class Implementation(Protocol):
     ) -> Any:
         """The model. params: float32 arrays by checkpoint name without "model/", w as [n_in, n_out].
 
-        Called anew for each target, and some ten times more for small models of other sizes or other
-        weights: two may be there at once, and each has to go on working.
+        Called once for each target, and about ten times more for small models of other sizes or other
+        weights. Two models may be loaded at once; both must keep working.
         """
 
     def forward(
         self, model: Any, tokens: np.ndarray, past: Any = None, tap: Tap | None = None
     ) -> tuple[Array, Any]:
-        """Logits [batch, n, n_vocab] of every position of tokens [batch, n], and the new cache."""
+        """Logits [batch, n, n_vocab] of every position of tokens int32 [batch, n], and the new cache.
+
+        Must raise for ids out of range, for no tokens, and for more than n_ctx with those in past.
+        """
 
     def numpy(self, x: Array) -> np.ndarray:
-        """To the host; also the barrier on an asynchronous device."""
+        """x [...] on the host. On an asynchronous device it waits for the result."""
 
 
 class ContractBroken(Exception):
-    """The implementation broke the contract: its text says how, and fails the running check."""
+    """The implementation broke the contract. The text says how; the running check fails."""

@@ -1,8 +1,8 @@
-"""Tolerances: what a limit is, and the two that many checks share.
+"""Limits: what a limit is, and the two that many checks share.
 
-A noise unit is the median, over the draws of reference/noise.py, of what honest rounding at the declared
-precision does to the same quantity. It scales with the model, the layer, the outliers and the dtype by
-itself, which is why one limit serves all of them. A limit that one check alone uses stands in its file.
+A noise unit is the median, over the draws of reference/noise.py, of the error that honest rounding
+causes in the same quantity at the declared precision. It scales with the model, the layer, outliers and
+the dtype, so one limit serves all of them. A limit that only one check uses is in that check's file.
 """
 
 from collections.abc import Mapping
@@ -32,27 +32,27 @@ class LimitByKind(NamedTuple):
 
 NOISE = Limit(
     8.0,
-    "An honest implementation is one more draw of the noise, so it measures about 1; other kernels "
-    "and summation orders have been seen to reach 3. The smallest planted fault is far above 8.",
+    "An honest implementation is one more draw of the noise, so it is at about 1; other kernels and "
+    "summation orders were measured at up to 3. The smallest planted fault is far above 8.",
 )
-NONE = Limit(0.0, "A count of violations: the first one is a disagreement.")
+NONE = Limit(0.0, "The number of violations: a single one is a disagreement.")
 
 
 def limit_of(
     limits: Mapping[str, Limit | LimitByKind], scope: str, metric: str, dtype: str
 ) -> Limit | None:
-    """The limit of a measurement by a check's limits; None where the check declares none.
+    """The limit of a scope and metric at a declared dtype, from a check's limits; None if it has none.
 
-    ``metric`` may end in "_decode": what is measured through the cache has the limits of prefill.
+    ``metric`` may end in "_decode": decode has the limits of prefill.
     """
-    found = limits.get(metric.removesuffix("_decode"))
-    return found.of(kind_of(scope), dtype) if isinstance(found, LimitByKind) else found
+    limit = limits.get(metric.removesuffix("_decode"))
+    return limit.of(kind_of(scope), dtype) if isinstance(limit, LimitByKind) else limit
 
 
 def near_tie(noise: float) -> float:
-    """The margin between two logits below which honest rounding may reorder them.
+    """The difference of two logits below which honest rounding may exchange their order.
 
-    noise: one noise unit of the logits. Each of the two may be off by what logits are allowed, in
-    opposite directions.
+    noise: one noise unit of the logits. Each of the two logits may be off by its limit, in opposite
+    directions.
     """
     return 2 * NOISE.most * noise

@@ -1,4 +1,4 @@
-"""What a run must deliver: the cases, and the plan that is fixed before anything is measured."""
+"""The plan of a run: what it must measure, fixed before anything is measured."""
 
 import math
 from collections.abc import Callable
@@ -7,24 +7,24 @@ from typing import NamedTuple
 from gpt2_parity.contract.architecture import HParams, parameter_shapes
 from gpt2_parity.contract.capability import Capability
 
-FURTHER = 64  # tokens that generate is asked for beyond golden: caches that grow have grown by then
-AFFORDABLE = 1e11  # FLOPs, a few seconds of float64: all tokens of micro take 2e9, of the 124M 1e13
+FURTHER = 64  # tokens that generate makes beyond the golden ones: by then, caches that grow have grown
+AFFORDABLE = 1e11  # FLOPs, a few seconds in float64; all tokens of micro take 2e9, of 124M 1e13
 
-Progress = Callable[[str, str, int], None]  # implementation, target or "", checks done
+Progress = Callable[[str, str, int], None]  # implementation, target or "", number of checks done
 Key = tuple[str, str, str]  # case, scope, metric: what a check promises to measure
 
 
 class CaseShape(NamedTuple):
-    """As much of a record as is needed to say what will be measured on it."""
+    """The name and sizes of a record, which decide what is measured on it."""
 
     name: str
     batch: int
     n: int
-    n_new: int
+    n_new: int  # golden greedy tokens
 
 
 class Plan(NamedTuple):
-    """All that decides which measurements a run must deliver; fixed before it measures."""
+    """Everything that decides which measurements a run must deliver."""
 
     hparams: HParams
     cases: tuple[CaseShape, ...]
@@ -33,6 +33,6 @@ class Plan(NamedTuple):
     further: int = FURTHER
 
     def affords(self, n_tokens: int) -> bool:
-        """Whether so many tokens may go through the model once, in a check that not every model gets."""
+        """Whether a forward pass over n_tokens costs at most AFFORDABLE; if not, checks omit it."""
         n_params = sum(math.prod(shape) for shape in parameter_shapes(self.hparams).values())
         return 2.0 * n_params * n_tokens <= AFFORDABLE

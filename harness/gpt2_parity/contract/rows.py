@@ -1,17 +1,17 @@
-"""A measurement, and the row of results.json that it becomes: facts, and no sentence.
+"""A measurement, and the row of results.json that is made from it: data, no sentences.
 
 status of a row:
 
-    measured    a finite value came
+    measured    the value is finite
     nan         the value is NaN
     infinite    the value is infinite
-    missing     nothing came, and nothing broke off
-    unexpected  it was not promised, or came more than once
-    error       the check broke off, or the row is itself an error that belongs to no measurement
+    missing     there is no value, although the check did not raise
+    unexpected  the plan does not contain it, or it was measured more than once
+    error       the check raised, or the row is itself an error that belongs to no measurement
     lost        the process ended before it could be measured
-    not_asked   the target is not offered, or no tap lets it be seen
+    not_asked   the target is not offered, or no tap shows it
 
-evidence is a small JSON object of what the check saw; verdict/explain.py makes sentences of it.
+evidence is a small JSON object of what the check observed; verdict/explain.py turns it into sentences.
 """
 
 import math
@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Evidence = dict[str, Any]  # while it is put together
+Evidence = dict[str, Any]  # a mutable one, while a check builds it
 
 
 class Measurement(NamedTuple):
-    """One measured quantity; what it is worth is for verdict/judge.py to say."""
+    """One measured quantity; verdict/judge.py decides whether it passes."""
 
     case: str
     scope: str
@@ -62,7 +62,7 @@ VERDICTS = ("pass", "fail", "known", "inconclusive", "unlocalised", "skipped")
 
 
 class Results(NamedTuple):
-    """What a run found, and all that is needed to repeat it."""
+    """The rows of a run, and the environment in which it ran."""
 
     rows: list[Row]
     environment: dict[str, Any]
@@ -74,7 +74,7 @@ def label(row: Row) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as strict JSON has it: NumPy's scalars as Python's, NaN and infinities as text."""
+    """A value as strict JSON: NumPy scalars become Python numbers, NaN and infinities become text."""
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -87,17 +87,17 @@ def plain(value: Any) -> Any:
 
 
 def exit_code(rows: Iterable[Row]) -> int:
-    """0: every check that was required passed. 1: a disagreement. 2: nothing could be judged.
+    """0: every required check passed. 1: a disagreement. 2: could not judge.
 
-    A check none of whose measurements passed has not passed, so a run without a single pass, or
-    a check left wholly inconclusive, is a 2. Known failures count as passes.
+    A check passes only if one of its measurements passes and none fails. A run without rows to judge, or
+    with a check that is wholly inconclusive, gives 2. Known failures count as passes.
     """
     verdicts: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for row in rows:
         if row.verdict not in ("unlocalised", "skipped"):
             verdicts[(*row[:4], row.check)].add(row.verdict)
-    if any("fail" in found for found in verdicts.values()):
+    if any("fail" in each for each in verdicts.values()):
         return 1
-    if not verdicts or any(not found & {"pass", "known"} for found in verdicts.values()):
+    if not verdicts or any(not each & {"pass", "known"} for each in verdicts.values()):
         return 2
     return 0

@@ -1,4 +1,4 @@
-"""The implementation under test: how it is found, held to the contract, loaded and called.
+"""The implementation under test: how it is found, checked for the contract, loaded and called.
 
 May import: reference, model, files, contract.
 """

@@ -1,12 +1,12 @@
-"""Other, small models, beside the one under test: for what that one cannot show.
+"""Auxiliary models: small ones with generated weights, which show what the model under test cannot.
 
-The second model has no two sizes that are equal, and an odd n_vocab, where the first may have as many
-heads as layers, as micro and 124M do. Heads are 64 wide, as in every official model. All its logits are
-negative, so that zeros, with which a vocabulary may be padded, would be the likeliest.
+In second_model no two sizes are equal, and n_vocab is odd; micro and 124M have as many heads as layers.
+Heads are 64 wide, as in every official model. All its logits are negative, so the zeros of a padded
+vocabulary would be the likeliest tokens.
 
-Those whose names begin with large have the same sizes and other weights: a few biases make attention
-scores, inputs of GELU, residuals or logits as large as official models have them, where micro's stay
-small. The last two are narrow; one has as many layers and tokens as the official 124M, one its context.
+The models named large_* have the same sizes and other weights: a few biases make attention scores, GELU
+inputs, residuals or logits as large as in official models; micro's are small. deep_model and long_model
+are narrow. deep_model has 124M's n_layer and n_vocab, long_model its n_ctx.
 """
 
 import functools
@@ -30,16 +30,16 @@ SIZES = HParams(n_vocab=301, n_ctx=96, n_embd=192, n_head=3, n_layer=2)
 
 
 class Other(NamedTuple):
-    """A model with generated weights, and what is asked of it."""
+    """A model with generated weights, and the tokens that it is run on."""
 
     hparams: HParams = SIZES
-    shape: tuple[int, int] = (3, 33)  # of its tokens
-    biases: Mapping[str, Mapping[int, float]] = {}  # elements that are set; of a block, in every layer
+    shape: tuple[int, int] = (3, 33)  # [batch, n] of its tokens
+    biases: Mapping[str, Mapping[int, float]] = {}  # elements to set, by name; a block's in every layer
 
 
 SECOND, DEEP, LONG = "second_model", "deep_model", "long_model"
 LOGITS = "large_logits"
-K = SIZES.n_embd  # where the keys begin in what c_attn gives
+K = SIZES.n_embd  # the first channel of the keys in c_attn's result
 LARGE = {
     "large_attention_scores": Other(biases={"attn/c_attn/b": {5: 30.0, K + 5: 30.0}}),  # 900 / 8 = 112
     "large_negative_scores": Other(biases={"attn/c_attn/b": {5: 30.0, K + 5: -30.0}}),
@@ -57,7 +57,10 @@ OTHERS = {
 
 @contextmanager
 def beside(loaded: Loaded, name: str = SECOND) -> Iterator[tuple[Loaded, Record]]:
-    """The same implementation with one of the other models, and the truth; its case has that name."""
+    """The same implementation with an auxiliary model loaded as well, and the record of that model.
+
+    The case of the record has the name of the model.
+    """
     params, record = truth(loaded.target.dtype, name)
     with tempfile.TemporaryDirectory(prefix="parity-other-") as folder:
         weights = Path(folder, synthetic.WEIGHTS)
@@ -67,11 +70,11 @@ def beside(loaded: Loaded, name: str = SECOND) -> Iterator[tuple[Loaded, Record]
 
 @functools.cache
 def truth(dtype: str, name: str) -> tuple[Mapping[str, np.ndarray], Record]:
-    """Generated weights, and what is true of them, with the noise floor at one dtype."""
+    """The weights of an auxiliary model by checkpoint name, and its record with noise at one dtype."""
     hparams, shape, biases = OTHERS[name]
     params = synthetic.generate(hparams)
     if "ln_f/b" in biases:
-        params["wte"][:, 0] += 1  # what all tokens have in common: one bias moves all logits
+        params["wte"][:, 0] += 1  # a component that all tokens share: one bias moves all logits
     for leaf, elements in biases.items():
         scopes = [""] if leaf in params else [f"h{i}/" for i in range(hparams.n_layer)]
         for scope in scopes:
@@ -82,7 +85,7 @@ def truth(dtype: str, name: str) -> tuple[Mapping[str, np.ndarray], Record]:
 
 
 def both_ways(other: Loaded, cuts: list[int]) -> Iterator[Measurement]:
-    """How far prefill of its tokens is from the truth and, where they are cut, decode."""
+    """The distance from the truth of prefill and, if there are cuts, of decode, in noise units."""
     [record] = other.records
     got = {"prefill": other.logits(record)}
     if cuts:

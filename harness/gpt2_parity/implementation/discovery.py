@@ -15,8 +15,8 @@ from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.files import shipped
 
 IMPLS = shipped.folder("impls")
-PREFIX = "gpt2_"  # of a specimen: our own code
-ENGINE = "engine_"  # of an adapter that feeds somebody else's engine from our weights
+PREFIX = "gpt2_"  # file names of specimens, which are our own code
+ENGINE = "engine_"  # file names of adapters, which load our weights into other people's engines
 
 
 class Found(NamedTuple):
@@ -24,7 +24,7 @@ class Found(NamedTuple):
 
     name: str  # as shown in results
     module: str  # the absolute path of a .py file, or the dotted name of a module
-    attribute: str = ""  # of that module, such as "Backend" or "registry.gpt2"; empty: the module itself
+    attribute: str = ""  # in that module, such as "Backend" or "registry.gpt2"; empty: the module itself
 
     @property
     def is_file(self) -> bool:
@@ -44,9 +44,9 @@ class Found(NamedTuple):
 
     @property
     def argument(self) -> str:
-        """What to give to --impl to name it: relative to the working folder where it lies in there,
+        """The value of --impl that names it. A path in the working folder is relative to it.
 
-        so that the command in a report works for others and does not show anybody's folders.
+        So the command in a report works elsewhere and shows nobody's folders.
         """
         if self.is_file and not self.attribute and Path(self.module).parent == IMPLS:
             return Path(self.module).stem.removeprefix(PREFIX).removeprefix(ENGINE)
@@ -54,7 +54,7 @@ class Found(NamedTuple):
         return self.module.removeprefix(f"{Path.cwd()}/") + suffix
 
     def source(self) -> Path | None:
-        """The file that holds it, found without importing it; None where it is not one file."""
+        """The file that holds it, found without importing it; None if it is not a single file."""
         if self.is_file:
             return Path(self.module)
         spec = _spec(self.module)
@@ -62,7 +62,7 @@ class Found(NamedTuple):
 
 
 def split(argument: str) -> tuple[str, str]:
-    """MODULE:attribute or PATH.py:attribute in two parts; the attribute is "" where none is named."""
+    """MODULE:attribute or PATH.py:attribute as two parts; the attribute is "" if none is named."""
     head, colon, attribute = argument.rpartition(":")
     if colon and attribute.replace(".", "").isidentifier():
         return head, attribute
@@ -70,22 +70,22 @@ def split(argument: str) -> tuple[str, str]:
 
 
 def names() -> list[str]:
-    """Names of the specimens in impls/: what is verified where nothing is named."""
+    """Names of the specimens in impls/, which are verified by default."""
     return sorted(path.stem.removeprefix(PREFIX) for path in IMPLS.glob(f"{PREFIX}*.py"))
 
 
 def engines() -> list[str]:
-    """Names of the engines in impls/: verified only where they are named."""
+    """Names of the engines in impls/, which are verified only if they are named."""
     return sorted(path.stem.removeprefix(ENGINE) for path in IMPLS.glob(f"{ENGINE}*.py"))
 
 
 def find(name: str) -> Found:
     """Locate NAME in impls/, PATH.py[:attribute] or MODULE[:attribute].
 
-    Raises CannotJudge where there is none.
+    Raises CannotJudge if there is none.
     """
     for prefix, shipped_names in ((PREFIX, names()), (ENGINE, engines())):
-        if name in shipped_names:  # before any installed module of that name, such as transformers
+        if name in shipped_names:  # before an installed module of that name, such as transformers
             return Found(name, str(IMPLS / f"{prefix}{name}.py"))
     module, attribute = split(name)
     if module.endswith(".py"):
@@ -93,7 +93,7 @@ def find(name: str) -> Found:
         return Found(attribute or path.stem, str(path), attribute)
     try:
         spec = _spec(module)
-    except (ImportError, ValueError):  # how a finder says that this is not a name
+    except (ImportError, ValueError):  # a finder raises these for what is no module name
         spec = None
     if spec is None:
         shipped_names = names() + engines()
@@ -117,14 +117,14 @@ def _file(name: str, text: str) -> Path:
 
 
 def find_all(arguments: Sequence[str]) -> list[Found]:
-    """Locate each. Raises CannotJudge where two would have the same name in the results."""
+    """Locate each. Raises CannotJudge if two would have the same name in the results."""
     found = [find(argument) for argument in arguments]
     refuse_namesakes(found, arguments)
     return found
 
 
 def refuse_namesakes(found: Sequence[Found], arguments: Sequence[str]) -> None:
-    """Raise CannotJudge where two would have the same name in the results; arguments name them."""
+    """Raise CannotJudge if two would have the same name in the results; arguments name them."""
     for one in found:
         same = [arguments[i] for i, other in enumerate(found) if other.name == one.name]
         if len(same) > 1:
@@ -135,7 +135,7 @@ def refuse_namesakes(found: Sequence[Found], arguments: Sequence[str]) -> None:
 
 
 def _spec(name: str) -> ModuleSpec | None:
-    """The spec of a module, found without importing anything, not even its parent package."""
+    """The spec of a module, or None. Nothing is imported, not even its parent package."""
     spec: ModuleSpec | None = None
     folders: list[str] | None = None
     parts = name.split(".")
@@ -143,7 +143,7 @@ def _spec(name: str) -> ModuleSpec | None:
         if not part or "\0" in part:
             return None
         full = ".".join(parts[:i])
-        # None: the import system names the target too, and asv's finder has no default for it
+        # None is the target: the import system passes one, and asv's finder has no default for it
         found = (finder.find_spec(full, folders, None) for finder in sys.meta_path)
         spec = next((spec for spec in found if spec is not None), None)
         if spec is None or (spec.submodule_search_locations is None and i < len(parts)):
@@ -153,13 +153,13 @@ def _spec(name: str) -> ModuleSpec | None:
 
 
 def _import_file(path: Path) -> ModuleType:
-    name = f"parity_impl_{path.stem}"  # never shadows an installed module of the file's name
+    name = f"parity_impl_{path.stem}"  # so that it shadows no installed module
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise CannotJudge(f"{path}: cannot be imported")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    if str(path.parent) not in sys.path:  # as for a script, but last: its json.py must not replace ours
+    if str(path.parent) not in sys.path:  # last, unlike a script's: its json.py must not shadow json
         sys.path.append(str(path.parent))
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""What a caller passes as an implementation, and where another process can find it again."""
+"""What a caller passes as an implementation, and how another process can find it again."""
 
 import functools
 import os
@@ -14,9 +14,9 @@ from gpt2_parity.implementation.discovery import Found
 
 
 class Given(NamedTuple):
-    """An implementation: where it is found, and the module or object itself where one was passed.
+    """An implementation: its location, and the module or object itself if one was passed.
 
-    found.module is "" where it lives only in the memory of this process.
+    found.module is "" if it exists only in the memory of this process.
     """
 
     found: Found
@@ -24,7 +24,7 @@ class Given(NamedTuple):
 
 
 def locate(implementation: Any) -> Given:
-    """Where an implementation is found: a name, MODULE[:attr], PATH.py[:attr], a Path, or itself.
+    """Locate an implementation: a name, MODULE[:attr], PATH.py[:attr], a Path, a module or an object.
 
     Raises CannotJudge for a name or path that does not exist, and for an object that has none of the
     functions of the contract.
@@ -50,7 +50,7 @@ def locate(implementation: Any) -> Given:
 def locate_all(implementations: Any) -> list[Given]:
     """Locate one implementation, or each of a list or tuple of them.
 
-    Raises CannotJudge where there is none, and where two would have one name in the results.
+    Raises CannotJudge if there is none, and if two would have the same name in the results.
     """
     several = isinstance(implementations, (list, tuple)) and not hasattr(implementations, "forward")
     given = [locate(each) for each in (implementations if several else [implementations])]
@@ -61,12 +61,12 @@ def locate_all(implementations: Any) -> list[Given]:
 
 
 def refuse_memory(given: Sequence[Given]) -> None:
-    """Raise CannotJudge for what no other process can find."""
+    """Raise CannotJudge for an implementation that no other process can find."""
     for one in given:
         if not one.found.module:
             raise CannotJudge(
-                f"implementation {one.found.name!r}: it lives only in this process, where a process of "
-                "its own cannot find it. Put it into a .py file (as a module, or at its top level), "
+                f"implementation {one.found.name!r}: it lives only in this process; a worker process "
+                "cannot find it. Put it into a .py file (as a module, or at its top level), "
                 "or pass isolated=False to check it in this process, without protection from crashes"
             )
 
@@ -76,7 +76,7 @@ def _text(given: Given) -> str:
 
 
 def _of_module(module: ModuleType) -> Found | None:
-    """A module by its path where it stands alone, by its name where it belongs to a package."""
+    """A module by its path if it stands alone, by its name if it belongs to a package; else None."""
     file = getattr(module, "__file__", None)
     if not (isinstance(file, str) and file.endswith(".py") and Path(file).is_file()):
         return None
@@ -87,7 +87,7 @@ def _of_module(module: ModuleType) -> Found | None:
 
 
 def _of_object(value: Any) -> Found:
-    """An object by the module in a file that holds it under some name."""
+    """An object by a module, in a file, that has it as an attribute."""
     for module in _modules(value):
         for attribute in _names(value, module):
             if found := _of_module(module):
@@ -97,7 +97,7 @@ def _of_object(value: Any) -> Found:
 
 
 def _modules(value: Any) -> Iterator[ModuleType]:
-    """Imported modules, first the one in which the object, or its class, says that it was defined."""
+    """All imported modules, first the one that the object or its class names as its own."""
     own = sys.modules.get(str(getattr(value, "__module__", "")))
     for module in (own, *list(sys.modules.values())):
         if isinstance(module, ModuleType):
@@ -105,7 +105,7 @@ def _modules(value: Any) -> Iterator[ModuleType]:
 
 
 def _names(value: Any, module: ModuleType) -> Iterator[str]:
-    """The names under which a module holds this very object: Backend, or Outer.Inner."""
+    """The names by which a module refers to this very object: Backend, or Outer.Inner."""
     yield from (name for name, held in list(vars(module).items()) if held is value)
     qualified = getattr(value, "__qualname__", "")
     if isinstance(qualified, str) and "." in qualified:

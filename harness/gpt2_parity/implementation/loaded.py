@@ -1,8 +1,8 @@
-"""An implementation under examination: loaded on one target, called only through here.
+"""An implementation under test: loaded on one target, and called only through this module.
 
-What it returns is brought to the host, copied at once (so that a buffer it reuses cannot rewrite
-evidence) and held to the contract's shapes. What it is given is its own: weights and tokens that it
-writes into are not those that it is judged by.
+What it returns is brought to the host, copied immediately (so a buffer that it reuses cannot change
+evidence) and checked for the contract's shapes. It receives its own copies: if it writes into weights or
+tokens, those that it is judged by do not change.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +22,12 @@ from gpt2_parity.reference.records import Record, shape_of
 
 
 def chunk_cuts(n: int) -> list[int]:
-    """Where n tokens are cut for decoding in chunks: uneven, one token first and one last."""
+    """Where n tokens are cut into chunks for decode: uneven, with one token first and one last."""
     return sorted({1, n // 3, n // 2 + 1, n - 1} - {0, n}) if n > 1 else []
 
 
 def describe(value: Any) -> str:
-    """A value as a complaint names it: float32 array (1, 9, 512), or the name of its type."""
+    """A value in an error message: float32 array (1, 9, 512), or the name of its type."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} array {value.shape}"
     size = f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
@@ -35,15 +35,15 @@ def describe(value: Any) -> str:
 
 
 class Tapped(NamedTuple):
-    """What one forward pass gave, on the host."""
+    """The results of one forward pass, on the host."""
 
-    logits: np.ndarray
-    taps: dict[str, np.ndarray]
-    present: Any
+    logits: np.ndarray  # [batch, n, n_vocab]
+    taps: dict[str, np.ndarray]  # by name, each [batch, n, width]
+    present: Any  # the cache, opaque
 
 
 class Loaded:
-    """One implementation, with its model; params are those that it is judged by."""
+    """One implementation with its model. params are the weights that it is judged by."""
 
     def __init__(
         self,
@@ -65,32 +65,32 @@ class Loaded:
     def load(
         cls, impl: Any, target: Target, weights: Path, hparams: HParams, *rest: Any, **named: Any
     ) -> "Loaded":
-        """With its model, loaded from a mapping of its own, which is gone where it makes copies."""
+        """Load the model from a mapping of its own, which is freed if the implementation copies it."""
         model = impl.load(weight_layout.params_for(impl, weights), hparams, **target._asdict())
         return cls(impl, model, target, safetensors_mmap.MappedArrays(weights), hparams, *rest, **named)
 
     def plan(self, capabilities: Sequence[Capability]) -> Plan:
-        """What is to be measured: its taps, and those of the capabilities that it offers.
+        """The plan of a run: its cases, its taps, and the given capabilities that it offers.
 
-        Raises ContractBroken for a promise of taps that the contract does not have.
+        Raises ContractBroken if TAPS promises names that the contract does not have.
         """
         known = tap_names(self.hparams.n_layer)
         promised = getattr(self.impl, "TAPS", None)
-        if promised is None:  # no promise: what a first probe delivers is what must come ever after
+        if promised is None:  # no promise: every later pass must deliver the taps of a first probe
             promised = self.tapped(self.records[0].tokens).taps
         elif promised == "all":
             promised = known
         elif unknown := set(promised) - set(known):
-            raise ContractBroken(f"TAPS promises {sorted(unknown)}, which are no taps of the contract")
+            raise ContractBroken(f"TAPS promises {sorted(unknown)}, which are not taps of the contract")
         taps = tuple(name for name in known if name in promised)
         cases = tuple(shape_of(record) for record in self.records)
         offers = tuple(each for each in capabilities if getattr(self.impl, each.name, None) is not None)
         return Plan(self.hparams, cases, taps, offers)
 
     def broken(self) -> str:
-        """What a single good token raises now; "" where it does not.
+        """The error that a single valid token raises now; "" if there is none.
 
-        An assertion that failed on a CUDA device fails all that the process asks of it from then on.
+        After an assertion has failed on a CUDA device, every later call of the process fails.
         """
         try:
             self.forward(np.zeros((1, 1), np.int32))
@@ -104,9 +104,9 @@ class Loaded:
         past: Any = None,
         tap: Callable[[str, Any], None] | None = None,
     ) -> tuple[np.ndarray, Any]:
-        """Logits [batch, n, n_vocab] on the host, and the cache.
+        """Logits [batch, n, n_vocab] of tokens int32 [batch, n] on the host, and the cache.
 
-        Raises ContractBroken for a bad shape.
+        Raises ContractBroken unless it returns a pair and the logits have that shape.
         """
         returned = self.returned(tokens, past, tap)
         if not isinstance(returned, tuple) or len(returned) != 2:
@@ -117,7 +117,7 @@ class Loaded:
         return self.host("logits", logits, tokens.shape), present
 
     def in_chunks(self, tokens: np.ndarray, cuts: Sequence[int]) -> np.ndarray:
-        """Logits [batch, n, n_vocab] of tokens that go through the cache in chunks."""
+        """Logits [batch, n, n_vocab] of tokens int32 [batch, n], decoded in chunks between the cuts."""
         parts, past = [], None
         for chunk in np.split(tokens, cuts, axis=1):
             logits, past = self.forward(chunk, past)
@@ -125,26 +125,26 @@ class Loaded:
         return np.concatenate(parts, axis=1)
 
     def returned(self, tokens: np.ndarray, past: Any, tap: Callable[[str, Any], None] | None) -> Any:
-        """Whatever its forward returns."""
+        """What its forward returns, unchecked and not copied."""
         return self.impl.forward(self.model, np.array(tokens), past, tap)
 
     def host(self, name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-        """A copy on the host of logits or of a tap.
+        """A copy on the host of logits or of a tap; shape: [batch, n].
 
-        Raises ContractBroken unless it is [*shape, width].
+        Raises ContractBroken unless it is floating [batch, n, width].
         """
         axes = "[batch, n, n_vocab] of every position" if name == "logits" else "[batch, n, width]"
         return self.array(name, value, (*shape, tap_width(name, self.hparams)), axes)
 
     def array(self, name: str, value: Any, shape: tuple[int, ...], axes: str) -> np.ndarray:
-        """A copy on the host of what an implementation returned.
+        """A copy on the host of an array that an implementation returned; bfloat16 becomes float32.
 
-        Raises ContractBroken unless it is floating and of that shape.
+        axes: the shape in words. Raises ContractBroken unless it is floating and of that shape.
         """
         given = self.impl.numpy(value)
         if not isinstance(given, np.ndarray):
             raise ContractBroken(f"numpy(x) returned {describe(given)}, the contract says a NumPy array")
-        if given.dtype.name == "bfloat16":  # not NumPy's own: JAX's arrays become these
+        if given.dtype.name == "bfloat16":  # not a NumPy dtype: JAX's arrays convert to it
             given = given.astype(np.float32)
         if given.shape != shape or not np.issubdtype(given.dtype, np.floating):
             raise ContractBroken(
@@ -153,15 +153,15 @@ class Loaded:
         return np.array(given)
 
     def logits(self, record: Record) -> np.ndarray:
-        """The prefill of a record's tokens without taps; computed once."""
+        """Logits [batch, n, n_vocab] of a record's prefill without taps; computed once."""
         if record.name not in self._logits:
             self._logits[record.name] = self.forward(record.tokens)[0]
         return self._logits[record.name]
 
     def tapped(self, tokens: np.ndarray, past: Any = None) -> "Tapped":
-        """One forward pass with taps on.
+        """One forward pass of tokens int32 [batch, n] with taps on.
 
-        Raises ContractBroken for a tap unknown, repeated or misshapen.
+        Raises ContractBroken for a tap that is unknown, repeated or misshapen.
         """
         taps: dict[str, np.ndarray] = {}
         known = frozenset(tap_names(self.hparams.n_layer))
@@ -177,13 +177,13 @@ class Loaded:
         return Tapped(logits, taps, present)
 
     def prefill(self, record: Record) -> "Tapped":
-        """The tapped prefill of a record; the latest one is kept, for the checks share it."""
+        """The tapped prefill of a record. The latest one is kept, because several checks use it."""
         if self._latest is None or self._latest[0] != record.name:
             self._latest = (record.name, self.tapped(record.tokens))
         return self._latest[1]
 
     def decode(self, record: Record, cuts: Sequence[int]) -> "Tapped":
-        """The record's tokens through the cache in chunks, logits and taps put together again."""
+        """The tapped decode of a record's tokens in chunks between the cuts, put together again."""
         parts, past = [], None
         for tokens in np.split(record.tokens, cuts, axis=1):
             parts.append(self.tapped(tokens, past))
@@ -193,5 +193,5 @@ class Loaded:
         return Tapped(np.concatenate([part.logits for part in parts], axis=1), taps, past)
 
     def units(self, got: np.ndarray, want: np.ndarray, record: Record) -> float:
-        """Greatest difference of logits in noise units of the record at the declared precision."""
+        """Greatest difference of logits [batch, n, n_vocab] in the record's noise units at the dtype."""
         return max_abs(got, want) / record.noise(self.target.dtype)

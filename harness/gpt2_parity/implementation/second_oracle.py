@@ -13,7 +13,7 @@ from gpt2_parity.model.checkpoint import Checkpoint
 def tensorflow(loaded: Checkpoint, dtype: str) -> Callable[..., Any]:
     """(tokens int32 [batch, n], tap) -> logits [batch, n, n_vocab] on the host, at dtype.
 
-    Raises CannotJudge where TensorFlow is not installed.
+    Raises CannotJudge if TensorFlow is not installed.
     """
     try:
         impl = find("tensorflow").load()

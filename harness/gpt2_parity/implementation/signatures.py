@@ -1,7 +1,7 @@
-"""Does a module keep the form of the contract? Everything that is missing, said at once and kindly.
+"""Whether an implementation has the functions of the contract; all that is missing is reported together.
 
-What its functions return when they are called is held to the contract by loaded.py; here it is only
-whether they can be called as they will be.
+This module only checks that the functions can be called as they will be. implementation/loaded.py checks
+what they return.
 """
 
 import inspect
@@ -42,9 +42,11 @@ GUIDE = "parity new NAME writes a commented skeleton"
 
 
 def check(impl: Any, capabilities: Sequence[Capability] = ()) -> list[Target]:
-    """The targets that an implementation offers; capabilities: the optional functions that there are.
+    """The targets that an implementation offers, after checking its functions.
 
-    Raises ContractBroken with every complaint at once.
+    capabilities: the optional functions, which are checked if they are defined.
+
+    Raises ContractBroken, with all complaints in one text.
     """
     complaints = [
         text for name, function in REQUIRED.items() if (text := complaint(impl, name, function))
@@ -71,15 +73,15 @@ def function_of(capability: Capability) -> Function:
 
 
 def complaint(impl: Any, name: str, function: Function) -> str:
-    """What is wrong with one function, or ""."""
-    found = getattr(impl, name, None)
-    if found is None:
+    """What is wrong with one function; "" if nothing."""
+    value = getattr(impl, name, None)
+    if value is None:
         return f"it lacks {function.signature}, which returns {function.gives}"
-    if not callable(found):
-        return f"{name} is no function but {type(found).__name__}; expected {function.signature}"
+    if not callable(value):
+        return f"{name} is no function but {type(value).__name__}; expected {function.signature}"
     try:
-        signature = inspect.signature(found)
-    except (TypeError, ValueError):  # some compiled functions do not tell theirs
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # some compiled functions have none
         return ""
     try:
         signature.bind(*function.arguments, **dict.fromkeys(function.keywords))
@@ -89,9 +91,9 @@ def complaint(impl: Any, name: str, function: Function) -> str:
 
 
 def offered(targets: Any) -> list[Target]:
-    """What targets() returned.
+    """The targets that targets() returned.
 
-    Raises ContractBroken for anything but distinct pairs of known precision.
+    Raises ContractBroken unless they are distinct (device, dtype) pairs with known dtypes.
     """
     try:
         pairs = [tuple(pair) for pair in targets]
@@ -101,10 +103,10 @@ def offered(targets: Any) -> list[Target]:
         ) from error
     for pair in pairs:
         if len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
-            raise ContractBroken(f"targets() offers {pair!r:.100}; expected (device, dtype), two words")
+            raise ContractBroken(f"targets() offers {pair!r:.100}; expected (device, dtype) as strings")
         if pair[1] not in DTYPES:
             raise ContractBroken(
-                f"targets() offers dtype {pair[1]!r:.50}; judged are {', '.join(DTYPES)}"
+                f"targets() offers dtype {pair[1]!r:.50}; supported are {', '.join(DTYPES)}"
             )
     if len(set(pairs)) != len(pairs):
         raise ContractBroken(f"targets() offers the same target twice: {pairs!r:.200}")

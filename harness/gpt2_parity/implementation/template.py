@@ -1,4 +1,4 @@
-"""The file that parity new writes: the contract as a module to be filled in."""
+"""The file that ``parity new`` writes: the contract as a module to fill in."""
 
 import re
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from gpt2_parity.contract.capability import Capability
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.files import atomic
 
-TEXT = '''"""NAME: GPT-2, to be gated with: parity gate NAME.py
+TEXT = '''"""NAME: GPT-2. Verify it with: parity gate NAME.py
 
-Fill in load and forward; parity says what is missing. Copy freely from the NumPy specimen
+Fill in load and forward; parity reports what is missing. Copy freely from the NumPy specimen
 (impls/gpt2_numpy.py), which is a complete example.
 """
 
@@ -18,24 +18,24 @@ import numpy as np
 
 # forward may tap activations: the more it taps, the better the verdict can name the operation that is
 # wrong. Names: embed, h0/ln_1, h0/attn/c_attn, h0/attn/heads, h0/attn/c_proj, h0/resid_mid, h0/ln_2,
-# h0/mlp/c_fc, h0/mlp/gelu, h0/mlp/c_proj, h0 (and so on for h1, h2, ...), ln_f. To have it seen that
-# none of them gets lost, promise them: TAPS = "all", or a list of names.
-# If each w is to lie in memory as [n_out, n_in], its shape staying [n_in, n_out]: ORDER = "F".
+# h0/mlp/c_fc, h0/mlp/gelu, h0/mlp/c_proj, h0 (and so on for h1, h2, ...), ln_f. Promise them with
+# TAPS = "all" or a list of names: then a tap that is missing is a failure.
+# To get each w in memory as [n_out, n_in], while its shape stays [n_in, n_out]: ORDER = "F".
 
 
 def targets():
-    """Where and in which precision it runs on this machine; also float64, bfloat16, float16."""
+    """The (device, dtype) pairs that can run on this machine; also float64, bfloat16, float16."""
     return [("cpu", "float32")]
 
 
 def load(params, hparams, *, device, dtype):
-    """The model, which is yours to shape: it is handed back to forward as it is.
+    """The model, in any form: forward receives what you return.
 
     params: float32 arrays by OpenAI's names (wte [n_vocab, n_embd], wpe [n_ctx, n_embd],
     h0/attn/c_attn/w [n_embd, 3 * n_embd], h0/attn/c_attn/b, h0/ln_1/g, ..., ln_f/g, ln_f/b), each w as
-    [n_in, n_out]. They are mapped from a file and yours alone: keep them, or write into them, at will.
+    [n_in, n_out]. They are mapped from a file for you alone: you may keep them and write into them.
     hparams: hparams.n_vocab, .n_ctx, .n_embd, .n_head, .n_layer. device and dtype are those of one of
-    your targets. Small models of other sizes or weights are loaded besides: each has to go on working.
+    your targets. Small models of other sizes or weights are loaded too; all must keep working.
     """
     raise NotImplementedError("load is yours to write: return a model")
 
@@ -43,9 +43,10 @@ def load(params, hparams, *, device, dtype):
 def forward(model, tokens, past=None, tap=None):
     """(logits [batch, n, n_vocab] of every position, cache) for int32 tokens [batch, n].
 
-    past is the cache that an earlier call returned: tokens go on from there. tap, if it is not None, is
-    to be called as tap("h0/ln_1", x) with activations [batch, n, width]. Raise (anything) for token ids
-    outside 0 to n_vocab - 1, for no tokens, and for more than n_ctx with those in past.
+    past is the cache that an earlier call returned: tokens continue from there. If tap is not None, call
+    tap("h0/ln_1", x) with activations [batch, n, width]. tap() may raise to stop the pass early; let the
+    exception propagate. Raise any exception for token ids outside 0 to n_vocab - 1, for no tokens, and
+    for more than n_ctx tokens with those in past.
     """
     raise NotImplementedError("forward is yours to write: return logits and cache")
 
@@ -60,16 +61,16 @@ OPTIONAL = "# Optional: def {signature}: return {returns}\n"  # a line for each 
 
 
 def write(name: str, folder: Path, capabilities: Sequence[Capability]) -> Path:
-    """Write NAME.py into folder; capabilities: the optional functions that it mentions.
+    """Write NAME.py into folder and return its path; capabilities: the optional functions it mentions.
 
-    Raises CannotJudge for a bad name and for a file that exists already.
+    Raises CannotJudge for a bad name, and if the file exists.
     """
     stem = name.removesuffix(".py")
     if not re.fullmatch(r"[A-Za-z_]\w*", stem):
         raise CannotJudge(f"{name!r}: not a name for a Python module; use letters, digits and _")
     path = folder / f"{stem}.py"
     if path.exists():
-        raise CannotJudge(f"{path}: is there already; choose another name or remove it")
+        raise CannotJudge(f"{path}: exists already; choose another name or remove it")
     optional = "".join(
         OPTIONAL.format(signature=each.signature, returns=each.returns) for each in capabilities
     )

@@ -1,6 +1,6 @@
-"""Known mistakes, one file for each kind of operation, and how an error is matched against them.
+"""Known mistakes, one file for each kind of operation, and how an error is matched with them.
 
-A mistake computes what an operation would give if it were done wrongly in one named way.
+A mistake computes the result that an operation gives if it is done wrongly in one named way.
 May import: reference, contract.
 """
 

@@ -23,14 +23,14 @@ simple("branch_twice", "the branch is added twice", "add", lambda s: s.inputs[0]
 simple("branch_subtracted", "the branch is subtracted", "add", lambda s: s.inputs[0] - s.inputs[1])
 
 
-@mistake("passed_on", "the result is that of another place: the operation was skipped", "add")
+@mistake("passed_on", "the result is that of another operation: this one was skipped", "add")
 def _(scene: Scene) -> Iterator[np.ndarray]:
     for name, value in scene.taps.items():
         if name != scene.op.name and value.shape == scene.got.shape:
             yield value
 
 
-@mistake("residual_source", "the residual is taken from another place", "add")
+@mistake("residual_source", "the residual is the result of another operation", "add")
 def _(scene: Scene) -> Iterator[np.ndarray]:
     for name, value in scene.taps.items():
         if name != scene.op.name and name != scene.op.inputs[0] and value.shape == scene.got.shape:

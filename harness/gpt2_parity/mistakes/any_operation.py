@@ -1,4 +1,4 @@
-"""Mistakes that any operation can have: the general ones, last on the shelf."""
+"""Mistakes that any operation can have: the general ones, which are tried last."""
 
 import math
 from collections.abc import Iterator
@@ -36,10 +36,13 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
 
 
 def nearest_or_other(scene: Scene, dtype: str) -> Iterator[np.ndarray]:
-    """The exact result rounded; where the implementation's fell on the other side of a tie, that one."""
+    """The exact result rounded to dtype; within one step of it, the captured one (ties go either way).
+
+    All [batch, n, width].
+    """
     cast = narrow(dtype)
     if not np.array_equal(cast(scene.got), scene.got):
-        return  # what was captured has more digits than that
+        return  # the captured result has more digits than dtype
     rounded = cast(scene.exact)
     step = 2 * dtypes.UNIT_ROUNDOFF[dtype] * np.abs(scene.exact)
     yield np.where(np.abs(scene.got - scene.exact) <= step, scene.got, rounded)
@@ -54,14 +57,14 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
         yield np.broadcast_to(scene.exact[:1], scene.exact.shape)
 
 
-@mistake("positions_shifted", "the result stands one position off", *ANY)
+@mistake("positions_shifted", "the result is one position off", *ANY)
 def _(scene: Scene) -> Iterator[np.ndarray]:
     if scene.exact.shape[1] > 1:
         yield np.roll(scene.exact, 1, axis=1)
         yield np.roll(scene.exact, -1, axis=1)
 
 
-@mistake("other_weights", "the weights are those of another layer or place", "layer_norm", "linear")
+@mistake("other_weights", "the weights are those of another operation or layer", "layer_norm", "linear")
 def _(scene: Scene) -> Iterator[np.ndarray]:
     own = {leaf: scene.params[f"{scene.op.name}/{leaf}"].shape for leaf in ("b",)}
     for op in graph(scene.hparams.n_layer):
@@ -76,7 +79,7 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
 
 @mistake(
     "other_input",
-    "the input is taken from another place",
+    "the input is the result of another operation",
     "layer_norm",
     "linear",
     "gelu",

@@ -11,7 +11,7 @@ from gpt2_parity.reference import oracle
 
 
 def reach(scene: Scene) -> np.ndarray:
-    """[n, n]: which keys exist at all when a query is computed: in decode, later chunks do not yet."""
+    """Which keys exist when a query is computed, bool [n, n]: in decode, later chunks do not."""
     n = scene.tokens.shape[1]
     ends = np.full(n, n)
     for start, stop in pairwise([0, *scene.cuts, n]):
@@ -28,7 +28,12 @@ def attend(
     merge: Callable[[np.ndarray], np.ndarray] = oracle.merge_heads,
     settle: Callable[[np.ndarray], np.ndarray] = oracle.exact,
 ) -> np.ndarray:
-    """Attention with one thing done differently; in decode, chunk by chunk."""
+    """Attention with one step done differently, [batch, n, n_embd]; in decode, chunk by chunk.
+
+    order: which thirds of c_attn's result are q, k and v. scale: a factor of the scores, from the width
+    of a head. mask and probs: of scores [batch, n_head, n, n]. merge: of heads [batch, n_head, n, head].
+    settle: rounding of scores and probabilities.
+    """
     parts = oracle.split_heads(scene.inputs[0], scene.hparams.n_head)
     q, k, v = (parts[i] for i in order)
     scores = mask(settle(q @ k.swapaxes(-1, -2) * scale(q.shape[-1])))
@@ -40,6 +45,8 @@ def attend(
 
 
 def shifted_mask(diagonal: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A mask of scores [..., n, n] that shows keys up to query + diagonal."""
+
     def mask(scores: np.ndarray) -> np.ndarray:
         visible = np.tril(np.ones(scores.shape[-2:], bool), k=diagonal)
         return np.where(visible, scores, -1e30)
@@ -48,6 +55,8 @@ def shifted_mask(diagonal: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def softly_masked(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    """A mask of scores [..., n, n] that sets those of later keys to value."""
+
     def mask(scores: np.ndarray) -> np.ndarray:
         future = np.triu(np.ones(scores.shape[-2:], bool), k=1)
         return np.where(future, value, scores)
@@ -56,6 +65,8 @@ def softly_masked(value: float) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def softmax_over(axis: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Softmax of scores [batch, n_head, n, n] over another axis than the last."""
+
     def probs(scores: np.ndarray) -> np.ndarray:
         return oracle.softmax(scores.swapaxes(axis, -1)).swapaxes(axis, -1)
 
@@ -77,7 +88,7 @@ simple(
 
 @mistake("softmax_temperature", "scores are scaled by a constant that is slightly off", "attention")
 def _(scene: Scene) -> Iterator[np.ndarray]:
-    """The constant is fitted, by two Gauss-Newton steps from the right one."""
+    """The constant is fitted by two Gauss-Newton steps, which start from 1 / sqrt(head)."""
     factor, step = 1.0, 1e-6
     with np.errstate(all="ignore"):
         for _ in range(2):
@@ -92,7 +103,7 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
 
 
 def padded(n: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Softmax with n more keys of score 0, whose values are 0."""
+    """Softmax of scores [..., n_keys] with n more keys of score 0, whose values are 0."""
 
     def probs(scores: np.ndarray) -> np.ndarray:
         zeros = np.zeros((*scores.shape[:-1], n))
@@ -106,14 +117,12 @@ mistake(
 )(lambda s: (attend(s, probs=padded(n)) for n in (1, 2, 3, 4, 8, 16)))
 
 
-@mistake(
-    "token_as_padding", "a token is taken for padding, and what stands there is hidden", "attention"
-)
+@mistake("token_as_padding", "a token is taken for padding, and its positions are hidden", "attention")
 def _(scene: Scene) -> Iterator[np.ndarray]:
-    """The least or the greatest id; of GPT-2 that is the end of text, which has no padding."""
+    """Id 0, or the last id, which is GPT-2's end of text. GPT-2 has no padding token."""
     for token in (0, scene.hparams.n_vocab - 1):
         hidden = (scene.tokens == token)[:, None, None]
-        if hidden.any():  # where it stands first, all that the query may see is hidden
+        if hidden.any():  # if it comes first, all keys that a query may see are hidden
             yield attend(scene, mask=lambda x, h=hidden: oracle.causal(np.where(h, -1e30, x)))  # type: ignore[misc]
             yield attend(scene, mask=lambda x, h=hidden: np.where(h, -1e30, oracle.causal(x)))  # type: ignore[misc]
 
@@ -161,7 +170,7 @@ for _letters, _order in (
     )
 
 
-@mistake("heads_interleaved", "heads are interleaved: the head is taken as the inner axis", "attention")
+@mistake("heads_interleaved", "heads are interleaved: n_head is taken as the inner axis", "attention")
 def _(scene: Scene) -> Iterator[np.ndarray]:
     qkv, n_head = scene.inputs[0], scene.hparams.n_head
     batch, n, width = qkv.shape
@@ -178,7 +187,7 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
     yield mixed
     yield back(mixed)
     yield back(scene.exact)
-    # q, k and v lie together for each head, as some other models have them
+    # q, k and v are stored together for each head, as in some other models
     together = qkv.reshape(batch, n, n_head, 3, head).swapaxes(2, 3).reshape(qkv.shape)
     yield oracle.attention(together, n_head)
 
@@ -200,7 +209,7 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
         yield (scene.exact.reshape(shape) * ~silent[:, None]).reshape(scene.got.shape)
 
 
-@mistake("heads_swapped", "heads stand in each other's places", "attention")
+@mistake("heads_swapped", "heads are exchanged", "attention")
 def _(scene: Scene) -> Iterator[np.ndarray]:
     batch, n, _ = scene.got.shape
     shape = (batch, n, scene.hparams.n_head, -1)
@@ -231,7 +240,7 @@ for _dtype in ("float16", "bfloat16"):
 
 
 def in_float16_cache(qkv: np.ndarray) -> np.ndarray:
-    """c_attn's result [batch, n, 3 n_embd] with keys and values, not queries, rounded to float16."""
+    """c_attn's result [batch, n, 3 n_embd] with keys and values, but not queries, rounded to float16."""
     q, k, v = np.split(qkv, 3, axis=-1)
     with np.errstate(over="ignore"):
         return np.concatenate([q, *(np.asarray(x, np.float16) for x in (k, v))], axis=-1)
@@ -239,7 +248,7 @@ def in_float16_cache(qkv: np.ndarray) -> np.ndarray:
 
 simple(
     "float16_cache",
-    "keys and values are kept as float16",
+    "keys and values are stored as float16",
     "attention",
     lambda s: oracle.attention(in_float16_cache(s.inputs[0]), s.hparams.n_head),
 )
@@ -247,7 +256,7 @@ simple(
 
 @mistake(
     "cache_mask",
-    "in decode, new positions do not see all of the cache, or see it wrongly masked",
+    "in decode, new positions do not see all of the cache, or its mask is wrong",
     "attention",
 )
 def _(scene: Scene) -> Iterator[np.ndarray]:
@@ -260,9 +269,9 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
                 continue
             if kind == "own":  # the cache is forgotten
                 visible[start:stop, :start] = False
-            elif kind == "past":  # the whole chunk is visible to all of it
+            elif kind == "past":  # every position of a chunk sees the whole chunk
                 visible[start:stop, start:stop] = True
-            elif kind == "aligned":  # the mask starts at column 0: the cache is masked like a prefill
+            elif kind == "aligned":  # the mask starts at column 0, as in prefill
                 visible[start:stop] = np.arange(n) <= np.arange(stop - start)[:, None]
             elif kind == "oldest":
                 visible[start:stop, 0] = False
@@ -280,10 +289,12 @@ TURNS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
 
 
 @mistake(
-    "cache_stale", "in decode, keys or values of the cache are not this sequence's own", "attention"
+    "cache_stale",
+    "in decode, keys or values of the cache belong to another row or position",
+    "attention",
 )
 def _(scene: Scene) -> Iterator[np.ndarray]:
-    """Cached keys or values exchanged among batch rows or positions, each time the cache is used."""
+    """Cached keys or values are exchanged among batch rows or positions, each time the cache is used."""
     if not scene.cuts:
         return
     q, k, v = oracle.split_heads(scene.inputs[0], scene.hparams.n_head)
@@ -302,4 +313,5 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
 
 
 def same(x: np.ndarray) -> np.ndarray:
+    """x [...] unchanged."""
     return x

@@ -9,10 +9,12 @@ from gpt2_parity.mistakes.registry import Scene, mistake, simple
 
 
 def positions(scene: Scene) -> np.ndarray:
+    """The position embeddings [n, n_embd] of the tokens."""
     return np.asarray(scene.params["wpe"][: scene.tokens.shape[1]], np.float64)
 
 
 def rows(scene: Scene, ids: np.ndarray) -> np.ndarray:
+    """The token embeddings [batch, n, n_embd] of ids [batch, n]."""
     return np.asarray(scene.params["wte"][ids], np.float64)
 
 
@@ -29,7 +31,7 @@ simple(
 )
 simple(
     "embedding_scaled",
-    "the token embedding is multiplied by sqrt(n_embd), which GPT-2 does not do",
+    "the token embedding is multiplied by sqrt(n_embd)",
     "embedding",
     lambda s: rows(s, s.tokens) * math.sqrt(s.hparams.n_embd) + positions(s),
 )
@@ -48,7 +50,9 @@ simple(
 
 
 @mistake(
-    "cache_position", "positions are not counted on from the cache: each chunk starts anew", "embedding"
+    "cache_position",
+    "in decode, positions do not continue from the cache",
+    "embedding",
 )
 def _(scene: Scene) -> Iterator[np.ndarray]:
     if scene.cuts:
@@ -56,7 +60,7 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
         starts = np.zeros(n, int)
         for cut in scene.cuts:
             starts[cut:] = cut
-        for late in (0, 1):  # from 0 in every chunk, or one short of the right place
+        for late in (0, 1):  # from 0 in every chunk, or one too low
             index = np.arange(n) - np.where(starts > 0, 1 if late else starts, 0)
             yield rows(scene, scene.tokens) + table[np.maximum(index, 0)]
         index = np.arange(n) + (starts > 0)

@@ -12,15 +12,17 @@ from gpt2_parity.reference import oracle
 def tanh_form(
     x: np.ndarray, cubic: float = 0.044715, root: float = math.sqrt(2 / math.pi)
 ) -> np.ndarray:
+    """GELU's tanh form with other constants, of x [...]."""
     return 0.5 * x * (1 + np.tanh(root * (x + cubic * x**3)))
 
 
 def logistic(x: np.ndarray) -> np.ndarray:
+    """The sigmoid function of x [...]."""
     return 0.5 * (1 + np.tanh(x / 2))
 
 
 def half_table(x: np.ndarray) -> np.ndarray:
-    """GELU looked up by the input's float16 bits, result stored as float16."""
+    """GELU from a table that is indexed by the float16 bits of x [...] and stores float16."""
     rounded = np.asarray(x, np.float16).astype(np.float64)
     return np.asarray(oracle.gelu(rounded), np.float16).astype(np.float64)
 

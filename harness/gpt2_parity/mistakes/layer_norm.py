@@ -14,7 +14,10 @@ def norm(
     inside: bool = True,
     axis: int = -1,
 ) -> np.ndarray:
-    """(x - mean) / s, before scaling and shifting, with one thing done differently."""
+    """(x - mean) / s [batch, n, n_embd], before scaling and shifting, with one step done differently.
+
+    inside: epsilon is added to the variance, not to its root. axis: which one is normalised.
+    """
     x = scene.inputs[0]
     mean = x.mean(axis=axis, keepdims=True) if centre else 0.0
     variance = (
@@ -27,6 +30,7 @@ def norm(
 
 
 def affine(scene: Scene, value: np.ndarray) -> np.ndarray:
+    """value [batch, n, n_embd] scaled by g and shifted by b."""
     return value * scene.weight("g") + scene.weight("b")
 
 
@@ -71,13 +75,13 @@ simple(
 )
 simple(
     "norm_over_positions",
-    "the mean and variance run over positions, not over channels",
+    "mean and variance are over positions, not over channels",
     "layer_norm",
     lambda s: affine(s, norm(s, axis=1)),
 )
 simple(
     "norm_over_batch",
-    "the mean and variance run over the batch, not over channels",
+    "mean and variance are over the batch, not over channels",
     "layer_norm",
     lambda s: affine(s, norm(s, axis=0)),
 )

@@ -1,6 +1,6 @@
-"""Why is an operation wrong? Known mistakes, tried one by one in float64.
+"""Diagnosis of a wrong operation: known mistakes, tried one by one in float64.
 
-If the implementation's result is what a mistake would give, up to rounding, that mistake explains it.
+A mistake explains the implementation's result if it gives that result up to rounding.
 """
 
 import math
@@ -11,27 +11,31 @@ from gpt2_parity.mistakes.registry import MISTAKES, Scene
 
 
 def explain(scene: Scene) -> dict[str, float]:
-    """Greatest error in rounding units that is left under each mistake that applies, by its name."""
+    """The error in rounding units that is left under each mistake that applies, by its name."""
     left = {}
-    for found in MISTAKES:
-        if scene.op.kind in found.kinds:
-            rest = [residual(scene, altered, found.flips) for altered in found.alter(scene)]
+    for mistake in MISTAKES:
+        if scene.op.kind in mistake.kinds:
+            rest = [residual(scene, altered, mistake.flips) for altered in mistake.alter(scene)]
             if rest:
-                left[found.name] = min(rest)
+                left[mistake.name] = min(rest)
     return left
 
 
 def residual(scene: Scene, altered: np.ndarray, flips: bool = False) -> float:
-    """What is left of the error, in rounding units of the larger of right and wrong result."""
+    """The error, in rounding units, that is left if altered [batch, n, width] is taken for right.
+
+    The unit is that of the larger of the exact and the altered result. inf if the shapes differ, or if
+    only one of the two is not finite. flips: see mistakes/registry.py.
+    """
     if altered.shape != scene.got.shape:
         return math.inf
     with np.errstate(all="ignore"):
         growth = np.maximum(1, np.abs(altered) / np.maximum(np.abs(scene.exact), 1e-300))
         units = np.abs(scene.got - altered) / (scene.size * growth)
-        # NaN where the mistake gives NaN as well is explained
+        # a value that is not finite is explained if the mistake gives one that is not finite either
         units = np.where(~np.isfinite(scene.got) & ~np.isfinite(altered), 0.0, units)
         before = np.median(np.abs(scene.got - scene.exact) / scene.size)
-    # where the middle error was less before, most was right, and says nothing of what is wrong
+    # if the median error was smaller before, most values were right, and the median shows nothing
     counts = np.median if flips and np.median(units) < before else np.max
     rest = float(counts(units))
     return rest if math.isfinite(rest) else math.inf

@@ -9,6 +9,7 @@ from gpt2_parity.mistakes.registry import FEW, Scene, mistake, narrow, simple
 
 
 def linear(scene: Scene, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x [batch, n, n_in] @ w [n_in, n_out], plus the operation's bias b [n_out]."""
     return x @ w + scene.weight("b")
 
 
@@ -25,12 +26,13 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
 
 
 def truncate_tf32(x: np.ndarray) -> np.ndarray:
+    """x [...] cut, not rounded, to TF32's digits; kept as float64."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32) & np.uint32(0xFFFFE000)
     return bits.view(np.float32).astype(np.float64)
 
 
 def product(scene: Scene, cast: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """x @ w with both factors cast, then the bias, unharmed."""
+    """x @ w with both factors cast, plus the bias, which is not cast: [batch, n, n_out]."""
     x = cast(scene.inputs[0])
     if scene.op.kind == "head":
         return x @ cast(scene.params["wte"]).T
@@ -40,7 +42,7 @@ def product(scene: Scene, cast: Callable[[np.ndarray], np.ndarray]) -> np.ndarra
 simple_kinds = ("linear", "head")
 
 
-# XLA fuses a layer norm or GELU into the product: its factor then has digits that the tap has not
+# XLA fuses a layer norm or GELU into the product, whose factor then has more digits than the tap
 @mistake(
     "tf32_inputs",
     "the factors are rounded to TF32 before they are multiplied",
@@ -55,7 +57,10 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
 
 
 def but_for_some_chunks(scene: Scene, altered: np.ndarray) -> np.ndarray:
-    """Right in the chunks where that is nearer: cuBLAS multiplies single rows without tensor cores."""
+    """altered, but exact in chunks where that is nearer: cuBLAS uses no tensor cores for single rows.
+
+    All [batch, n, n_out].
+    """
     parts = (np.split(array, scene.cuts, axis=1) for array in (scene.got, scene.exact, altered))
     chosen = [
         min(right, wrong, key=lambda made, got=got: float(np.max(np.abs(got - made))))  # type: ignore[misc]
@@ -81,7 +86,7 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
 
 
 def reweighted(scene: Scene, cast: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The product with the weights alone cast."""
+    """The product [batch, n, n_out] with only the weights cast."""
     if scene.op.kind == "head":
         return scene.inputs[0] @ cast(scene.params["wte"]).T
     return linear(scene, scene.inputs[0], cast(scene.params[f"{scene.op.name}/w"]))
@@ -106,7 +111,7 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
 
 
 def worst_column(scene: Scene) -> tuple[int, np.ndarray]:
-    """The output channel with the greatest error, and its error at every position."""
+    """The output channel with the greatest error, and its error [batch * n] at every position."""
     error = (scene.got - scene.exact).reshape(-1, scene.got.shape[-1])
     column = int(np.argmax(np.max(np.abs(error) / scene.size.reshape(error.shape), axis=0)))
     return column, error[:, column]
@@ -151,16 +156,16 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
         yield mended
 
 
-@mistake("inputs_swapped", "two input channels meet each other's weights", *simple_kinds)
+@mistake("inputs_swapped", "two input channels are exchanged (two rows of the weights)", *simple_kinds)
 def _(scene: Scene) -> Iterator[np.ndarray]:
-    """Two rows i, j of w exchanged add (x_j - x_i)(w_i - w_j): an error of rank one."""
+    """Exchanging rows i and j of w adds (x_j - x_i)(w_i - w_j): an error of rank one."""
     if scene.op.kind != "linear":
         return
     w, x = scene.weight("w"), scene.inputs[0].reshape(-1, scene.inputs[0].shape[-1])
     error = (scene.got - scene.exact).reshape(len(x), -1)
     direction = np.linalg.svd(error, full_matrices=False)[2][0]
     best, pair = math.inf, (0, 0)
-    for i in range(len(w)):  # of the swapped pair, the difference of the rows lies along the error
+    for i in range(len(w)):  # of the exchanged pair, the difference of the rows is parallel to the error
         gap = w[i] - w  # [n_in, n_out]
         off = (gap * gap).sum(axis=1) - (gap @ direction) ** 2
         off[i] = math.inf

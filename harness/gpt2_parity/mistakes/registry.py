@@ -1,7 +1,8 @@
-"""What a known mistake is, and the list of them.
+"""What a known mistake is, and the list of all.
 
 A mistake is an operation done wrongly in one named way, from the implementation's own captured input.
-The files beside this one register theirs as they are imported: particular mistakes before general ones.
+The other files of this folder register theirs when they are imported, specific mistakes before general
+ones.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,43 +16,44 @@ from gpt2_parity.contract.rows import Measurement
 from gpt2_parity.reference import oracle
 
 Params = Mapping[str, np.ndarray]
-FEW = 3  # positions below which a fit says nothing: at one, any error is a multiple of whatever is there
+FEW = 3  # with fewer positions a fit shows nothing: at one, any error is a multiple of any input
 
 
 class Scene(NamedTuple):
     """A blamed operation and what was captured around it, all float64."""
 
     op: Op
-    inputs: list[np.ndarray]
-    got: np.ndarray
-    exact: np.ndarray
-    size: np.ndarray  # the rounding bound
-    taps: Mapping[str, np.ndarray]
-    params: Params
+    inputs: list[np.ndarray]  # captured, each [batch, n, width]
+    got: np.ndarray  # the captured result [batch, n, width]
+    exact: np.ndarray  # the right result from the same inputs [batch, n, width]
+    size: np.ndarray  # the rounding bound [batch, n, width]
+    taps: Mapping[str, np.ndarray]  # other captured activations in the shape of the first input
+    params: Params  # weights by checkpoint name, each w [n_in, n_out]
     hparams: HParams
-    tokens: np.ndarray
+    tokens: np.ndarray  # int32 [batch, n]
     cuts: tuple[int, ...] = ()  # where the tokens were cut into chunks, for decode
 
     def weight(self, leaf: str, scope: str = "") -> np.ndarray:
+        """A weight of the operation, or of another scope: w [n_in, n_out], g or b [width]."""
         return np.asarray(self.params[f"{scope or self.op.name}/{leaf}"], np.float64)
 
     def again(self, inputs: list[np.ndarray], name: str = "") -> np.ndarray:
-        """The operation on other inputs, or with another scope's weights."""
+        """The exact result [batch, n, width] on other inputs, or with the weights of another scope."""
         op = self.op._replace(name=name or self.op.name)
         return oracle.apply(op, inputs, self.params, self.hparams, self.tokens)
 
 
 class Mistake(NamedTuple):
-    """A named mistake: alter yields the result that it would give, in each of its variants.
+    """A named mistake: alter yields the result [batch, n, width] that each of its variants gives.
 
-    flips: the mistake rounds something that was not captured, and a value near the middle between two
-    neighbours may have gone the other way; then the middle error counts, if the mistake makes it
-    smaller, not the greatest.
+    flips: the mistake rounds something that was not captured, so a value half way between two neighbours
+    may have been rounded the other way. Then the median error counts, not the greatest, if the mistake
+    reduces it.
     """
 
     name: str
-    text: str
-    kinds: tuple[str, ...]
+    text: str  # what it is, in plain words
+    kinds: tuple[str, ...]  # of the operations that can have it
     alter: Callable[[Scene], Iterator[np.ndarray]]
     flips: bool
 
@@ -59,35 +61,36 @@ class Mistake(NamedTuple):
 class Match(NamedTuple):
     """How well the nearest known mistake explains an error."""
 
-    name: str  # of the mistake; empty where none applies
+    name: str  # of the mistake; empty if none applies
     explains: bool
-    before: float  # the error, and what is left of it if the mistake is assumed
-    after: float
-    noise_units: float | None = None  # of what is left; only where a whole model was evaluated
+    before: float  # the error
+    after: float  # what is left of it if the mistake is assumed, in the same unit
+    noise_units: float | None = None  # what is left, in noise units; only if a whole model was evaluated
 
-    def on(self, found: Measurement) -> Measurement:
-        """A measurement with this match in its evidence, and with the mistake if that explains it."""
+    def on(self, measurement: Measurement) -> Measurement:
+        """The measurement with this match in its evidence, and with the mistake if that explains it."""
         facts = {"before": self.before, "after": self.after}
         if self.noise_units is not None:
             facts["noise_units"] = self.noise_units
         if self.explains:
-            return found._replace(mistake=self.name, evidence={**found.evidence, "explained": facts})
+            evidence = {**measurement.evidence, "explained": facts}
+            return measurement._replace(mistake=self.name, evidence=evidence)
         nearest = {"mistake": self.name, **facts} if self.name else {}
-        return found._replace(evidence={**found.evidence, "nearest": nearest})
+        return measurement._replace(evidence={**measurement.evidence, "nearest": nearest})
 
 
 MISTAKES: list[Mistake] = []
 
 
 def text_of(name: str) -> str:
-    """What a mistake's name means, in words; the name itself where it is not known here."""
-    return next((found.text for found in MISTAKES if found.name == name), name)
+    """The text of a mistake; its name if no such mistake is registered."""
+    return next((mistake.text for mistake in MISTAKES if mistake.name == name), name)
 
 
 def mistake(
     name: str, text: str, *kinds: str, flips: bool = False
 ) -> Callable[..., Callable[[Scene], Iterator[np.ndarray]]]:
-    """Register a generator of altered results."""
+    """A decorator that registers a generator of altered results as a mistake of kinds of operation."""
 
     def add(alter: Callable[[Scene], Iterator[np.ndarray]]) -> Callable[[Scene], Iterator[np.ndarray]]:
         MISTAKES.append(Mistake(name, text, kinds, alter, flips))
@@ -99,10 +102,10 @@ def mistake(
 def simple(
     name: str, text: str, kind: str, alter: Callable[[Scene], np.ndarray], flips: bool = False
 ) -> None:
-    """A mistake with a single variant."""
+    """Register a mistake with a single variant: alter gives its result."""
     mistake(name, text, kind, flips=flips)(lambda scene: iter([alter(scene)]))
 
 
 def narrow(dtype: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Rounding to nearest in a narrower format, kept as float64."""
+    """A function that rounds an array [...] to nearest in a narrower dtype and keeps it as float64."""
     return lambda x: np.asarray(dtypes.round_nearest(np.asarray(x, np.float32), dtype), np.float64)

@@ -1,10 +1,9 @@
-"""A black box is wrong: with which known mistake would GPT-2 give its logits?
+"""Diagnosis of a black box: the known mistake with which GPT-2 would give its logits.
 
-Where nothing is tapped, no operation can be blamed. What is left is to evaluate the whole model in
-float64 with one mistake, made in every layer, and to compare again. The mistake explains the error if
-the logits agree with that evaluation as an honest implementation's agree with the truth: within what
-rounding at the declared precision does to it. (A table indexed by rounded values, say, is itself noisy:
-rounding now and then sends a value to the neighbouring entry.)
+If nothing is tapped, no operation can be blamed. Instead, the whole model is evaluated in float64 with
+one mistake in every layer, and compared with the logits again. The mistake explains the error if the
+difference is within the noise of that evaluation at the declared precision. (The mistake itself may be
+noisy: in a table indexed by rounded values, rounding sometimes selects the neighbouring entry.)
 """
 
 import math
@@ -22,8 +21,8 @@ from gpt2_parity.reference import noise, oracle
 from gpt2_parity.reference.distance import difference
 from gpt2_parity.reference.records import Record
 
-# Mistakes that, once made, are made everywhere, and that follow from an operation's input and weights
-# alone: what could only be recognised from a captured result is of no use here.
+# Mistakes that an implementation makes in every layer, and whose result follows from an operation's
+# input and weights alone: without a captured result, other mistakes cannot be computed.
 EVERYWHERE = {
     "gelu": "erf_gelu sigmoid_gelu relu silu gelu_skipped gelu_without_half gelu_cubic_missing "
     "gelu_cubic_0.44715 gelu_cubic_0.0447 gelu_root_0.8 gelu_root_0.7979 gelu_float16_table",
@@ -37,26 +36,26 @@ EVERYWHERE = {
     "float16_softmax bfloat16_softmax float16_cache",
 }
 NAMES = frozenset(" ".join(EVERYWHERE.values()).split())
-VARIANTS = 3  # of one mistake that are tried
-DRAWS = 3
-# Sorting out is done in float32, without random rounding: a large model has many weights to convert
+VARIANTS = 3  # tried of each mistake
+DRAWS = 3  # of the noise
+# The search is in float32, without random rounding: a large model has many weights to convert.
 SINGLE = oracle.Arithmetic(weight=np.asarray, settle=lambda y: np.asarray(y, np.float32))
-FALL = 2.0  # at least so many times smaller must the difference become
+FALL = 2.0  # the factor by which the difference must at least fall
 
 
 class BlackBox(Protocol):
-    """As much of an implementation (implementation/loaded.py) as is needed here."""
+    """The part of implementation/loaded.py that is needed here."""
 
     params: Mapping[str, np.ndarray]
     hparams: HParams
     target: Target
 
     def logits(self, record: Record) -> np.ndarray:
-        """Its logits [batch, n, n_vocab] of a record's tokens."""
+        """Its logits [batch, n, n_vocab] for the tokens of a record."""
 
 
 class NoVariant(Exception):
-    """A mistake cannot be made in as many ways. (Not StopIteration: it may not leave a generator.)"""
+    """A mistake has fewer variants. (StopIteration cannot be used: it may not leave a generator.)"""
 
 
 class Hypothesis:
@@ -69,7 +68,10 @@ class Hypothesis:
     def logits(
         self, tokens: np.ndarray, arithmetic: oracle.Arithmetic = oracle.EXACT
     ) -> np.ndarray | None:
-        """[batch, n, n_vocab], in float64 or as arithmetic has it; None if there is no such variant."""
+        """Logits [batch, n, n_vocab] for tokens int32 [batch, n]; None if there is no such variant.
+
+        In float64, or as arithmetic rounds.
+        """
         with np.errstate(all="ignore"):
             try:
                 return oracle.forward(
@@ -87,7 +89,10 @@ class Hypothesis:
         tokens: np.ndarray,
         arithmetic: oracle.Arithmetic,
     ) -> np.ndarray:
-        """One operation, with the mistake if it can be made here."""
+        """The result [batch, n, width] of one operation, with the mistake if it is of one of the kinds.
+
+        Raises NoVariant if the mistake has fewer variants.
+        """
         if op.kind not in self.kinds:
             return oracle.apply(op, inputs, params, hparams, tokens, arithmetic)
         inputs = [np.asarray(x, np.float64) for x in inputs]
@@ -99,7 +104,10 @@ class Hypothesis:
         return arithmetic.settle(altered)
 
     def noise(self, tokens: np.ndarray, exact: np.ndarray, dtype: str) -> float:
-        """How far rounding at dtype moves these logits: the greatest of the draws."""
+        """How far rounding at dtype moves the logits, the greatest of the draws, in the logits' unit.
+
+        exact: float64 logits [batch, n, n_vocab]. The result is NaN if a draw has no such variant.
+        """
         moved = []
         for draw in range(DRAWS):
             drawn = self.logits(tokens, noise.arithmetic(dtype, np.random.default_rng([0, draw])))
@@ -108,34 +116,34 @@ class Hypothesis:
 
 
 def typical(got: np.ndarray, want: np.ndarray) -> float:
-    """The greatest difference of logits at a position, of the middle one of all positions.
+    """The median over all positions of the greatest difference of logits [batch, n, n_vocab] there.
 
-    Where a mistake rounds, a value near the middle between two neighbours may go either way, and what
-    comes of it at one position must not speak for all.
+    If a mistake rounds, a value half way between two neighbours may go either way. The median keeps one
+    such position from deciding for all.
     """
     return float(np.median(np.max(np.abs(difference(got, want)), axis=-1)))
 
 
 def explain(loaded: BlackBox, records: Sequence[Record]) -> dict[str, Match]:
-    """The known mistake that comes nearest to the wrong logits of these records, by the record's name.
+    """How well the nearest known mistake explains the wrong logits of each record, by record name.
 
-    The mistake is found on the shortest record of more than one token, and then has to hold on each.
+    The mistake is chosen on the shortest record of more than one token, then tried on every record.
     """
     first = min(records, key=lambda record: (record.tokens.shape[1] == 1, record.tokens.size))
     left = dict(tried(loaded, first))
     least = min(left.values(), default=math.inf)
-    # the first on the shelf, where several are as good: particular ones stand before general ones
-    nearest = next((found for found in left if left[found] <= 1.2 * least), None)
+    # the first registered, if several are as good: specific ones come before general ones
+    nearest = next((hypothesis for hypothesis in left if left[hypothesis] <= 1.2 * least), None)
     if nearest is None:
         return {}
     return {record.name: match(loaded, record, nearest) for record in records}
 
 
 def tried(loaded: BlackBox, record: Record) -> Iterator[tuple[Hypothesis, float]]:
-    """Every hypothesis, and the difference of the logits that is left under it."""
+    """Every hypothesis, and the typical difference of the logits that is left under it; inf for NaN."""
     got = loaded.logits(record)
     for mistake in (mistake for mistake in MISTAKES if mistake.name in NAMES):
-        # the head may be spared what befalls the linear layers
+        # a mistake of the linear layers may or may not be in the head too
         for kinds in dict.fromkeys([mistake.kinds, mistake.kinds[:1]]):
             for variant in range(VARIANTS):
                 hypothesis = Hypothesis(loaded, mistake, kinds, variant)
@@ -149,7 +157,7 @@ def tried(loaded: BlackBox, record: Record) -> Iterator[tuple[Hypothesis, float]
 def match(loaded: BlackBox, record: Record, nearest: Hypothesis) -> Match:
     """How well the hypothesis explains the logits of one record."""
     got, logits = loaded.logits(record), nearest.logits(record.tokens)
-    if logits is None:  # it applied to another record, so this cannot be; but nothing is assumed
+    if logits is None:  # it applied to another record, so this should not happen
         return Match("", False, math.nan, math.nan)
     before, after = typical(got, record.logits), typical(got, logits)
     if not after <= before / FALL:

@@ -28,7 +28,7 @@ class Model(NamedTuple):
 
 
 def named_checkpoints() -> dict[str, Path]:
-    """The folders of the checkpoints that are known by a name."""
+    """The checkpoint folders of all models that have a name."""
     home = checkpoint.home() / "models"
     return {"micro": GOLDEN / "micro"} | {
         name: home / name.replace(":", "-") for size in OFFICIAL for name in (size, SHAPE + size)
@@ -36,11 +36,10 @@ def named_checkpoints() -> dict[str, Path]:
 
 
 def locate(name: str) -> Model:
-    """micro, an official size in the cache, shape:SIZE, or a folder in OpenAI's layout.
+    """The model of a name: micro, an official size, shape:SIZE, or a folder in OpenAI's layout.
 
-    The weights of a shape are generated when it is first located.
-
-    Raises CannotJudge for an unknown name and for an official size that is not in the cache.
+    The weights of a shape are generated when it is first located. Raises CannotJudge for an unknown
+    name, and for an official size that is not in the cache.
     """
     if name == "micro":
         return Model(name, named_checkpoints()[name], GOLDEN / "records" / "micro")

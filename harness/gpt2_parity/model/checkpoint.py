@@ -1,8 +1,8 @@
 """Load OpenAI's TensorFlow checkpoint.
 
-The first time, TensorFlow's own reader, which verifies each tensor's CRC32C, reads it in a process of
-its own. The weights are checked and kept as a memory-mapped safetensors file in a per-user cache, keyed
-by the content of the checkpoint. Later loads neither import TensorFlow nor copy a weight.
+The first time, TensorFlow's own reader reads it in a separate process and verifies each tensor's CRC32C.
+The weights are checked and kept as a memory-mapped safetensors file in a per-user cache, keyed by the
+content of the checkpoint. Later loads neither import TensorFlow nor copy a weight.
 """
 
 import math
@@ -25,12 +25,12 @@ FILES = ("checkpoint", "encoder.json", "hparams.json", DATA, INDEX, "model.ckpt.
 
 
 class Checkpoint(NamedTuple):
-    """A checked checkpoint. Its params are mapped from the file weights, which all processes share."""
+    """A checked checkpoint. params are mapped from the file weights, which all processes share."""
 
     hparams: HParams
     params: Mapping[str, np.ndarray]  # float32, by name without "model/"; each w [n_in, n_out]
     weights: Path
-    sha256: dict[str, str]  # of each of its files
+    sha256: dict[str, str]  # of each file of the checkpoint
 
 
 def home() -> Path:
@@ -41,7 +41,7 @@ def home() -> Path:
 def load(directory: Path, expected: Mapping[str, str] | None = None) -> Checkpoint:
     """The checkpoint in a folder. expected: the SHA-256 that each named file must have.
 
-    Raises CannotJudge, naming the file or variable, where anything is missing, damaged or misshapen.
+    Raises CannotJudge, naming the file or variable, if anything is missing, damaged or misshapen.
     """
     found = hashes(directory)
     for name, sha in (expected or {}).items():
@@ -51,7 +51,7 @@ def load(directory: Path, expected: Mapping[str, str] | None = None) -> Checkpoi
                 "Restore the file or, if the change is intended, run: parity golden build"
             )
     hparams = read_hparams(directory / "hparams.json")
-    if synthetic.WEIGHTS in found:  # generated weights are stored in the form that is mapped
+    if synthetic.WEIGHTS in found:  # generated weights are stored as safetensors already
         params = safetensors_mmap.read(directory / synthetic.WEIGHTS)
         check(params, hparams, directory / synthetic.WEIGHTS, squeezed=True)
         return Checkpoint(hparams, params, directory / synthetic.WEIGHTS, found)
@@ -65,7 +65,7 @@ def load(directory: Path, expected: Mapping[str, str] | None = None) -> Checkpoi
 
 
 def hashes(directory: Path) -> dict[str, str]:
-    """SHA-256 of a checkpoint's files. Raises CannotJudge where one is missing or empty."""
+    """SHA-256 of a checkpoint's files by name. Raises CannotJudge if one is missing or empty."""
     for name in files(directory):
         path = directory / name
         if not path.is_file() or path.stat().st_size == 0:
@@ -76,7 +76,7 @@ def hashes(directory: Path) -> dict[str, str]:
 
 
 def files(directory: Path) -> tuple[str, ...]:
-    """OpenAI's seven files, or the two of a generated model."""
+    """The names of OpenAI's seven files, or of the two of a generated model."""
     return synthetic.FILES if (directory / synthetic.WEIGHTS).is_file() else FILES
 
 
@@ -88,7 +88,7 @@ def read_hparams(path: Path) -> HParams:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CannotJudge(f"{path}: needs {', '.join(HParams._fields)} as JSON ({error!r})") from error
     for name, value in values.items():
-        most = 2**12 if name == "n_layer" else 2**24  # because names are listed layer by layer
+        most = 2**12 if name == "n_layer" else 2**24  # variables are listed layer by layer
         if type(value) is not int or not 0 < value < most:
             text = str(value)[:40]
             raise CannotJudge(f"{path}: {name} is {text!r}, expected an integer from 1 to {most - 1}")
@@ -99,12 +99,12 @@ def read_hparams(path: Path) -> HParams:
 
 
 def _fits(directory: Path, hparams: HParams) -> None:
-    """Raise CannotJudge unless checkpoint names the files here and the data has the right size."""
+    """Raise CannotJudge unless the file checkpoint names the others and the data has the right size."""
     state = (directory / "checkpoint").read_bytes()
     if not re.search(rb'^model_checkpoint_path: "model\.ckpt"\s*$', state, re.MULTILINE):
         raise CannotJudge(
             f'{directory / "checkpoint"}: does not say model_checkpoint_path: "model.ckpt", '
-            "which are the files in this folder"
+            "the name of the files in this folder"
         )
     size = (directory / DATA).stat().st_size
     needed = sum(4 * math.prod(shape) for shape in variable_shapes(hparams).values())
@@ -136,7 +136,7 @@ def check(
 
 
 def _in_child(directory: Path, hparams: HParams, weights: Path) -> None:
-    """Convert in a process of its own, which frees TensorFlow's 700 MB when it ends."""
+    """Convert in a separate process, which frees TensorFlow's 700 MB when it ends."""
     died = f"{directory}: the process reading the checkpoint died"
     fresh_process.call(died, convert, directory, hparams, weights)
 
@@ -151,9 +151,9 @@ def convert(directory: Path, hparams: HParams, weights: Path) -> None:
 
 
 def read_variables(directory: Path) -> dict[str, np.ndarray]:
-    """Every variable of the checkpoint, as stored, by name without "model/".
+    """Every variable of the checkpoint, as stored (w [1, n_in, n_out]), by name without "model/".
 
-    Raises CannotJudge where TensorFlow is absent or cannot read the checkpoint.
+    Raises CannotJudge if TensorFlow is absent or cannot read the checkpoint.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
@@ -185,5 +185,5 @@ def _intact(weights: Path) -> bool:
         weights.is_file()
         and recorded.is_file()
         and recorded.read_bytes() == digest.sha256(weights).encode()
-        and safetensors_mmap.is_aligned(weights)  # files of an earlier edition are not
+        and safetensors_mmap.is_aligned(weights)  # files of earlier versions are not aligned
     )

@@ -1,10 +1,10 @@
 """Download an official checkpoint: resumable, checksummed, installed atomically.
 
 The seven files are downloaded one after the other into a temporary folder beside the final one. A
-partial file stays as NAME.part; NAME.part.json says which version of the file it is (the server's ETag
-or date). So the next attempt, or the next run, requests the rest of that version, and starts over where
-the server has another one. A file is accepted only if its size and hash are the published ones, and the
-folder only if hparams, index and every tensor's CRC32C agree.
+partial file is kept as NAME.part; NAME.part.json records which version of the file it is (the server's
+ETag or date). So the next attempt, or the next run, requests the rest of that version, or starts over
+if the server has another one. A file is accepted only if its size and hash are the published ones, and
+the folder only if hparams, index and every tensor's CRC32C agree.
 """
 
 import contextlib
@@ -48,11 +48,11 @@ def fetch(
     report: Report = lambda name, here, total: None,
     wait: Wait = time.sleep,
 ) -> list[str]:
-    """Download a release into the cache and verify it. Files that are there and right stay.
+    """Download a release into the cache and verify it. Correct files that are there already are kept.
 
-    Returns the names of the downloaded files. Raises CannotJudge, naming the file, where the server
-    does not deliver it, where it is not the published file (it is removed), and where the disk is full
-    (the partial file is kept).
+    Returns the names of the downloaded files. Raises CannotJudge, naming the file, if the server does
+    not deliver it, if it is not the published file (it is removed), or if the disk is full (the partial
+    file is kept).
     """
     target = checkpoint.home() / "models" / release.name
     staging = target.with_name(f".{release.name}.partial")
@@ -77,7 +77,7 @@ def fetch(
                 staging.rename(target)
             else:
                 shutil.rmtree(staging)
-    except OSError as error:  # of the disk; those of the network are handled where they occur
+    except OSError as error:  # from the disk; network errors are handled where they occur
         raise CannotJudge(
             f"{error.filename or staging}: cannot be written ({error.strerror}). "
             "The partial file is kept: make room and run the same command again"
@@ -86,7 +86,7 @@ def fetch(
 
 
 def describe_verification(release: Release) -> str:
-    """Say what a verified release was verified with, and of which files nothing is published."""
+    """A sentence on what a release was verified with, and on which files nothing is published."""
     hashed = [name for name, published in release.files.items() if published.sha256]
     sized = [
         name for name, published in release.files.items() if published.bytes and not published.sha256
@@ -101,7 +101,7 @@ def describe_verification(release: Release) -> str:
 
 @contextlib.contextmanager
 def exclusive(target: Path) -> Iterator[None]:
-    """Hold the right to write a release. Raises CannotJudge where another process holds it."""
+    """Hold the lock for writing a release. Raises CannotJudge if another process holds it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with locks.lock(target.with_name(f".{target.name}.lock")) as held:
         if held is False:
@@ -110,7 +110,7 @@ def exclusive(target: Path) -> Iterator[None]:
 
 
 def room(folder: Path, files: list[PublishedFile]) -> None:
-    """Raise CannotJudge where the disk has no room for the rest of the files."""
+    """Raise CannotJudge if the disk has no room for the rest of the files."""
     here = sum(path.stat().st_size for path in folder.glob("*.part"))
     needed = sum(published.bytes or 0 for published in files) - here
     free = shutil.disk_usage(folder).free
@@ -122,8 +122,8 @@ def room(folder: Path, files: list[PublishedFile]) -> None:
 
 
 def obtain(url: str, part: Path, published: PublishedFile, report: Report, wait: Wait) -> None:
-    """Download one file and check it. Raises CannotJudge where it is wrong, and removes it."""
-    for _ in range(2):  # it may have been damaged on the way, so try once more from the start
+    """Download one file and check it. If it is wrong twice, remove it and raise CannotJudge."""
+    for _ in range(2):  # the transfer may have damaged it, so try once more from the start
         download(url, part, published, report, wait)
         wrong = differs(part, published)
         if not wrong:
@@ -133,7 +133,7 @@ def obtain(url: str, part: Path, published: PublishedFile, report: Report, wait:
 
 
 def download(url: str, part: Path, published: PublishedFile, report: Report, wait: Wait) -> None:
-    """Try until the file is complete; count the attempts since the last new byte."""
+    """Try until the file is complete. Raises CannotJudge after TRIES attempts without a new byte."""
     failures, furthest = 0, -1
     with requests.Session() as session:
         session.max_redirects = 5
@@ -160,9 +160,9 @@ def download(url: str, part: Path, published: PublishedFile, report: Report, wai
 def transfer(
     session: requests.Session, url: str, part: Path, published: PublishedFile, report: Report
 ) -> None:
-    """Request the rest of a file once. Raises Retry where it ends early."""
+    """Request the rest of a file once. Raises Retry if it ends early, CannotJudge for a wrong size."""
     version = remembered(part, url)
-    here = length(part) if version else 0  # else its version is not known
+    here = length(part) if version else 0  # a file of unknown version is of no use
     if here and here == published.bytes:
         return
     headers = {"Accept-Encoding": "identity"}
@@ -189,13 +189,13 @@ def transfer(
 
 
 def accept(reply: requests.Response, url: str, part: Path, here: int, version: str | None) -> int | None:
-    """How many bytes the whole file has, if the reply says so.
+    """The size of the whole file in bytes; None if the reply does not give it.
 
     Raises Retry for a reply that may be better next time, CannotJudge for one that will not.
     """
     if (
         reply.status_code == 416
-    ):  # our partial file is as long as the server's file, so it is another file
+    ):  # the server's file is no longer than our partial file, so it is another version
         forget(part)
         raise Retry("the server has no bytes after the partial file; starting over")
     if reply.status_code in (408, 429) or reply.status_code >= 500:
@@ -215,7 +215,7 @@ def accept(reply: requests.Response, url: str, part: Path, here: int, version: s
 
 
 def version_of(reply: requests.Response) -> str | None:
-    """The version of a file: a strong ETag, or its date of change."""
+    """The version of a file: a strong ETag, or its modification date; None without either."""
     etag = reply.headers.get("ETag", "")
     return etag if etag.startswith('"') else reply.headers.get("Last-Modified")
 
@@ -231,7 +231,7 @@ def remember(part: Path, url: str, version: str | None) -> None:
 
 
 def remembered(part: Path, url: str) -> str | None:
-    """The version of a partial file from an address; None where that is not certain."""
+    """The version of a partial file from this address; None if it is not certain."""
     try:
         note = json.loads(sidecar(part).read_text(encoding="utf-8"))
         return note["version"] if note["url"] == url else None
@@ -246,12 +246,12 @@ def forget(part: Path) -> None:
 
 
 def length(part: Path) -> int:
-    """Bytes of a partial file; 0 where there is none."""
+    """The size of a partial file in bytes; 0 if there is none."""
     return part.stat().st_size if part.exists() else 0
 
 
 def differs(path: Path, published: PublishedFile) -> str:
-    """How a file differs from what is published about it; "" where it does not."""
+    """How a file differs from what is published about it; "" if it does not."""
     if not path.is_file() or not path.stat().st_size:
         return "missing or empty"
     if published.bytes is not None and path.stat().st_size != published.bytes:

@@ -14,7 +14,7 @@ FACTS = catalogue.GOLDEN / "official.json"
 
 
 class PublishedFile(msgspec.Struct, frozen=True):
-    """What is published about one file; None where it is not published."""
+    """What is published about one file; None for what is not published."""
 
     bytes: int | None = None
     sha256: str | None = None
@@ -24,7 +24,7 @@ class PublishedSize(msgspec.Struct, frozen=True):
     """What is published about one checkpoint."""
 
     files: dict[str, PublishedFile]
-    # offset and size in bytes, and the CRC32C in hexadecimal; empty where they are not published
+    # by name: offset and size in bytes, and CRC32C in hexadecimal; empty if they are not published
     tensors: dict[str, tuple[int, int, Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{8}\Z")]]] = {}
 
 
@@ -32,7 +32,7 @@ class Publications(msgspec.Struct, frozen=True):
     """The whole of golden/official.json."""
 
     format: Literal[1]
-    base_url: str  # below it are SIZE/FILE
+    base_url: str  # files are at base_url/SIZE/FILE
     sizes: dict[str, PublishedSize]
     model_py: str = ""  # SHA-256 of src/model.py
 
@@ -42,12 +42,12 @@ class Release(msgspec.Struct, frozen=True):
 
     name: str
     files: dict[str, PublishedFile]
-    tensors: dict[str, tf_index.Tensor]  # may be empty: then the index alone says what is right
+    tensors: dict[str, tf_index.Tensor]  # may be empty: then only the index gives checksums
     hparams: HParams | None = None
 
 
 def read(path: Path = FACTS) -> Publications:
-    """golden/official.json. Raises CannotJudge, naming the place in it, where it is malformed."""
+    """golden/official.json. Raises CannotJudge, naming the entry, if it is malformed."""
     try:
         return strict_json.convert(strict_json.read(path), Publications)
     except (OSError, ValueError) as error:
@@ -55,10 +55,10 @@ def read(path: Path = FACTS) -> Publications:
 
 
 def release(size: str, path: Path = FACTS) -> Release:
-    """What is published of a size. Raises CannotJudge where that is nothing, or not about every file."""
+    """What is published about a size. Raises CannotJudge unless that covers exactly the seven files."""
     published = read(path).sizes.get(size)
     if published is None or published.files.keys() != set(checkpoint.FILES):
-        raise CannotJudge(f"{path}: says nothing usable of {size!r}; restore it")
+        raise CannotJudge(f"{path}: says nothing usable about {size!r}; restore it")
     tensors = {
         name: tf_index.Tensor(offset, length, int(crc, 16))
         for name, (offset, length, crc) in published.tensors.items()

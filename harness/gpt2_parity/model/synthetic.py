@@ -1,7 +1,7 @@
-"""Models of any shape with generated weights, to test scale, speed and correctness. They write no text.
+"""Models of any size with generated weights, to test scale, speed and correctness. They write no text.
 
 The weights are random, with the magnitudes of trained ones, so that attention is not uniform, biases and
-gains matter, and a mistake in any operation shows. The same shape always has the same weights.
+gains matter, and a mistake in any operation shows. Models of the same sizes have the same weights.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 from gpt2_parity.contract.architecture import HParams, variable_shapes
 from gpt2_parity.files import atomic, safetensors_mmap
 
-OFFICIAL = {  # the published shapes
+OFFICIAL = {  # the published sizes
     "124M": HParams(50257, 1024, 768, 12, 12),
     "355M": HParams(50257, 1024, 1024, 16, 24),
     "774M": HParams(50257, 1024, 1280, 20, 36),
@@ -36,7 +36,7 @@ def generate(hparams: HParams, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def _spread(name: str, shape: tuple[int, ...]) -> float:
-    """The standard deviation of a weight."""
+    """The standard deviation of the elements of a weight."""
     if name in ("wte", "wpe"):
         return {"wte": 0.14, "wpe": 0.05}[name]
     if name.endswith("/w"):

@@ -1,4 +1,4 @@
-"""Read a TensorFlow checkpoint's index without TensorFlow: the place and CRC32C of each tensor.
+"""Read a TensorFlow checkpoint's index without TensorFlow: the location and CRC32C of each tensor.
 
 model.ckpt.index is a table of sorted keys in LevelDB's format: data blocks, then a block that
 indexes them, then a footer of 48 bytes. The value of each key is a small protocol buffer, a
@@ -22,19 +22,19 @@ FLOAT32 = 1  # tensorflow.DataType.DT_FLOAT
 
 
 class Tensor(NamedTuple):
-    """The place of a tensor in model.ckpt.data, and the checksum of its bytes."""
+    """The location of a tensor in model.ckpt.data, and the checksum of its bytes."""
 
-    offset: int
+    offset: int  # bytes
     size: int  # bytes
     crc32c: int
-    shape: tuple[int, ...] | None = None  # None where only the place and the checksum are known
+    shape: tuple[int, ...] | None = None  # None if only location and checksum are known
     dtype: int = FLOAT32
 
 
 def read(path: Path) -> dict[str, Tensor]:
     """Every tensor of an index file by name without "model/".
 
-    Raises CannotJudge, naming the file, where it is not an intact table of tensors.
+    Raises CannotJudge, naming the file, unless it is an intact table of tensors.
     """
     try:
         return dict(_entries(path.read_bytes()))
@@ -52,7 +52,7 @@ def damaged(data: Path, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def checksum(content: np.ndarray, tensor: Tensor) -> int:
-    """CRC32C of a tensor's bytes, read a few MiB at a time: tensors have up to 640 MB."""
+    """CRC32C of a tensor's bytes in content, uint8 [n_bytes], 16 MiB at a time."""
     crc, step = 0, 1 << 24
     end = tensor.offset + tensor.size
     for start in range(tensor.offset, end, step):
@@ -73,7 +73,7 @@ def _entries(table: bytes) -> Iterator[tuple[str, Tensor]]:
 
 
 def _block(table: bytes, handle: tuple[int, int]) -> bytes:
-    """A block's content. Raises ValueError where it is compressed or does not match its checksum."""
+    """A block's content. Raises ValueError if it is compressed or does not match its checksum."""
     offset, size = handle
     content, kind = table[offset : offset + size], table[offset + size]
     (masked,) = struct.unpack_from("<I", table, offset + size + 1)
@@ -85,7 +85,7 @@ def _block(table: bytes, handle: tuple[int, int]) -> bytes:
 
 
 def unmask(masked: int) -> int:
-    """Undo what LevelDB does to a CRC32C before it stores it: rotate and add a constant."""
+    """The CRC32C of a stored one: LevelDB rotates it and adds a constant before it stores it."""
     rotated = (masked - 0xA282EAD8) & 0xFFFFFFFF
     return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
 

@@ -14,7 +14,7 @@ from gpt2_parity.files import strict_json
 from gpt2_parity.model import checkpoint
 
 END_OF_TEXT = "<|endoftext|>"
-# How GPT-2 cuts text into words before merging (Radford et al. 2019; OpenAI's encoder.py).
+# How GPT-2 splits text before merging (Radford et al. 2019; OpenAI's encoder.py).
 PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 
@@ -22,16 +22,16 @@ class Tokenizer:
     """Turns text into token ids and back, with the tokenizer files of one checkpoint."""
 
     def __init__(self, directory: Path, n_vocab: int):
-        """Raises CannotJudge where the files are missing, disagree, or do not have n_vocab entries."""
+        """Raises CannotJudge if the files are missing, disagree, or do not have n_vocab entries."""
         vocab, encoder = directory / "vocab.bpe", directory / "encoder.json"
-        # tiktoken caches by path, so it would not notice that a file has changed.
+        # tiktoken caches by path and would not notice a changed file.
         os.environ["TIKTOKEN_CACHE_DIR"] = ""
         try:
             ids = strict_json.read(encoder)
             if wrong := [name for name, i in ids.items() if type(i) is not int]:
                 raise ValueError(f"the id of {wrong[0]!r} is not an integer")
             ranks = data_gym_to_mergeable_bpe_ranks(str(vocab), str(encoder))
-        except Exception as error:  # assertion, key, JSON, decode and I/O errors alike
+        except Exception as error:  # assertion, key, JSON, decode and I/O errors
             raise CannotJudge(
                 f"{vocab} and {encoder}: not a consistent byte-level BPE ({error!r})"
             ) from error

@@ -1,9 +1,9 @@
-"""The memory order of weights that an implementation asks for: ORDER = "C", the default, or "F".
+"""The memory order of the weights that load() receives: ORDER = "C", the default, or "F".
 
-Shapes are those of the contract in either order. With "F" each w [n_in, n_out] lies in memory as
+Shapes are those of the contract in either order. With "F" each w [n_in, n_out] is stored in memory as
 [n_out, n_in]: a product with one vector reads that fastest, and some libraries would otherwise copy it.
-A model's file is in the checkpoint's order, "C". The other order is kept in a second file beside it,
-which is made when it is first needed and compared with the first before it is used.
+A model's file has the checkpoint's order, "C". A second file beside it has the other order; it is made
+when it is first needed, and compared with the first file before it is used.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ ORDERS = ("C", "F")
 
 
 def of(impl: Any) -> str:
-    """An implementation's ORDER. Raises CannotJudge where it is neither "C" nor "F"."""
+    """An implementation's ORDER. Raises CannotJudge unless it is "C" or "F"."""
     order = getattr(impl, "ORDER", ORDERS[0])
     if order not in ORDERS:
         raise CannotJudge(f"ORDER is {order!r:.50}; weights are given in order {' or '.join(ORDERS)}")
@@ -26,9 +26,9 @@ def of(impl: Any) -> str:
 
 
 def params_for(impl: Any, weights: Path, known: bool = False) -> dict[str, np.ndarray]:
-    """The params that load() is given, in a mapping of its own.
+    """The params for load(): float32 by checkpoint name, each w [n_in, n_out], in a new mapping.
 
-    known: the second file has been compared before. Raises CannotJudge where the weights cannot be read,
+    known: the second file has been compared before. Raises CannotJudge if the weights cannot be read,
     and for an unknown ORDER.
     """
     order, params = of(impl), safetensors_mmap.read(weights)
@@ -36,7 +36,7 @@ def params_for(impl: Any, weights: Path, known: bool = False) -> dict[str, np.nd
 
 
 def turned(weights: Path, known: bool) -> dict[str, np.ndarray]:
-    """Every w [n_in, n_out] in order "F": mapped, or in memory where no second file can be written."""
+    """Every w [n_in, n_out] in order "F": mapped, or in memory if no second file can be written."""
     path = weights.with_suffix(".turned.safetensors")
     stored = {name: w for name, w in safetensors_mmap.read(weights).items() if name.endswith("/w")}
     try:
@@ -48,7 +48,7 @@ def turned(weights: Path, known: bool) -> dict[str, np.ndarray]:
 
 
 def matches(path: Path, weights: Path, names: set[str]) -> bool:
-    """Whether the second file has exactly the weights of the first."""
+    """Whether the second file has exactly the named weights of the first, bit by bit."""
     try:
         found, source = safetensors_mmap.MappedArrays(path), safetensors_mmap.MappedArrays(weights)
     except CannotJudge:  # missing or truncated

@@ -1,4 +1,4 @@
-"""What is true: the float64 oracle and its gradients, the noise floor, rounding bounds, golden records.
+"""The truth: the float64 oracle and its gradients, the noise floor, rounding bounds, golden records.
 
-Nothing here calls an implementation that is under test. May import: model, files, contract.
+Nothing here calls the implementation under test. May import: model, files, contract.
 """

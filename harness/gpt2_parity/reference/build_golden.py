@@ -1,9 +1,10 @@
 """Build golden records, and compare stored ones with the oracle again.
 
 Two oracles that share no code, NumPy and TensorFlow in float64, must agree within the limits for float64
-at every tap and every logit. Only then is the manifest written, without which records are not used. With
-a clone of openai/gpt-2, OpenAI's own code is a third oracle: its float32 logits must agree within the
-limits for float32 (see openai_source.py).
+at every tap and every logit. Only then is the manifest written; records without one are not used.
+
+OpenAI's own code is a third oracle, if a clone of openai/gpt-2 is given: its float32 logits must agree
+within the limits for float32 (reference/openai_source.py).
 """
 
 import json
@@ -30,12 +31,12 @@ from gpt2_parity.reference.records import KEPT, Case, Record, cases, make_record
 
 REMEASURED = Limit(
     4.0,
-    "Times that a record's noise may be above or below what is measured today: of OpenBLAS's kernels, "
-    "Prescott's to SkylakeX's, each sums in its own order, and they were seen to give 0.44 to 2.6.",
+    "The factor by which a record's noise may be above or below the noise that is measured today. "
+    "OpenBLAS's kernels, from Prescott to SkylakeX, sum in different orders: they gave 0.44 to 2.6.",
 )
 
 
-SecondOracle = Callable[[checkpoint.Checkpoint, str], Callable[..., Any]]  # at a dtype
+SecondOracle = Callable[[checkpoint.Checkpoint, str], Callable[..., Any]]  # by checkpoint and dtype
 
 
 def build(
@@ -48,7 +49,7 @@ def build(
 
     second_oracle: TensorFlow's evaluation (implementation/second_oracle.py). official_source: a clone of
     openai/gpt-2, whose model must agree too. Returns the manifest.
-    Raises CannotJudge, and writes nothing, where the oracles disagree.
+    Raises CannotJudge, and writes nothing, if the oracles disagree.
     """
     loaded = checkpoint.load(model.checkpoint)
     tokenizer = tokenizer_of(model.checkpoint, loaded.hparams)
@@ -110,20 +111,20 @@ def _prove(truth: Record, second: Callable[..., Any]) -> dict[str, Any]:
     units: dict[str, float] = {}
     positions = truth.arrays["positions"]
 
-    def tap(name: str, value: np.ndarray) -> None:  # compared at once, so that none is kept in memory
+    def tap(name: str, value: np.ndarray) -> None:  # compares at once: none is kept in memory
         units[name] = apart(truth, name, value[:, positions])
 
     logits = second(truth.tokens, tap)
     units["logits"] = apart(truth, "logits", logits)
-    where, worst = worst_of(truth, units)
+    location, worst = worst_of(truth, units)
     if not worst <= NOISE.most:
         raise CannotJudge(
-            f"golden {truth.name}: the oracles disagree at {where} by {worst:.3g} float64 noise units "
-            f"(at most {NOISE.most:g}); nothing was written"
+            f"golden {truth.name}: the oracles disagree at {location} by {worst:.3g} float64 noise "
+            f"units (at most {NOISE.most:g}); nothing was written"
         )
     return {
         "agreement_noise_units": worst,
-        "agreement_worst_at": where,
+        "agreement_worst_at": location,
         "agreement_logits_max_abs": max_abs(logits, truth.logits),
     }
 
@@ -138,9 +139,9 @@ def apart(truth: Record, name: str, value: np.ndarray) -> float:
 
 
 def worst_of(truth: Record, units: Mapping[str, float]) -> tuple[str, float]:
-    """Where two evaluations are furthest apart, and how far. NaN counts as furthest.
+    """The name at which two evaluations are furthest apart, and their distance. NaN counts as furthest.
 
-    Raises CannotJudge where a tap or the logits were not compared.
+    units: distance in noise units by tap name and "logits". Raises CannotJudge if one is missing.
     """
     if lacking := [name for name in (*tap_names(truth.n_layer), "logits") if name not in units]:
         raise CannotJudge(f"golden {truth.name}: the second oracle gave no {lacking[0]}")
@@ -148,7 +149,10 @@ def worst_of(truth: Record, units: Mapping[str, float]) -> tuple[str, float]:
 
 
 def _prove_official(truth: Record, logits: np.ndarray) -> dict[str, float]:
-    """How far OpenAI's own float32 logits are from a record. Raises CannotJudge beyond the limit."""
+    """How far OpenAI's own float32 logits [batch, n, n_vocab] are from a record.
+
+    Raises CannotJudge beyond the limit.
+    """
     units = max_abs(logits, truth.logits) / truth.noise("float32")
     if not units <= NOISE.most:
         raise CannotJudge(
@@ -162,7 +166,7 @@ def _prove_official(truth: Record, logits: np.ndarray) -> dict[str, float]:
 
 
 def _replace(new: Path, path: Path) -> None:
-    """Rename a finished folder to path; the old folder is removed afterwards."""
+    """Rename a finished folder to path, then remove the old folder."""
     with atomic.temporary(path) as old:
         if path.exists():
             path.rename(old)
@@ -177,8 +181,8 @@ def _replace(new: Path, path: Path) -> None:
 def verify(model: Model, progress: Callable[[str], None] = lambda text: None) -> None:
     """Compute every record again and compare all arrays.
 
-    Raises CannotJudge, naming the record, where a stored value differs from the float64 oracle by more
-    than rounding, or where an array is missing.
+    Raises CannotJudge, naming the record, if a stored value differs from the float64 oracle by more than
+    rounding, or if an array is missing.
     """
     loaded, records = read(model)
     for stored in records:
@@ -200,16 +204,16 @@ def verify(model: Model, progress: Callable[[str], None] = lambda text: None) ->
             units["margins"] = margins / (2 * today.noise("float64"))  # a difference of two logits
         official = max_abs(stored.arrays["logits_tensorflow"], today.logits)
         units["logits_tensorflow"] = official / today.noise("float32")
-        where, worst = worst_of(stored, units)
+        location, worst = worst_of(stored, units)
         if not worst <= NOISE.most:
             raise CannotJudge(
-                f"golden {stored.name}: {where} is {worst:.3g} noise units from the oracle; "
+                f"golden {stored.name}: {location} is {worst:.3g} noise units from the oracle; "
                 f"remake it with: parity golden build --model {model.argument}"
             )
 
 
 def _check_noise(stored: Record, today: Record) -> None:
-    """Raise CannotJudge where stored noise is not about what is measured: it scales every limit."""
+    """Raise CannotJudge if stored noise is far from what is measured today: it scales every limit."""
     most = REMEASURED.most
     for dtype in dtypes.DTYPES:
         for name in (*tap_names(stored.n_layer), "logits"):

@@ -8,10 +8,10 @@ A record belongs to one case (a batch of tokens) and holds, as safetensors:
     logits              float64 [batch, n, n_vocab]
     logits_tensorflow   float32 [batch, n, n_vocab]   (stored records only)
     greedy, margins     int32, float64 [batch, n_new]
-    noise/{dtype}/...   see noise.py
+    noise/{dtype}/...   see reference/noise.py
 
-build_golden.py makes them, and writes a manifest only if independent oracles agree. Records without a
-manifest are not used.
+reference/build_golden.py makes them, and writes a manifest only if independent oracles agree. Records
+without a manifest are not used.
 """
 
 import re
@@ -32,24 +32,24 @@ from gpt2_parity.reference.records import FRESH, KEPT, Record
 
 FORMAT = 1
 SEAL = "manifest.json.sha256"
-# A case's name becomes a file's name, so it must not lead anywhere else.
+# The name of a case becomes a file name, so it must not contain a path.
 CaseName = Annotated[str, msgspec.Meta(pattern=rf"\A(?!{FRESH}\Z)[a-z0-9_]{{1,40}}\Z")]
 
 
 class CaseEntry(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What the manifest says of one case. Noise units are those of the dtype compared."""
+    """The entry of one case in the manifest. Noise units are those of the dtype compared."""
 
-    agreement_noise_units: float  # of the two float64 oracles, where they are furthest apart
+    agreement_noise_units: float  # greatest distance between the two float64 oracles
     agreement_worst_at: str
     agreement_logits_max_abs: float
-    official_noise_units: float | None = None  # of OpenAI's own code
+    official_noise_units: float | None = None  # distance of OpenAI's own code
     official_logits_max_abs: float | None = None
     greedy_text: list[str] = []
     sha256: str  # of the record
 
 
 class Manifest(msgspec.Struct, kw_only=True):
-    """manifest.json: what the records were made from, and how well the oracles agreed."""
+    """manifest.json: what the records were made from, and how closely the oracles agree."""
 
     format: int
     model: str
@@ -68,7 +68,7 @@ def seal(manifest: Path) -> str:
 
 
 def read_manifest(model: Model) -> Manifest:
-    """The manifest. Raises CannotJudge, naming the remedy, where it is missing or of another form."""
+    """The manifest. Raises CannotJudge, naming the remedy, if it is missing or malformed."""
     path = model.records / "manifest.json"
     remedy = f"make it with: parity golden build --model {model.argument}"
     try:
@@ -81,7 +81,7 @@ def read_manifest(model: Model) -> Manifest:
     sealed = path.with_name(SEAL)
     if not sealed.is_file() or sealed.read_bytes() != seal(path).encode():
         raise CannotJudge(
-            f"{path}: SHA-256 is not what {sealed.name} beside it says; restore or {remedy}"
+            f"{path}: SHA-256 is not what {sealed.name} beside it says; restore it, or {remedy}"
         )
     try:
         manifest = strict_json.convert(document, Manifest)
@@ -97,18 +97,20 @@ def read_manifest(model: Model) -> Manifest:
 
 
 def _of_other_weights(records: Path) -> str:
-    """A hint at records of a folder of the same name that had other weights; "" if there are none."""
+    """A hint if there are records of a folder of the same name with other weights; else ""."""
     if not (named := re.fullmatch("(.+)-[0-9a-f]{12}", records.name)):
         return ""
     like = re.compile(re.escape(named[1]) + "-[0-9a-f]{12}")
     others = sorted(path.name for path in records.parent.glob("*") if like.fullmatch(path.name))
-    return f"; of other weights there are {', '.join(others)}: have these changed?" if others else ""
+    return (
+        f"; records of other weights: {', '.join(others)}; have the weights changed?" if others else ""
+    )
 
 
 def read(model: Model) -> tuple[checkpoint.Checkpoint, list[Record]]:
-    """The checkpoint and its records, every file of both checked against the manifest.
+    """The checkpoint and its records; the SHA-256 of every file is compared with the manifest.
 
-    Raises CannotJudge, naming the file, for anything missing, stale or tampered with.
+    Raises CannotJudge, naming the file, if one is missing, stale or changed.
     """
     manifest = read_manifest(model)
     loaded = checkpoint.load(model.checkpoint, manifest.checkpoint_sha256)
@@ -144,15 +146,15 @@ def check(stored: Record, hparams: HParams, path: Path) -> None:
         if not inside.all() or (name.startswith("noise/") and not array.all()):
             raise CannotJudge(f"{path}: {name} has values that are NaN, infinite or out of range")
     if tokens.size == 0 or not tokens.shape[1] + greedy.shape[1] <= hparams.n_ctx:
-        raise CannotJudge(f"{path}: no tokens, or with the greedy ones more than n_ctx {hparams.n_ctx}")
+        raise CannotJudge(f"{path}: no tokens, or more than n_ctx {hparams.n_ctx} with the greedy ones")
 
 
 def _form(
     hparams: HParams, shape: tuple[int, ...], n_new: int
 ) -> dict[str, tuple[str, tuple[int, ...], float]]:
-    """For every array of a record: dtype, shape, and the bound of its values, which start at 0.
+    """Dtype, shape and bound of every array of a record. shape: [batch, n] of its tokens.
 
-    A bound of 0 means that any finite value is right.
+    Values lie from 0 to below the bound; with a bound of 0, any finite value is valid.
     """
     batch, n = shape
     names, kept = tap_names(hparams.n_layer), min(n, KEPT)

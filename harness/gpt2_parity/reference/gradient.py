@@ -1,11 +1,13 @@
-"""The gradient of the loss in float64: GPT-2 backwards, one function an operation, against the graph.
+"""The gradient of the loss in float64: one function per operation, in reverse order of the graph.
 
-The loss is the mean cross entropy (nats) of every token but a row's first, given those before it. As
-in oracle.py the same operations serve twice: exact, and under an ``Arithmetic`` of lower precision, to
-measure how far honest rounding alone moves each gradient.
+The loss is the mean cross entropy (nats) of every token except the first of each row, given the tokens
+before it. As in reference/oracle.py, the same operations are evaluated exactly, and under an
+``Arithmetic`` of lower precision to measure how far honest rounding alone moves each gradient.
 
-Derived by hand, apart from every framework, and believed because TensorFlow's automatic
-differentiation in float64 agrees with it (tests/test_gradient.py).
+"slope" is the gradient of the loss by the result of an operation, in the shape of that result.
+
+Derived by hand, independently of every framework. TensorFlow's automatic differentiation in float64
+agrees with it (tests/test_gradient.py).
 """
 
 import math
@@ -20,16 +22,16 @@ from gpt2_parity.reference.distance import log_softmax, max_abs
 from gpt2_parity.reference.oracle import EXACT, Arithmetic
 
 Gradients = dict[str, np.ndarray]  # by checkpoint name
-TINY = np.finfo(np.float64).tiny  # the least unit: a gradient may be nothing at all
+TINY = np.finfo(np.float64).tiny  # the smallest unit: a gradient may be zero throughout
 
 
 def loss_and_slope(logits: np.ndarray, tokens: np.ndarray) -> tuple[float, np.ndarray]:
-    """The loss of tokens [batch, n], and its gradient by logits [batch, n, n_vocab].
+    """The loss (nats) of tokens int32 [batch, n], and its gradient by the logits [batch, n, n_vocab].
 
-    The last position predicts nothing that is known, so its gradient is nothing.
+    The token that the last position predicts is not known, so the gradient there is zero.
     """
     log_probs = log_softmax(logits[:, :-1])
-    at = (*np.indices(tokens[:, 1:].shape), tokens[:, 1:])  # of each token that was to be predicted
+    at = (*np.indices(tokens[:, 1:].shape), tokens[:, 1:])  # the logit of each token to predict
     n_predicted = tokens[:, 1:].size
     slope = np.zeros_like(logits)
     slope[:, :-1] = np.exp(log_probs)
@@ -39,12 +41,12 @@ def loss_and_slope(logits: np.ndarray, tokens: np.ndarray) -> tuple[float, np.nd
 
 
 def over_rows(x: np.ndarray) -> np.ndarray:
-    """The sum of [batch, n, width] over batch and n."""
+    """The sum of x [batch, n, width] over batch and n: [width]."""
     return x.reshape(-1, x.shape[-1]).sum(axis=0)
 
 
 def layer_norm(x: np.ndarray, g: np.ndarray, slope: np.ndarray) -> tuple[np.ndarray, Gradients]:
-    """slope: the gradient by the result, here and below; all [batch, n, n_embd]."""
+    """The gradients by x and by g and b. x and slope [batch, n, n_embd]; g and b [n_embd]."""
     centred = x - x.mean(axis=-1, keepdims=True)
     deviation = np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + oracle.EPSILON)
     unit = centred / deviation
@@ -56,7 +58,7 @@ def layer_norm(x: np.ndarray, g: np.ndarray, slope: np.ndarray) -> tuple[np.ndar
 def linear(
     x: np.ndarray, w: np.ndarray, slope: np.ndarray, arithmetic: Arithmetic
 ) -> tuple[np.ndarray, Gradients]:
-    """x [batch, n, n_in], w [n_in, n_out], slope [batch, n, n_out]."""
+    """The gradients by x [batch, n, n_in], w [n_in, n_out] and b [n_out]; slope [batch, n, n_out]."""
     rows, slopes = x.reshape(-1, x.shape[-1]), slope.reshape(-1, slope.shape[-1])
     return arithmetic.matmul(slope, w.T), {"w": arithmetic.matmul(rows.T, slopes), "b": over_rows(slope)}
 
@@ -64,12 +66,12 @@ def linear(
 def attention(
     qkv: np.ndarray, n_head: int, slope: np.ndarray, arithmetic: Arithmetic = EXACT
 ) -> np.ndarray:
-    """qkv [batch, n, 3 n_embd], slope [batch, n, n_embd] of the merged heads.
+    """The gradient by qkv [batch, n, 3 n_embd]; slope [batch, n, n_embd], by the merged heads.
 
-    As fused kernels have it (Dao 2023, FlashAttention-2): probabilities are computed again on the way
-    back, and what each row of them has in common is taken from the result of the way there. Where
-    nearly all attention is on one key, the rounding errors of the two do not cancel, as they would in
-    a sum over probabilities that were kept; so this is the noise that an honest kernel may show.
+    As in fused kernels (Dao 2023, FlashAttention-2), the backward pass recomputes the probabilities,
+    and takes the sum that the softmax's gradient subtracts in each row from the result of the forward
+    pass. Where nearly all attention is on one key, the rounding errors of the two do not cancel, as they
+    would with stored probabilities. An honest kernel may show this noise, so it belongs to the unit.
     """
     q, k, v = oracle.split_heads(qkv, n_head)
     batch, n, width = slope.shape
@@ -94,7 +96,10 @@ def attention(
 
 
 def gelu(x: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """Of the tanh form: x / 2 (1 + tanh z), z = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    """The gradient by x, both [batch, n, width].
+
+    GELU is x / 2 (1 + tanh z), z = sqrt(2 / pi) (x + 0.044715 x^3).
+    """
     root = math.sqrt(2 / math.pi)
     tanh = np.tanh(root * (x + 0.044715 * x * x * x))
     inner = root * (1 + 3 * 0.044715 * x * x)
@@ -109,7 +114,10 @@ def pull(
     hparams: HParams,
     arithmetic: Arithmetic,
 ) -> tuple[list[np.ndarray], Gradients]:
-    """The gradients by an operation's inputs and by its weights, from the one by its result."""
+    """The gradients by an operation's inputs, each [batch, n, width], and by its weights.
+
+    Raises ValueError for an unknown kind of operation.
+    """
 
     def weight(name: str) -> np.ndarray:
         return arithmetic.weight(params[name])
@@ -142,9 +150,10 @@ def backward(
     tokens: np.ndarray,
     arithmetic: Arithmetic = EXACT,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The loss [], then each gradient by checkpoint name as it comes, the last first; w [n_in, n_out].
+    """The loss [] in nats, then each gradient by checkpoint name, from the last layer to the first.
 
-    wpe and wte come last of all, for wte is used at both ends. tokens [batch, n], n at least 2.
+    Each gradient has the shape of its weight, w as [n_in, n_out]. wpe and wte come last: wte is used at
+    both ends. tokens int32 [batch, n], n at least 2.
     """
     values = {name: value for name, _, value in oracle.stream(params, hparams, tokens, [arithmetic])}
     loss, by_logits = loss_and_slope(values["logits"], tokens)
@@ -154,7 +163,7 @@ def backward(
     for op in reversed(ops[1:]):
         inputs = [values[name] for name in op.inputs]
         by_inputs, by_weights = pull(op, inputs, slopes[op.name], params, hparams, arithmetic)
-        for name, slope in zip(op.inputs, by_inputs, strict=True):  # one more use of it, or the first
+        for name, slope in zip(op.inputs, by_inputs, strict=True):  # summed over all uses of a result
             slopes[name] = arithmetic.settle(slopes[name] + slope) if name in slopes else slope
         yield from by_weights.items()
     yield from _ends(hparams, tokens, values["ln_f"], slopes, arithmetic)
@@ -173,26 +182,26 @@ def _ends(
     wpe[: tokens.shape[1]] = by_embed.sum(axis=0)
     yield "wpe", arithmetic.settle(wpe)
     rows, by_rows = x.reshape(-1, x.shape[-1]), by_logits.reshape(-1, hparams.n_vocab)
-    wte = arithmetic.matmul(by_rows.T, rows)  # [n_vocab, n_embd], as the head
-    np.add.at(wte, tokens, by_embed)  # and as the embedding
+    wte = arithmetic.matmul(by_rows.T, rows)  # [n_vocab, n_embd]: its gradient as the head
+    np.add.at(wte, tokens, by_embed)  # plus its gradient as the embedding
     yield "wte", arithmetic.settle(wte)
 
 
 def stepwise(settle: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """The same, and to float16's least steps near zero, kept as float32."""
+    """settle of y [...], then float16's fixed steps near zero (its subnormals); kept as float32."""
     return lambda y: settle(y).astype(np.float16).astype(np.float32)
 
 
 def measure(
     params: Mapping[str, np.ndarray], hparams: HParams, tokens: np.ndarray, dtype: str, seed: int
 ) -> Iterator[tuple[str, np.ndarray, float]]:
-    """The loss and every gradient with its noise unit at dtype: name, float64 truth, unit.
+    """The loss and every gradient with its noise unit at dtype: (name, float64 truth, unit).
 
-    A unit is the median over noise.draws of the greatest difference, and no less than one rounding of
-    the greatest value. Draws go side by side, and none is kept.
+    tokens int32 [batch, n]. A unit is the median over noise.draws of the greatest difference, and at
+    least one rounding of the greatest value. The draws run side by side; none is kept.
     """
     arithmetics = noise.draws(dtype, seed)
-    if dtype == "float16":  # without a scaled loss, what is below its least steps is lost on the way
+    if dtype == "float16":  # without loss scaling, gradients below its smallest step are lost
         arithmetics = [each._replace(settle=stepwise(each.settle)) for each in arithmetics]
     draws = [backward(params, hparams, tokens, each) for each in arithmetics]
     for name, exact in backward(params, hparams, tokens):

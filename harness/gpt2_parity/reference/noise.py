@@ -1,10 +1,10 @@
 """The noise floor: how far honest rounding alone moves the answer.
 
-The oracle's own forward pass is evaluated at the declared precision several times, with the
-summation order of every matrix product shuffled and every result rounded at random (by up to one
-unit roundoff; below float32, up or down to a neighbour). What separates these draws from the
-float64 truth is noise, and its size is the unit in which an implementation's distance from the
-truth is judged: no tolerance is chosen.
+The oracle's own forward pass is evaluated at the declared precision several times. In each draw the
+summation order of every matrix product is shuffled and every result is rounded at random (by up to one
+unit roundoff; below float32, up or down to a neighbour). The distance of these draws from the float64
+truth is the noise. An implementation's distance from the truth is judged in units of it: no tolerance is
+chosen.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,13 +21,13 @@ DRAWS = 8
 
 
 def shuffled_matmul(x: np.ndarray, w: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """x [..., n_in] @ w [..., n_in, n_out], summed in random order."""
+    """x [..., n, n_in] @ w [..., n_in, n_out], summed in random order."""
     order = rng.permutation(x.shape[-1])
     return np.matmul(x[..., order], w[..., order, :])
 
 
 def shuffled_affine(x: np.ndarray, w: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """x @ w + b with the bias as one more term of the sum, wherever the shuffle puts it."""
+    """x [..., n_in] @ w [n_in, n_out] + b [n_out], the bias being one more term of the shuffled sum."""
     order = rng.permutation(len(w) + 1)
     terms = w.take(order, axis=0, mode="clip")  # one copy of w, which may be large
     terms[order == len(w)] = b
@@ -36,7 +36,7 @@ def shuffled_affine(x: np.ndarray, w: np.ndarray, b: np.ndarray, rng: np.random.
 
 
 class Latest:
-    """A conversion of weights that remembers its latest matrix: draws side by side want the same one."""
+    """A conversion of weights that keeps its latest matrix: draws that run side by side share it."""
 
     def __init__(self, convert: Callable[[np.ndarray], np.ndarray]):
         self.convert = convert
@@ -68,14 +68,18 @@ def arithmetic(dtype: str, rng: np.random.Generator) -> oracle.Arithmetic:
 
 
 def draws(dtype: str, seed: int) -> list[oracle.Arithmetic]:
-    """Honest evaluations at dtype that differ in all that is random, to be run side by side."""
+    """DRAWS honest evaluations at dtype with different random numbers, to run side by side."""
     weight = Latest(lambda w: weight_at(w, dtype))
     rngs = [np.random.default_rng([seed, draw]) for draw in range(DRAWS)]
     return [arithmetic(dtype, rng)._replace(weight=weight) for rng in rngs]
 
 
 def floor(greatest: float, u: float) -> tuple[float, float, float]:
-    """The three measures of the logits for one rounding of the greatest logit."""
+    """What the three measures of the logits are if each logit is off by one rounding of the greatest.
+
+    greatest: the largest absolute logit; u: the unit roundoff. Returns the greatest difference, the root
+    mean square and the KL divergence (nats).
+    """
     one = u * greatest
     return one, one / np.sqrt(12), one**2 / 24  # rounding errors are uniform; KL is half a variance
 
@@ -88,20 +92,21 @@ def measure(
     seed: int,
     dtypes: Sequence[str] = DTYPES,
 ) -> dict[str, np.ndarray]:
-    """The noise of each dtype around every exact result, which goes to tap (so do the logits).
+    """The noise of each dtype at every operation, for tokens int32 [batch, n].
 
-    ``noise/{dtype}/taps`` [draws, n_taps]: greatest absolute difference at each tap, in tap order;
-    ``noise/{dtype}/logits`` [draws, 3]: greatest absolute and root-mean-square difference, and
+    tap(name, value) receives every exact result, float64 [batch, n, width], the logits included. Returns
+    ``noise/{dtype}/taps`` [DRAWS, n_taps]: greatest absolute difference at each tap, in tap order;
+    ``noise/{dtype}/logits`` [DRAWS, 3]: greatest absolute and root-mean-square difference, and
     greatest KL divergence (nats) of the next-token distribution.
-    Draws are compared as they come, and none is kept. None counts for less than one rounding of the
-    greatest value: what happens to be exact in one order of operations (a float64 sum of float32
-    weights, say) need not be in another.
+    Draws are compared as they are computed; none is kept. Each counts for at least one rounding of the
+    greatest value: what is exact in one order of operations (a float64 sum of float32 weights, say) may
+    be inexact in another.
     """
     names = tap_names(hparams.n_layer)
     which = [(dtype, draw) for dtype in dtypes for draw in range(DRAWS)]
     arithmetics = [oracle.EXACT, *(each for dtype in dtypes for each in draws(dtype, seed))]
-    found = {f"noise/{dtype}/taps": np.zeros((DRAWS, len(names))) for dtype in dtypes}
-    found |= {f"noise/{dtype}/logits": np.zeros((DRAWS, 3)) for dtype in dtypes}
+    measured = {f"noise/{dtype}/taps": np.zeros((DRAWS, len(names))) for dtype in dtypes}
+    measured |= {f"noise/{dtype}/logits": np.zeros((DRAWS, 3)) for dtype in dtypes}
     for name, i, value in oracle.stream(params, hparams, tokens, arithmetics):
         if i == 0:
             exact, greatest = value, float(np.abs(value).max())
@@ -111,8 +116,8 @@ def measure(
         u = UNIT_ROUNDOFF[dtype]
         if name == "logits":
             strays = max_abs(value, exact), rms(value, exact), kl_divergence(value, exact)
-            found[f"noise/{dtype}/logits"][draw] = np.maximum(strays, floor(greatest, u))
+            measured[f"noise/{dtype}/logits"][draw] = np.maximum(strays, floor(greatest, u))
         else:
             stray = max(max_abs(value, exact), u * greatest)
-            found[f"noise/{dtype}/taps"][draw, names.index(name)] = stray
-    return found
+            measured[f"noise/{dtype}/taps"][draw, names.index(name)] = stray
+    return measured

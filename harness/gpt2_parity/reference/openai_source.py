@@ -1,9 +1,9 @@
-"""OpenAI's own code as an oracle: src/model.py of a clone of openai/gpt-2, run as it is.
+"""OpenAI's own code as an oracle: src/model.py of a clone of openai/gpt-2, run unchanged.
 
-It was written for TensorFlow 1. TensorFlow 2 still has that interface as tf.compat.v1, but not
-tf.contrib, of which the file needs only HParams. So the file is imported in a process of its own, in
-which "tensorflow" is a stand-in that has both. The file is neither changed nor copied. The golden
-manifest records its SHA-256, and whether that is the published one.
+It was written for TensorFlow 1. TensorFlow 2 still has that interface as tf.compat.v1, but lacks
+tf.contrib; the file needs only HParams of it. So the file is imported in a process of its own, where
+"tensorflow" is a stand-in that has both. The file is neither changed nor copied. The golden manifest
+records its SHA-256, and whether it is the published one.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ MODEL = Path("src") / "model.py"
 
 
 class StandInHParams:
-    """As much of tf.contrib.training.HParams as the model needs."""
+    """The part of tf.contrib.training.HParams that the model needs."""
 
     def __init__(self, **values: int):
         self.override_from_dict(values)
@@ -37,21 +37,21 @@ class StandInHParams:
 
 
 def describe(source: Path) -> str:
-    """The oracle's line in the manifest. Raises CannotJudge where there is no src/model.py."""
-    found = digest.sha256(source / MODEL)
+    """The oracle's line in the manifest. Raises CannotJudge if there is no src/model.py."""
+    sha = digest.sha256(source / MODEL)
     whose = (
         "as OpenAI published it"
-        if found == published_files.read().model_py
+        if sha == published_files.read().model_py
         else "NOT the file that OpenAI published"
     )
-    return f"TensorFlow float32 (src/model.py, SHA-256 {found}, {whose})"
+    return f"TensorFlow float32 (src/model.py, SHA-256 {sha}, {whose})"
 
 
 def logits(source: Path, loaded: Checkpoint, tokens: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Float32 logits [batch, n, n_vocab] by case, of tokens [batch, n] by case.
+    """Float32 logits [batch, n, n_vocab] by case, for tokens int32 [batch, n] by case.
 
-    Raises CannotJudge where source has no src/model.py, or one that cannot be run, that has other
-    variables than the checkpoint, or that kills its process.
+    Raises CannotJudge if source has no src/model.py, or if that cannot be run, has other variables than
+    the checkpoint, or kills its process.
     """
     died = f"{source / MODEL}: the process running it died"
     return fresh_process.call(died, evaluate, source, loaded.weights, loaded.hparams, dict(tokens))
@@ -60,7 +60,10 @@ def logits(source: Path, loaded: Checkpoint, tokens: Mapping[str, np.ndarray]) -
 def evaluate(
     source: Path, weights: Path, hparams: HParams, tokens: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Compute what ``logits`` returns. It leaves TensorFlow in TensorFlow 1 mode, so end the process."""
+    """Float32 logits [batch, n, n_vocab] by case, as ``logits`` returns them.
+
+    It leaves TensorFlow in TensorFlow 1 mode, so end the process. Raises CannotJudge as ``logits`` does.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     path = source / MODEL
     try:
@@ -75,12 +78,12 @@ def evaluate(
         configured.override_from_dict(hparams._asdict())
         with tf.Graph().as_default(), tf.Session() as session:
             x = tf.placeholder(tf.int32, [None, None])
-            found = module.model(configured, x)["logits"]
+            result = module.model(configured, x)["logits"]
             fill(tf.global_variables(), safetensors_mmap.read(weights), session, path)
-            results = {case: np.asarray(session.run(found, {x: ids})) for case, ids in tokens.items()}
+            results = {case: np.asarray(session.run(result, {x: ids})) for case, ids in tokens.items()}
     except CannotJudge:
         raise
-    except Exception as error:  # it is not our code, so it may raise anything
+    except Exception as error:  # their code may raise anything
         raise CannotJudge(f"{path}: cannot be run ({type(error).__name__}: {error})") from error
     for case, array in results.items():
         expected = (*tokens[case].shape, hparams.n_vocab)
@@ -92,7 +95,10 @@ def evaluate(
 
 
 def load(path: Path, tf: ModuleType) -> ModuleType:
-    """Import the module at path; ``import tensorflow`` in it gets TensorFlow 1 with tf.contrib."""
+    """Import the module at path; its ``import tensorflow`` gets TensorFlow 1 with tf.contrib.
+
+    Raises CannotJudge if there is no such file.
+    """
     training = ModuleType("tensorflow.contrib.training")
     contrib = ModuleType("tensorflow.contrib")
     stand_in = ModuleType("tensorflow")
@@ -101,7 +107,7 @@ def load(path: Path, tf: ModuleType) -> ModuleType:
     vars(stand_in).update(contrib=contrib, __getattr__=lambda name: getattr(tf, name))
     spec = importlib.util.spec_from_file_location("official_model", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise CannotJudge(f"{path}: not there; --official-source is a clone of openai/gpt-2")
+        raise CannotJudge(f"{path}: no such file; --official-source is a clone of openai/gpt-2")
     module = importlib.util.module_from_spec(spec)
     real = sys.modules["tensorflow"]
     shams = {each.__name__: each for each in (stand_in, contrib, training)}
@@ -116,7 +122,7 @@ def load(path: Path, tf: ModuleType) -> ModuleType:
 
 
 def fill(variables: list[Any], params: Mapping[str, np.ndarray], session: Any, path: Path) -> None:
-    """Give every variable of the graph its weights. Raises CannotJudge unless the names are the same."""
+    """Assign the weights to the variables of the graph. Raises CannotJudge unless the names agree."""
     by_name = {variable.op.name.removeprefix("model/"): variable for variable in variables}
     if by_name.keys() != params.keys():
         odd = sorted(by_name.keys() ^ params.keys())

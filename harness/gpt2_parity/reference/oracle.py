@@ -1,11 +1,11 @@
-"""The truth: GPT-2 in float64 NumPy, one function an operation, run along the graph.
+"""The truth: GPT-2 in float64 NumPy, one function per operation, run in the order of the graph.
 
-The same operations serve three times: exact, as the oracle; one by one, to recompute a single
-operation from an implementation's own input; and under an ``Arithmetic`` of lower precision, to
+The same operations serve three purposes: exact, they are the oracle; one by one, they recompute a single
+operation from an implementation's own input; and under an ``Arithmetic`` of lower precision, they
 measure how far honest rounding alone moves the result (the noise floor).
 
-Source: Radford et al. 2019 and OpenAI's published model; written apart from impls/ on purpose,
-and believed only because TensorFlow in float64 agrees with it (see prove.py).
+Source: Radford et al. 2019 and OpenAI's published model. Written independently of impls/ on purpose, and
+trusted only because TensorFlow in float64 agrees with it (reference/build_golden.py).
 """
 
 import math
@@ -22,7 +22,7 @@ VOCABULARY = 2**13  # rows of wte that the head converts at a time
 
 
 def exact(x: np.ndarray) -> np.ndarray:
-    """Float64, unrounded."""
+    """x [...] in float64."""
     return np.asarray(x, np.float64)
 
 
@@ -34,8 +34,8 @@ def affine(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
 class Arithmetic(NamedTuple):
     """How an evaluation rounds. The default is exact: float64 throughout."""
 
-    weight: Callable[[np.ndarray], np.ndarray] = exact  # a parameter on its way in
-    settle: Callable[[np.ndarray], np.ndarray] = exact  # a result on its way out
+    weight: Callable[[np.ndarray], np.ndarray] = exact  # applied to a weight before it is used
+    settle: Callable[[np.ndarray], np.ndarray] = exact  # applied to each result
     matmul: Callable[[np.ndarray, np.ndarray], np.ndarray] = np.matmul
     affine: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] = affine
 
@@ -44,19 +44,25 @@ EXACT = Arithmetic()
 
 
 def layer_norm(x: np.ndarray, g: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Zero mean, unit biased variance over the last axis, scaled by g and shifted by b."""
+    """Zero mean and unit (biased) variance over the last axis, then scaled by g and shifted by b.
+
+    x and the result [batch, n, n_embd]; g and b [n_embd].
+    """
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = np.mean(centred * centred, axis=-1, keepdims=True)
     return centred / np.sqrt(variance + EPSILON) * g + b
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
-    """The tanh form of GELU: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
+    """The tanh form of GELU for x [...]: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+
+    Source: Hendrycks and Gimpel 2016, as in OpenAI's src/model.py.
+    """
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
 def split_heads(qkv: np.ndarray, n_head: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """[batch, n, 3 n_embd] to q, k, v, each [batch, n_head, n, head]."""
+    """[batch, n, 3 n_embd] to q, k, v, each [batch, n_head, n, head]; head is n_embd / n_head."""
     batch, n, width = qkv.shape
     q, k, v = qkv.reshape(batch, n, 3, n_head, width // (3 * n_head)).transpose(2, 0, 3, 1, 4)
     return q, k, v
@@ -69,13 +75,13 @@ def merge_heads(x: np.ndarray) -> np.ndarray:
 
 
 def causal(scores: np.ndarray) -> np.ndarray:
-    """Scores [..., n, n] with -inf where a query would see a later key."""
+    """scores [..., n, n] (query, key) with -inf for every key later than its query."""
     future = np.triu(np.ones(scores.shape[-2:], bool), k=1)
     return np.where(future, scores.dtype.type(-np.inf), scores)
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis."""
+    """Softmax of scores [..., n_keys] over the last axis."""
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
 
@@ -89,9 +95,10 @@ def attention(qkv: np.ndarray, n_head: int, arithmetic: Arithmetic = EXACT) -> n
 
 
 def head(x: np.ndarray, wte: np.ndarray, arithmetic: Arithmetic = EXACT) -> np.ndarray:
-    """x [batch, n, n_embd] @ wte.T [n_embd, n_vocab], some tokens of the vocabulary at a time.
+    """Logits [batch, n, n_vocab]: x [batch, n, n_embd] @ wte.T, VOCABULARY rows of wte at a time.
 
-    wte is by far the largest weight: a converted copy of it would outweigh all else.
+    wte [n_vocab, n_embd] is by far the largest weight: a converted copy would need more memory than
+    everything else.
     """
     logits = np.empty((*x.shape[:-1], len(wte)), x.dtype)
     for start in range(0, len(wte), VOCABULARY):
@@ -108,13 +115,16 @@ def apply(
     tokens: np.ndarray,
     arithmetic: Arithmetic = EXACT,
 ) -> np.ndarray:
-    """The result of one operation from its inputs, each [batch, n, width]."""
+    """The result [batch, n, width] of one operation from its inputs, each [batch, n, width].
+
+    tokens int32 [batch, n] are for the embedding. Raises ValueError for an unknown kind of operation.
+    """
 
     def weight(name: str) -> np.ndarray:
         return arithmetic.weight(params[name])
 
     match op.kind:
-        case "embedding":  # rows are picked before they are converted: wte may be large
+        case "embedding":  # rows are selected before they are converted: wte may be large
             value = weight_rows(params["wte"], tokens, arithmetic) + weight_rows(
                 params["wpe"], np.arange(tokens.shape[1]), arithmetic
             )
@@ -147,12 +157,12 @@ def stream(
     arithmetics: Sequence[Arithmetic] = (EXACT,),
     apply: Callable[..., np.ndarray] = apply,
 ) -> Iterator[tuple[str, int, np.ndarray]]:
-    """Every operation's result as it comes, under each arithmetic: name, which, [batch, n, width].
+    """Every operation's result under each arithmetic: (name, which, [batch, n, width]).
 
-    The last are the logits [batch, n, n_vocab]. apply: what computes each operation, where it is not
-    to be the one above (what_if.py). Evaluations go side by side, one operation at a time, and a
-    weight is converted when it is used: the memory beyond the mapped weights is one weight and the
-    activations that are still needed, whatever n_layer.
+    tokens int32 [batch, n]; "which" is the index of the arithmetic; the last results are the logits
+    [batch, n, n_vocab]. apply computes each operation; mistakes/whole_model.py replaces it. The
+    evaluations run side by side, one operation at a time, and a weight is converted when it is used. So
+    the memory beyond the mapped weights is one weight and the activations still needed.
     """
     ops = graph(hparams.n_layer)
     last_use = {name: op.name for op in ops for name in op.inputs}
@@ -178,7 +188,7 @@ def forward(
     arithmetic: Arithmetic = EXACT,
     apply: Callable[..., np.ndarray] = apply,
 ) -> np.ndarray:
-    """Logits [batch, n, n_vocab] for tokens [batch, n]; every other operation's result goes to tap."""
+    """Logits [batch, n, n_vocab] for tokens int32 [batch, n]; tap gets all other results."""
     for name, _, value in stream(params, hparams, tokens, [arithmetic], apply):
         if tap is not None and name != "logits":
             tap(name, value)
@@ -188,9 +198,9 @@ def forward(
 def greedy(
     params: Mapping[str, np.ndarray], hparams: HParams, tokens: np.ndarray, n_new: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Greedy ids int32 [batch, n_new] after tokens [batch, n], and the margin of each:
+    """Greedy ids int32 [batch, n_new] after tokens int32 [batch, n], and margins [batch, n_new].
 
-    the float64 logit of the best token less that of the second best.
+    A margin is the float64 logit of the best token minus that of the second best.
     """
     ids, margins = [], []
     for _ in range(n_new):

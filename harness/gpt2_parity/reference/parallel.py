@@ -1,7 +1,7 @@
-"""NumPy on every core: several threads of Python, each with a BLAS of one.
+"""NumPy on every core: several Python threads, each with a single-threaded BLAS.
 
-BLAS multiplies on all cores, but what NumPy does between two products takes one of them. Where there
-are many independent pieces of work, to give each thread a piece of its own keeps all cores busy.
+BLAS multiplies on all cores, but NumPy's other work uses only one. With many independent pieces of work,
+a thread for each piece keeps all cores busy.
 """
 
 import contextvars
@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from threadpoolctl import ThreadpoolController
 
-MOST = 8  # each holds a block of a weight in float64, and memory has its limit too
+MOST = 8  # threads; each holds a block of a weight in float64, so memory limits them
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -20,23 +20,26 @@ Result = TypeVar("Result")
 
 @functools.cache
 def controller() -> ThreadpoolController:
-    """NumPy's BLAS, looked up once: it is loaded, and what comes later is not ours to set."""
+    """NumPy's BLAS, looked up once. Libraries loaded later are not ours to limit."""
     return ThreadpoolController()
 
 
 def allowed() -> int:
-    """How many threads BLAS would use, as OMP_NUM_THREADS and its like have it; 1 for a BLAS unknown."""
-    blas = [int(found["num_threads"]) for found in controller().info() if found["user_api"] == "blas"]
+    """The number of threads that BLAS would use (OMP_NUM_THREADS), at most MOST; 1 if unknown."""
+    blas = [int(each["num_threads"]) for each in controller().info() if each["user_api"] == "blas"]
     return min(MOST, max(blas, default=1))
 
 
 def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """work of every item, in their order, side by side. The first exception is raised."""
+    """The results of work(item), in the order of the items, computed in parallel threads.
+
+    Raises the first exception of an item.
+    """
     count = min(allowed(), len(items))
     if count <= 1:
         return [work(item) for item in items]
-    contexts = [contextvars.copy_context() for _ in items]  # np.errstate holds in them too
-    # said once for all, and in each thread: a BLAS that is built on OpenMP has a limit for each
+    contexts = [contextvars.copy_context() for _ in items]  # so that np.errstate applies in the threads
+    # set here and in each thread: a BLAS that is built on OpenMP has a limit per thread
     alone = functools.partial(controller().limit, limits=1, user_api="blas")
     with alone(), ThreadPoolExecutor(count, initializer=alone) as pool:
         return list(pool.map(lambda context, item: context.run(work, item), contexts, items))

@@ -1,4 +1,4 @@
-"""A record: one case and all that is true of it."""
+"""A record: one case and the right results for it."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -13,12 +13,12 @@ from gpt2_parity.reference import noise, oracle
 
 PROMPT = "Alan Turing theorized that computers would one day become"
 CONTINUATION = " the most powerful machines on the planet."
-FRESH = "fresh"  # the case that every run draws anew: no record may have its name
-KEPT = 32  # positions kept of each tap where a case is longer: records stay small enough to ship
+FRESH = "fresh"  # the case of random tokens, new in every run: no record may have its name
+KEPT = 32  # positions kept of each tap in a longer case: records stay small enough to ship
 
 
 class Case(NamedTuple):
-    """What a record is about."""
+    """The tokens that a record belongs to."""
 
     name: str
     tokens: np.ndarray  # int32 [batch, n]
@@ -26,7 +26,7 @@ class Case(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One case and the truth about it."""
+    """One case and the right results for it; reference/golden.py lists the arrays and their shapes."""
 
     name: str
     arrays: Mapping[str, np.ndarray]
@@ -34,25 +34,27 @@ class Record(NamedTuple):
 
     @property
     def tokens(self) -> np.ndarray:
+        """int32 [batch, n]"""
         return self.arrays["tokens"]
 
     @property
     def logits(self) -> np.ndarray:
+        """float64 [batch, n, n_vocab]"""
         return self.arrays["logits"]
 
     def tap(self, name: str) -> np.ndarray:
-        """float64 [batch, kept, width]"""
+        """The activation of a tap at the kept positions: float64 [batch, kept, width]"""
         return self.arrays[f"taps/{name}"]
 
     def noise(self, dtype: str, name: str = "logits") -> float:
-        """One noise unit at a tap, or of the logits: median over the draws."""
+        """One noise unit at a tap or of the logits: the draws' median of the greatest difference."""
         if name == "logits":
             return float(np.median(self.arrays[f"noise/{dtype}/logits"][:, 0]))
         column = tap_names(self.n_layer).index(name)
         return float(np.median(self.arrays[f"noise/{dtype}/taps"][:, column]))
 
     def logits_noise(self, dtype: str) -> tuple[float, float, float]:
-        """One unit each of greatest difference, root mean square and KL of the logits."""
+        """One noise unit of the logits' greatest difference, of their RMS and of their KL (nats)."""
         greatest, rms, kl = np.median(self.arrays[f"noise/{dtype}/logits"], axis=0)
         return float(greatest), float(rms), float(kl)
 
@@ -60,7 +62,7 @@ class Record(NamedTuple):
 def cases(hparams: HParams, tokenizer: Tokenizer | None) -> list[Case]:
     """The golden cases: seed prompt, unconditional, one token, full context, and a batch.
 
-    A generated model has no tokenizer and says nothing, so its cases are random tokens, and short.
+    A generated model has no tokenizer and writes no text, so its cases are short rows of random tokens.
     """
     if tokenizer is None:
         rng = np.random.default_rng(0)
@@ -84,10 +86,10 @@ def cases(hparams: HParams, tokenizer: Tokenizer | None) -> list[Case]:
 
 
 def fresh_case(hparams: HParams, seed: int) -> Case:
-    """Random tokens that no implementation can have seen: [2, up to 24], drawn from seed.
+    """Random tokens int32 [2, up to 24], drawn from seed, that no implementation can have seen.
 
-    The least and the greatest id (of GPT-2 the end of text), which some take for padding, are always
-    there: each begins a row and ends the other, and is in the middle of both, of its own row twice.
+    Ids 0 and n_vocab - 1 (GPT-2's end of text), which some implementations take for padding, always
+    occur: each starts a row, ends the other row, and is in the middle of both.
     """
     n, last = min(24, hparams.n_ctx), hparams.n_vocab - 1
     tokens = np.random.default_rng(seed).integers(0, hparams.n_vocab, (2, n))
@@ -104,7 +106,7 @@ def make_record(
     hparams: HParams,
     dtypes: Sequence[str] = dtypes.DTYPES,
 ) -> Record:
-    """The truth about a case by the float64 NumPy oracle, with its noise floor at each dtype."""
+    """The record of a case by the float64 NumPy oracle, with its noise floor at each dtype."""
     n = case.tokens.shape[1]
     positions = np.unique(np.linspace(0, n - 1, min(n, KEPT)).astype(np.int32))
     arrays = {"tokens": case.tokens, "positions": positions}
@@ -121,5 +123,6 @@ def make_record(
 
 
 def shape_of(record: Record) -> CaseShape:
+    """The name and sizes of a record."""
     batch, n = record.tokens.shape
     return CaseShape(record.name, batch, n, record.arrays["greedy"].shape[1])
