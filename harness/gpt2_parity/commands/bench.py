@@ -28,7 +28,9 @@ from gpt2_parity.report import terminal
 def bench(
     impl: Annotated[
         list[str] | None,
-        typer.Option(help="Name, module, or PATH.py; repeat. Default: each impls/gpt2_NAME.py."),
+        typer.Option(
+            help="Name, module, or PATH.py; repeat. Default: all shipped, without engines and baselines."
+        ),
     ] = None,
     model: ModelOption = "shape:124M",
     target: Annotated[str, typer.Option(help="DEVICE-DTYPE.")] = "cpu-float32",
@@ -48,7 +50,7 @@ def bench(
 ) -> None:
     """Time implementations side by side. Only what is verified before and after gets a figure."""
     console = terminal.console()
-    found = discovery.find_all(impl or discovery.names())
+    found = discovery.find_all(impl or discovery.default_names())
     allowed = resources(timeout, memory, threads or None)
     settings = Settings(parse_target(target), (), samples, secrets.randbelow(2**31), allowed)
     if out is not None:

@@ -29,7 +29,10 @@ def show(
         return
     for title, rows in {
         "implementations: --impl NAME; all of them are verified if none is named": [
-            (name, docline(name)) for name in discovery.names()
+            (name, docline(name)) for name in discovery.default_names()
+        ],
+        "baselines: --impl NAME; verified only if named": [
+            (name, docline(name)) for name in discovery.BASELINES
         ],
         "engines: --impl NAME; verified only if named": [
             (name, docline(name)) for name in discovery.engines()

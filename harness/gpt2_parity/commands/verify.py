@@ -31,7 +31,7 @@ def verify(
         list[str] | None,
         typer.Option(
             help="A name that parity list shows, MODULE[:attr] or PATH.py[:attr]; repeatable. "
-            "Default: all shipped implementations, without the engines."
+            "Default: all shipped implementations, without engines and baselines."
         ),
     ] = None,
     model: ModelOption = "micro",
@@ -46,7 +46,7 @@ def verify(
     """Verify implementations against the golden records, each in a process of its own."""
     finish(
         lambda progress: api.verify(
-            impl or discovery.names(),
+            impl or discovery.default_names(),
             model=model,
             targets=target,
             out=out,

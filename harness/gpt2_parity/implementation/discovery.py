@@ -16,6 +16,7 @@ from gpt2_parity.files import shipped
 
 IMPLS = shipped.folder("impls")
 PREFIX = "gpt2_"  # file names of specimens, which are our own code
+BASELINES = ("naive",)  # slow on purpose: verified and timed only where they are named
 ENGINE = "engine_"  # file names of adapters, which load our weights into other people's engines
 
 
@@ -70,8 +71,13 @@ def split(argument: str) -> tuple[str, str]:
 
 
 def names() -> list[str]:
-    """Names of the specimens in impls/, which are verified by default."""
+    """Names of the specimens in impls/."""
     return sorted(path.stem.removeprefix(PREFIX) for path in IMPLS.glob(f"{PREFIX}*.py"))
+
+
+def default_names() -> list[str]:
+    """The specimens that are verified where none is named: all but the baselines."""
+    return [name for name in names() if name not in BASELINES]
 
 
 def engines() -> list[str]:
