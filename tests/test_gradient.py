@@ -137,8 +137,8 @@ def test_where_the_error_comes_in_is_said(prepared):
     rows = judged(prepared, loss_and_grads=spoilt)
     wrong = [row for row in rows if row.verdict == "fail"]
     assert {row.scope.partition("/")[0] for row in wrong} == {"h1", "h0", "wte", "wpe"}
-    told = "on the way back from the loss it is wrong from h1/mlp/c_proj/w on"
-    assert {explain.diagnosis(row) for row in wrong} == {told}
+    text = "in the backward pass, gradients are wrong from h1/mlp/c_proj/w on"
+    assert {explain.diagnosis(row) for row in wrong} == {text}
     assert {row.blame for row in wrong} == {"gradients"}
 
 
