@@ -129,7 +129,7 @@ def test_logits_whose_input_was_not_tapped_say_so():
 
 
 def test_a_loss_is_named_in_every_missing_row():
-    found = [row for row in rows(perfect()[:3], lost="died of SIGSEGV") if row.verdict == "fail"]
+    found = [row for row in rows(perfect()[:3], lost="was killed by SIGSEGV") if row.verdict == "fail"]
     assert len(found) == len(perfect()) - 3
     assert all("SIGSEGV" in explain.detail(row) for row in found)
 

@@ -215,7 +215,7 @@ def test_a_crash_is_told_as_one_and_blames_no_mechanism(runs):
     page = Page((runs["crash"] / "report.html").read_text())
     top = page.words[: page.words.index("Verdict on each implementation")]
     assert "1 of 2 crashed" in top
-    assert "died of SIGSEGV" in top
+    assert "was killed by SIGSEGV" in top
     assert "during the check local" in top
     assert "determinism" not in top
     assert "472" in top or re.search(r"\d+ measurements are lost", top)
