@@ -1,4 +1,4 @@
-"""Benchmarks: what is wrong gets no figure, and the arithmetic of the rest. No time is asserted."""
+"""Benchmarks: a wrong implementation gets no figure; the arithmetic is right. No time is asserted."""
 
 import importlib.util
 import itertools

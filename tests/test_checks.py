@@ -1,4 +1,4 @@
-"""Every check passes on what is right and fails on a fault; none passes on nothing."""
+"""Every check passes a right implementation and fails a faulty one; none passes without measurements."""
 
 import subprocess
 import sys

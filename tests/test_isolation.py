@@ -1,4 +1,4 @@
-"""Implementations that misbehave, runs that are killed: nothing is lost and nobody else suffers."""
+"""Misbehaving implementations and killed runs: nothing is lost, and no other implementation suffers."""
 
 import contextlib
 import json

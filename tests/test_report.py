@@ -1,4 +1,4 @@
-"""The report says what the rows say, whatever they say; and what it is made of does no harm."""
+"""The reports agree with the rows, whatever those are; and hostile text in them does no harm."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The supervised worker process that answers requests, with small workers written for the occasion."""
+"""The supervised worker process that answers requests, tested with small workers."""
 
 import os
 import signal
