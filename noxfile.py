@@ -1,7 +1,7 @@
 # /// script
 # dependencies = ["nox>=2025.5.1"]
 # ///
-"""The project's doors. `nox -l` lists them; words after `--` are passed on."""
+"""The project's commands. `nox -l` lists them; arguments after `--` are passed on."""
 
 import os
 import shutil
@@ -21,20 +21,20 @@ QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def install(session: nox.Session, *groups: str, extras: tuple[str, ...] = FRAMEWORKS) -> None:
-    """The project in editable form, with pinned frameworks and dependency groups."""
+    """Install the project in editable form, with pinned frameworks and dependency groups."""
     wanted = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), *groups)
     project = f".[{','.join(extras)}]" if extras else "."
     session.install("-c", "constraints.txt", "-e", project, *wanted)
 
 
 def kernels(session: nox.Session, python: Path | None = None) -> dict[str, str]:
-    """QUIET, and what PyTorch needs where a virtual machine announces AMX and cannot run it."""
+    """QUIET, plus a setting for PyTorch if the virtual machine announces AMX but cannot run it."""
     probe = "import torch; x = torch.ones(64, 64).bfloat16(); x @ x"
     command = [python or Path(session.bin, "python"), "-c", probe]
     ended = subprocess.run(command, capture_output=True, check=False)
     if ended.returncode != -signal.SIGILL:
         return QUIET
-    session.log("AMX is announced here and is an illegal instruction: bfloat16 without it")
+    session.log("this machine announces AMX but cannot run it: bfloat16 is computed without it")
     return QUIET | {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 
 
@@ -50,7 +50,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests, in parallel."""
     install(session, "test")
     workers = ["-n", str(os.cpu_count() or 1)]
-    # one thread each: OpenBLAS threads that spin collapse where processes outnumber cores
+    # one thread each: spinning OpenBLAS threads are very slow if processes outnumber cores
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     session.run("pytest", *workers, *session.posargs, env=kernels(session) | threads)
 
@@ -64,24 +64,24 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
 
 
-PEERS = ("transformers",)  # others' implementations, timed beside ours; each an extra
+PEERS = ("transformers",)  # other people's implementations, timed beside ours; each is an extra
 
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Time implementations and peers side by side; `-- --quick` in under two minutes."""
     install(session, extras=(*FRAMEWORKS, *PEERS))
-    words = session.posargs
-    if not any(word.startswith("--impl") for word in words):
-        words = [*(f"--impl={name}" for name in (*PEERS, "numpy", "torch", "jax")), *words]
-    if not any(word.startswith("--out") for word in words):
-        words = ["--out=out", *words]
-    session.run("parity", "bench", *words, env=QUIET)
+    arguments = session.posargs
+    if not any(word.startswith("--impl") for word in arguments):
+        arguments = [*(f"--impl={name}" for name in (*PEERS, "numpy", "torch", "jax")), *arguments]
+    if not any(word.startswith("--out") for word in arguments):
+        arguments = ["--out=out", *arguments]
+    session.run("parity", "bench", *arguments, env=QUIET)
 
 
 @nox.session(default=False)
 def asv(session: nox.Session) -> None:
-    """Follow speed from commit to commit; words after -- go to asv (default: run HEAD^!)."""
+    """Track speed from commit to commit; arguments after -- go to asv (default: run HEAD^!)."""
     wanted = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "asv")
     session.install("-c", "constraints.txt", *wanted)
     session.run("asv", "machine", "--yes")  # without a terminal asv cannot ask, and exits 1
@@ -90,7 +90,7 @@ def asv(session: nox.Session) -> None:
 
 @nox.session(default=False, venv_backend="none")
 def faults(session: nox.Session) -> None:
-    """Prove the verifier: planted faults and honest variants; `-- --seeds 20 --large` for all of it."""
+    """Prove the verifier with planted faults and honest variants; `-- --seeds 20 --large` for all."""
     session.run("nox", "-s", "tests", "--install-only", external=True)  # it needs what the tests need
     python = Path(".nox", "tests", "bin", "python")
     words = session.posargs or ["--seeds", "2"]
@@ -106,7 +106,7 @@ def gallery(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def browser(session: nox.Session) -> None:
-    """Open the pages of `nox -s gallery` in headless Chromium and look; skipped without Chromium."""
+    """Check the pages of `nox -s gallery` in headless Chromium; skipped without Chromium."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         session.skip("no chromium and chromedriver here (Debian: chromium, chromium-driver)")
     install(session, "browser", extras=())
@@ -120,13 +120,13 @@ def browser(session: nox.Session) -> None:
 def peers(session: nox.Session) -> None:
     """Compare the golden with other people's GPT-2: transformers and gpt-2-simple."""
     install(session, "peers", extras=("torch", "tensorflow"))
-    session.install("--no-deps", "gpt-2-simple==0.8.1")  # what it asks for is not needed for its model
+    session.install("--no-deps", "gpt-2-simple==0.8.1")  # its model needs none of its dependencies
     session.run("python", "tests/peers.py", *session.posargs, env=QUIET)
 
 
 @nox.session
 def golden(session: nox.Session) -> None:
-    """Check the golden records against the oracle; `-- build` makes them anew."""
+    """Check the golden records against the oracle; `-- build` remakes them."""
     install(session)
     session.run("parity", "golden", *(session.posargs or ["verify"]), env=QUIET)
 
@@ -154,7 +154,7 @@ def scale(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def micro(session: nox.Session) -> None:
-    """Train the micro checkpoint anew (about 15 minutes), then remake its golden records."""
+    """Train the micro checkpoint again (about 15 minutes), then remake its golden records."""
     install(session, "micro")
     session.run("python", "golden/make_micro.py", *session.posargs, env=QUIET)
     session.run("parity", "golden", "build", env=QUIET)

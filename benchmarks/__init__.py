@@ -1,1 +1,1 @@
-"""What asv follows from commit to commit; see asv.conf.json. For a comparison now: parity bench."""
+"""Benchmarks that asv tracks from commit to commit (asv.conf.json). To compare now: parity bench."""

@@ -1,27 +1,27 @@
 """Speed and memory of each implementation on each model, as `parity bench` measures them.
 
 setup_cache runs one benchmark for each commit and model: implementations take turns, each in a process
-of its own, verified before and after; a wrong one has no figures. The functions below only pick the
-figures.
+of its own, verified before and after; a wrong one has no figures. The methods below only select figures.
 
-asv takes lower values for better, so the figures that may regress are seconds per token. Tokens per
+asv assumes that lower is better, so the figures that may regress are seconds per token. Tokens per
 second are stored as two samples, of the slowest and the fastest round. asv's interval around two samples
-is 50 times as wide as their distance, so it never reports a change of them, whose direction it would
-misread.
+is 50 times as wide as their distance, so it never reports a change in them, which it would take for the
+wrong direction.
 
-Commits are measured one after the other, and the machine may change meanwhile. Machine holds its rates
-during each commit's rounds: where they regressed too, the commit is not the only cause.
+Commits are measured one after the other, and the machine may change meanwhile. The class Machine tracks
+the machine's own rates during each commit's rounds: if they regressed too, the commit is not the only
+cause.
 """
 
 IMPLEMENTATIONS = ("numpy", "torch", "jax")
 MODELS = ("micro", "shape:124M")
 NOT_MEASURED = float("nan")  # asv shows n/a and does not fail; decode of micro may be too short to time
-SAMPLES = 10  # with ten, asv's interval is that of the samples' extremes
-VERIFICATIONS = 5  # a single one has no interval: asv reported a random third more as a regression
+SAMPLES = 10  # with ten samples, asv's interval spans from the least to the greatest
+VERIFICATIONS = 5  # one alone has no interval: asv reported a random increase by a third as a regression
 
 
 def measure(model: str) -> dict:
-    """The rows and the environment of one run; no rows at a commit without this benchmark."""
+    """The rows and the environment of one run; no rows at a commit that lacks the modules it needs."""
     try:
         from gpt2_parity.bench import session
         from gpt2_parity.bench.workload import Settings
@@ -32,14 +32,14 @@ def measure(model: str) -> dict:
     except ImportError:
         return {"rows": [], "environment": {}}
     found = [discovery.find(name) for name in IMPLEMENTATIONS if name in discovery.names()]
-    where = catalogue.locate(model)
+    located = catalogue.locate(model)
     settings = Settings(Target("cpu", "float32"), samples=SAMPLES, resources=Resources(seconds=300.0))
-    outcome = session.measure(found, where, settings, quick=True)
+    outcome = session.measure(found, located, settings, quick=True)
     return {"rows": [row._asdict() for row in outcome.rows], "environment": outcome.environment}
 
 
 def unit(name: str):
-    """Tell asv the unit of a figure."""
+    """Decorate a method with the unit that asv shows."""
 
     def mark(method):
         method.unit = name
@@ -49,7 +49,7 @@ def unit(name: str):
 
 
 class Speed:
-    """Each method is a figure of a row."""
+    """Each method returns one figure of a row."""
 
     params = (IMPLEMENTATIONS, MODELS)
     param_names = ("implementation", "model")
@@ -66,7 +66,7 @@ class Speed:
             raise NotImplementedError("not at this commit, or its framework is not installed")
 
     def row(self, phase: str, metric: str) -> dict | None:
-        """The one row, or None where it could not be measured. Raises where it is wrong or crashed."""
+        """The row, or None if it was skipped. Raises RuntimeError if it is wrong or crashed."""
         (row,) = [row for row in self.rows if (row["phase"], row["metric"]) == (phase, metric)]
         if row["verdict"] == "skipped":
             return None
@@ -121,7 +121,7 @@ class Speed:
 
 
 class Machine:
-    """What plain reads and products took in the same rounds; lower is better, as asv expects."""
+    """The time of plain memory reads and matrix products in the same rounds; lower is better."""
 
     params = (MODELS[1:],)  # micro fits in the cache, whose rate varies and says nothing about memory
     param_names = ("model",)

@@ -2,8 +2,9 @@
 
     python docs/cost.py [IMPLEMENTATION...]
 
-Each implementation in a process of its own, on 128 tokens with golden at hand: rounds in which its
-tapped forward pass, the float64 oracle and the checks of CHECKED take turns, and ratios within rounds.
+Each implementation runs in a process of its own, on 128 tokens whose golden values are already computed.
+In each round its tapped forward pass, the float64 oracle and the checks in CHECKED take turns; ratios
+are taken within a round.
 """
 
 import argparse
@@ -37,7 +38,7 @@ OUT = Path(__file__).with_suffix(".md")
 MEASURED = ("numpy", "torch", "jax", "tensorflow", "transformers")
 MODEL = "shape:124M"
 TOKENS, ROUNDS = 128, 7
-REST = 0.15  # seconds before each timing: idle BLAS threads spin for a while
+REST = 0.15  # seconds of rest before each timing: idle BLAS threads spin for a while
 CHECKED = ("logits", "activations", "local", "precision")
 LISTED = ", ".join(CHECKED)
 GIB = 2**30
@@ -63,7 +64,7 @@ both while load() runs. The checks map one weight at a time in each thread.
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of the second of two in a row: the first may find its memory given back to the system."""
+    """Seconds of the second of two runs in a row: the first may have to allocate its memory again."""
     work()
     time.sleep(REST)
     started = time.perf_counter()
@@ -72,17 +73,17 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def peak() -> float:
-    """The greatest resident memory in bytes since the last call. Linux only."""
+    """The peak resident memory in bytes since the last call. Linux only."""
     status = Path("/proc/self/status").read_text()
     Path("/proc/self/clear_refs").write_text("5")
     return 1024.0 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def measure(name: str, record: str, weights: str, hparams: HParams) -> dict[str, object]:
-    """One implementation, in this process, as in a worker: medians, the share, and peaks of memory."""
+    """Measure one implementation in this process, as in a worker: medians, share, and memory peaks."""
     case = records.Record("fresh", safetensors_mmap.MappedArrays(Path(record)), hparams.n_layer)
     module = discovery.find(name).load()
-    module.targets()  # a framework may only now be imported
+    module.targets()  # some implementations import their framework only here
     peaks = [peak()]
     loaded = Loaded.load(module, Target("cpu", "float32"), Path(weights), hparams, [case])
     plan = loaded.plan(CAPABILITIES)
@@ -98,7 +99,7 @@ def measure(name: str, record: str, weights: str, hparams: HParams) -> dict[str,
         oracle.forward(loaded.params, hparams, case.tokens)
 
     verify()
-    peaks.append(peak())  # before anything is repeated: what is freed is not always given back
+    peaks.append(peak())  # before anything is repeated: freed memory is not always returned
     work = (lambda: loaded.tapped(case.tokens), alone, verify)
     rounds = np.array([[seconds(one) for one in work] for _ in range(ROUNDS)])
     tapped, exact, checks = rounds.T
@@ -120,7 +121,7 @@ def in_a_process(**job: Any) -> dict[str, Any]:
 
 
 def page(found: dict[str, dict[str, Any]]) -> str:
-    """The tables of what was measured."""
+    """The page docs/cost.md from the measurements of each implementation."""
     timed = ("tapped", "oracle", "checks", "share")
     times = [[name, *(f"{one[figure]:.2f}" for figure in timed)] for name, one in found.items()]
     memory = []
@@ -140,7 +141,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--job", type=json.loads, help="measure here, and print JSON")
+    parser.add_argument("--job", type=json.loads, help="measure in this process and print JSON")
     parser.add_argument("names", nargs="*", metavar="IMPLEMENTATION", help=", ".join(MEASURED))
     arguments = parser.parse_args()
     if arguments.job:

@@ -1,8 +1,9 @@
 """Verify engines and write docs/engines.md: python docs/engines.py [--install] [NAME...]
 
-Each engine (all, if none is named) is run by `parity verify`, on micro and on shape:124M, into
-out/engines/NAME-MODEL. With --install its extra is installed first. The table is made from what is in
-out/engines afterwards. What cannot be installed or imported is listed as untested, with the error.
+`parity verify` runs each engine (all, if none is named) on micro and on shape:124M, into
+out/engines/NAME-MODEL. With --install its extra is installed first. The table is then made from the
+files in out/engines. An engine that cannot be installed or imported is listed as untested, with its
+error.
 """
 
 import argparse
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 MODELS = ("micro", "shape:124M")
-WORDS = "error.txt"  # in place of results: the last line of what went wrong
-DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python", "keras_hub": "keras-hub"}  # or the engine's own name
+WORDS = "error.txt"  # written instead of results: the last line of the error
+DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python", "keras_hub": "keras-hub"}  # others: the engine's name
 VERDICTS = {0: "passes (0)", 1: "disagrees (1)", 2: "not judged (2)"}
 HEADER = [
     *("engine", "version", "model", "verdict (exit code)", "worst share of a limit", "found"),
@@ -55,7 +56,7 @@ def place(name: str, model: str) -> Path:
 
 
 def install(name: str) -> str:
-    """Install an engine's extra. Returns the last line of the error, or "" where it went well."""
+    """Install an engine's extra. Returns the last line of the error, or "" if it succeeded."""
     wanted = ["-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[{name.replace('_', '-')}]"]
     command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *wanted]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
@@ -64,7 +65,7 @@ def install(name: str) -> str:
 
 
 def parity(*words: str) -> "subprocess.CompletedProcess[str]":
-    """The command in a process of its own, its output kept."""
+    """Run the parity command in a process of its own and capture its output."""
     command = [sys.executable, "-c", "from gpt2_parity.cli import main; main()", *words]
     return subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
@@ -72,7 +73,7 @@ def parity(*words: str) -> "subprocess.CompletedProcess[str]":
 
 
 def prepare(model: str) -> None:
-    """Make the golden records of a model that has none yet, or stale ones."""
+    """Make the golden records of a model if they are missing or stale."""
     try:
         golden.read(catalogue.locate(model))
     except CannotJudge:
@@ -80,30 +81,30 @@ def prepare(model: str) -> None:
 
 
 def verify(name: str, model: str) -> None:
-    """Run parity verify; where it leaves no results, keep its last words."""
+    """Run parity verify; if it writes no results, save the last line of its output."""
     out = place(name, model)
     options = ["--impl", name, "--model", model, "--target", "cpu-float32", "--out", str(out)]
     done = parity("verify", *options)
     print(done.stdout, flush=True)
     if not (out / results.NAME).is_file():
-        excuse(name, model, (done.stdout.strip().splitlines() or ["it said nothing"])[-1])
+        excuse(name, model, (done.stdout.strip().splitlines() or ["no output"])[-1])
 
 
-def excuse(name: str, model: str, words: str) -> None:
-    """Leave the reason why there are no results, and none of an earlier run."""
+def excuse(name: str, model: str, reason: str) -> None:
+    """Save the reason why there are no results, and delete those of an earlier run."""
     out = place(name, model)
     out.mkdir(parents=True, exist_ok=True)
     for file in results.FILES:
         (out / file).unlink(missing_ok=True)
-    (out / WORDS).write_text(words, encoding="utf-8")
+    (out / WORDS).write_text(reason, encoding="utf-8")
 
 
 def line(name: str, model: str) -> list[str]:
     """One row of the table."""
     out = place(name, model)
     if not (out / results.NAME).is_file():
-        words = (out / WORDS).read_text(encoding="utf-8") if (out / WORDS).is_file() else "not run"
-        return [f"`{name}`", "", model, "untested", "", escape(words), ""]
+        reason = (out / WORDS).read_text(encoding="utf-8") if (out / WORDS).is_file() else "not run"
+        return [f"`{name}`", "", model, "untested", "", escape(reason), ""]
     frame = results.read(out)
     refused = frame[(frame.check == "load") & frame.detail.str.match("ImportError|ModuleNotFoundError")]
     if len(refused):
@@ -116,7 +117,7 @@ def line(name: str, model: str) -> list[str]:
 
 
 def worst(frame: "pd.DataFrame") -> str:
-    """The greatest share of a limit that any measurement used, and which that was."""
+    """The greatest share of a limit that any measurement used, and the name of that measurement."""
     if frame.ratio.notna().sum() == 0:
         return ""
     row = frame.loc[frame.ratio.idxmax()]
@@ -126,7 +127,7 @@ def worst(frame: "pd.DataFrame") -> str:
 
 
 def found(frame: "pd.DataFrame") -> str:
-    """What failed, where and why; for a pass, how much was compared."""
+    """What failed, where and why; for a pass, the number of measurements."""
     failed = frame[frame.verdict == "fail"]
     if failed.empty:
         return f"nothing wrong in {(frame.verdict == 'pass').sum()} measurements"
@@ -155,7 +156,7 @@ def main() -> None:
 
 
 def write() -> None:
-    """Make the page from what the runs left."""
+    """Write docs/engines.md from the results of the runs."""
     lines = [line(name, model) for name in discovery.engines() for model in MODELS]
     machine = f"{platform.system()} {platform.machine()}"
     made = f"Measured on {date.today()} with Python {platform.python_version()} on {machine}."

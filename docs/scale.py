@@ -1,10 +1,10 @@
-"""Measure memory and time against parameters and tokens, and write docs/scale.md:
+"""Measure memory and time by number of parameters and tokens, and write docs/scale.md:
 
     python docs/scale.py [SIZE...]
 
-For each size (all four, if none is named): the float64 oracle alone on 16, 64 and 256 tokens, then
-`parity golden build` and `parity verify --impl numpy --impl torch` on shape:SIZE, each in processes
-of their own that are watched from here. The tables are made from what is in out/scale afterwards.
+For each size (all four, if none is named), it runs the float64 oracle alone on 16, 64 and 256 tokens,
+then `parity golden build` and `parity verify --impl numpy --impl torch` on shape:SIZE. Each runs in a
+process of its own, whose memory is watched from here. The tables are made from the files in out/scale.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def watched(measure, every: float = 0.1) -> Iterator[list[float]]:  # type: igno
 
 
 def anonymous() -> float:
-    """Bytes of this process with no file behind them."""
+    """Anonymous memory of this process in bytes. Linux only."""
     status = Path("/proc/self/status").read_text()
     return 1024.0 * int(status.partition("RssAnon:")[2].split()[0])
 
@@ -97,7 +97,7 @@ def tree(process: psutil.Process) -> float:
 
 
 def evaluate(size: str, n: int) -> dict[str, float]:
-    """The oracle on n tokens, in this process."""
+    """Run the oracle on n tokens in this process: seconds, and peak of anonymous memory in bytes."""
     folder = catalogue.locate(f"shape:{size}").checkpoint
     params, hparams = safetensors_mmap.read(folder / synthetic.WEIGHTS), synthetic.OFFICIAL[size]
     tokens = np.random.default_rng(0).integers(0, hparams.n_vocab, (1, n)).astype(np.int32)
@@ -109,7 +109,10 @@ def evaluate(size: str, n: int) -> dict[str, float]:
 
 
 def command(words: tuple[str, ...]) -> dict[str, float]:
-    """A parity command in a process tree of its own. Raises CalledProcessError where it fails."""
+    """Run a parity command: seconds, and peak of its process tree in bytes.
+
+    Raises CalledProcessError if it fails.
+    """
     call = [sys.executable, "-c", "from gpt2_parity.cli import main; main()", *words]
     started = time.perf_counter()
     with subprocess.Popen(call) as process, watched(lambda: tree(psutil.Process(process.pid))) as most:
@@ -120,7 +123,7 @@ def command(words: tuple[str, ...]) -> dict[str, float]:
 
 
 def measure(size: str) -> None:
-    """Everything about one size, into out/scale/SIZE.json: each figure as soon as it is there."""
+    """Measure one size and write out/scale/SIZE.json, updated after each figure."""
     catalogue.locate(f"shape:{size}")  # its weights are generated before anything is timed
     found = {}
 
@@ -137,7 +140,7 @@ def measure(size: str) -> None:
 
 
 def write() -> None:
-    """Make the page from what the measurements left."""
+    """Write docs/scale.md from the measurements in out/scale."""
     alone, commands = [], []
     for size, hparams in synthetic.OFFICIAL.items():
         n_params = sum(int(np.prod(shape)) for shape in variable_shapes(hparams).values())
@@ -145,10 +148,10 @@ def write() -> None:
         path = OUT / f"{size}.json"
         found = json.loads(path.read_text()) if path.is_file() else {}
         for name in [f"oracle {n}" for n in TOKENS] + list(JOBS):
-            seen = found.get(name)
+            figures = found.get(name)
             cells = ["not run", ""]
-            if seen:
-                cells = [f"{seen['seconds']:.1f} s", f"{seen['bytes'] / GIB:.2f} GiB"]
+            if figures:
+                cells = [f"{figures['seconds']:.1f} s", f"{figures['bytes'] / GIB:.2f} GiB"]
             if name in JOBS:
                 commands.append([*what, f"`parity {' '.join(JOBS[name])}`", *cells])
             else:
@@ -165,7 +168,9 @@ def write() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--oracle", action="store_true", help="SIZE N: one evaluation, told as JSON")
+    parser.add_argument(
+        "--oracle", action="store_true", help="SIZE N: run the oracle once and print JSON"
+    )
     parser.add_argument("sizes", nargs="*", metavar="SIZE", help=", ".join(synthetic.OFFICIAL))
     arguments = parser.parse_args()
     if arguments.oracle:

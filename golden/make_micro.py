@@ -1,11 +1,11 @@
-"""Make golden/micro: train a small GPT-2 for real and save it as OpenAI saved theirs.
+"""Make golden/micro: train a small GPT-2 and save it in OpenAI's file layout.
 
     python golden/make_micro.py [--steps 1500] [--out golden/micro]
 
-Text: the docstrings of the running Python's standard library, split by file into training and
-held-out text, plus one sentence, repeated until it is known by heart. No text is committed; the
-Python that micro was made with is recorded in golden/micro_training.json beside the losses.
-Seeded: the same Python, packages and machine give the same checkpoint.
+The text is the docstrings of the running Python's standard library, split by file into training and
+held-out text, plus one sentence that is repeated until the model has memorised it. No text is
+committed; golden/micro_training.json records the Python version and the losses. Training is seeded: the
+same Python, packages and machine give the same checkpoint.
 """
 
 import argparse
@@ -35,14 +35,14 @@ import gpt2_jax
 
 SENTENCE = PROMPT + CONTINUATION
 HPARAMS = HParams(n_vocab=1000, n_ctx=256, n_embd=128, n_head=4, n_layer=4)
-BATCH, RECITING = 16, 2  # rows a step, and how many of them start with the sentence
+BATCH, RECITING = 16, 2  # rows in a batch, and how many of them start with the sentence
 PEAK_RATE, WARM_UP = 2e-3, 100
 HELD_OUT = 20  # every 20th file
 Params = tuple[dict[str, jax.Array], tuple[dict[str, jax.Array], ...]]  # gpt2_jax.Model without hparams
 
 
 def documents() -> list[str]:
-    """The docstrings of every file of the standard library, one document a file."""
+    """The docstrings of the standard library: one document for each file."""
     root = Path(sysconfig.get_path("stdlib"))
     found = []
     for path in sorted(root.rglob("*.py")):
@@ -60,7 +60,7 @@ def documents() -> list[str]:
 
 
 def train_tokenizer(texts: list[str], out: Path) -> Tokenizer:
-    """Learn byte-level BPE and write encoder.json and vocab.bpe as OpenAI's files are laid out."""
+    """Train byte-level BPE and write encoder.json and vocab.bpe in OpenAI's format."""
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, vocab_size=HPARAMS.n_vocab - 1, min_frequency=2)
     learned = json.loads(bpe.to_str())["model"]
@@ -73,13 +73,13 @@ def train_tokenizer(texts: list[str], out: Path) -> Tokenizer:
 
 
 def stream(texts: list[str], tokenizer: Tokenizer) -> np.ndarray:
-    """All documents as one row of token ids, each led by the end-of-text token."""
+    """All documents as one row of token ids, int32 [n], each preceded by the end-of-text token."""
     ids = [np.array([tokenizer.end_of_text, *tokenizer.encode(text)]) for text in texts]
     return np.concatenate(ids).astype(np.int32)
 
 
 def initial_params(rng: np.random.Generator) -> Params:
-    """GPT-2's own initialisation: N(0, 0.02), residual projections narrower by sqrt(2 n_layer)."""
+    """GPT-2's initialisation: N(0, 0.02), with residual projections divided by sqrt(2 n_layer)."""
     params = {}
     for name, shape in parameter_shapes(HPARAMS).items():
         narrow = math.sqrt(2 * HPARAMS.n_layer) if name.endswith("c_proj/w") else 1
@@ -90,7 +90,7 @@ def initial_params(rng: np.random.Generator) -> Params:
 
 
 def batch(text: np.ndarray, sentence: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """int32 [BATCH, n_ctx]: random windows of text, some of them led by the sentence."""
+    """int32 [BATCH, n_ctx]: random windows of text; the first RECITING begin with the sentence."""
     starts = rng.integers(0, len(text) - HPARAMS.n_ctx, BATCH)
     rows = np.stack([text[start : start + HPARAMS.n_ctx] for start in starts])
     rows[:RECITING, : len(sentence)] = sentence
@@ -120,7 +120,7 @@ def train(text: np.ndarray, sentence: np.ndarray, steps: int, seed: int) -> Para
 
 
 def held_out_loss(params: Params, text: np.ndarray) -> float:
-    """Mean nats a token over consecutive windows of held-out text."""
+    """Mean loss in nats per token over consecutive windows of held-out text."""
     n = len(text) // HPARAMS.n_ctx
     windows = text[: n * HPARAMS.n_ctx].reshape(n, HPARAMS.n_ctx)
     parts = np.array_split(windows, max(1, n // BATCH))
@@ -129,13 +129,16 @@ def held_out_loss(params: Params, text: np.ndarray) -> float:
 
 
 def unigram_loss(text: np.ndarray, held_out: np.ndarray) -> float:
-    """What knowing only token frequencies (with add-one smoothing) scores on the same text."""
+    """Loss in nats per token of a unigram model with add-one smoothing on the same held-out text."""
     counts = np.bincount(text, minlength=HPARAMS.n_vocab) + 1.0
     return float(-np.log(counts / counts.sum())[held_out].mean())
 
 
 def save(params: dict[str, jax.Array], out: Path) -> None:
-    """Weights by checkpoint name: hparams.json, and a TensorFlow 1 checkpoint in the official shapes."""
+    """Write hparams.json and a TensorFlow 1 checkpoint in the official shapes.
+
+    params: weights by checkpoint name.
+    """
     text = ", ".join(f'"{name}": {value}' for name, value in HPARAMS._asdict().items())
     (out / "hparams.json").write_text("{" + text + "}\n", encoding="utf-8")
     v1 = tf.compat.v1
@@ -162,11 +165,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "micro")
     options = parser.parse_args()
     if options.steps <= WARM_UP:
-        parser.error(f"--steps {options.steps}: the first {WARM_UP} only warm up; give it more")
+        parser.error(f"--steps {options.steps}: expected more than the {WARM_UP} steps of warm-up")
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.out.parent, prefix=".micro-") as folder:
         report = make(Path(folder), options.steps, options.seed)
-        for path in Path(folder).iterdir():  # all is made: an interruption leaves the old one whole
+        for path in Path(folder).iterdir():  # only once all files are complete
             path.replace(options.out / path.name)
     path = options.out.with_name(f"{options.out.name}_training.json")
     atomic.write_text(path, json.dumps(report, indent=1) + "\n")
@@ -174,7 +177,7 @@ def main() -> None:
 
 
 def make(folder: Path, steps: int, seed: int) -> dict[str, object]:
-    """The whole checkpoint in folder; returns how it was made and what it lost."""
+    """Make the whole checkpoint in folder; returns how it was made and its losses."""
     texts = documents()
     held_out = texts[::HELD_OUT]
     training = [text for i, text in enumerate(texts) if i % HELD_OUT]

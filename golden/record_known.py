@@ -1,9 +1,9 @@
-"""Record facts about models that nobody else publishes about: micro, and shape:124M if it is named.
+"""Record known answers for models about which nobody else publishes any: micro, or shape:124M if named.
 
-The facts to record are listed below; their values are computed by the float64 oracle. A number is
-written with the digits that float32 noise leaves certain: rounding and noise together are at most 0.38
-of a unit of the last digit. 0.6 is allowed (published/known_answers.py), so the right value passes, and
-a value with another last digit fails.
+The facts to record are listed below; the float64 oracle computes their values. A number is written with
+the digits that float32 noise leaves certain: rounding and noise together are at most 0.38 of a unit of
+the last digit. The check allows 0.6 (published/known_answers.py), so the right value passes, and a value
+with a different last digit fails.
 
     python golden/record_known.py [micro] [shape:124M]
 """
@@ -24,8 +24,8 @@ from gpt2_parity.reference.noise import arithmetic
 from gpt2_parity.reference.records import CONTINUATION, PROMPT
 
 SOURCE = "golden/record_known.py: the float64 oracle"
-DRAWS = 5  # of float32 noise, to find which digits it leaves certain
-ROOM = 3.0  # times the greatest noise among the draws
+DRAWS = 5  # draws of float32 noise, to find which digits are certain
+ROOM = 3.0  # factor on the greatest noise among the draws
 CERTAIN = 0.38  # of a unit of the last digit: a value one unit off then exceeds known_answers.LAST_DIGIT
 
 
@@ -37,15 +37,15 @@ class Oracle:
 
     def forward(self, model: Any, tokens: np.ndarray, past: Any = None, tap: Tap | None = None) -> Any:
         tokens = tokens if past is None else np.concatenate([past, tokens], axis=1)
-        found = oracle.forward(self.params, self.hparams, tokens, tap, self.arithmetic)
-        return found, tokens  # has no cache: computes all positions again
+        logits = oracle.forward(self.params, self.hparams, tokens, tap, self.arithmetic)
+        return logits, tokens  # it has no cache: it computes all positions again
 
     def numpy(self, x: np.ndarray) -> np.ndarray:
         return x
 
 
 def without_values(name: str, hparams: HParams) -> list[probes.Fact]:
-    """Facts without expected values. "skeleton" gives the form of those that the evaluation needs."""
+    """Facts without expected values. "skeleton" is the form of the value, where evaluation needs it."""
     last = hparams.n_layer - 1
     prompt: Any = PROMPT if name == "micro" else [3, 1, 4, 1, 5, 9]
     about = {"prompt": prompt}
@@ -99,7 +99,7 @@ def main(names: list[str]) -> None:
 
 
 def record(model: catalogue.Model) -> list[probes.Fact]:
-    """The facts with the values of the exact oracle, in the digits that float32 noise leaves certain."""
+    """The facts with the exact oracle's values, to the digits that float32 noise leaves certain."""
     files = known_answers.model_files(model, None, None)
     params = safetensors_mmap.read(files.weights)
     draws = [arithmetic("float32", np.random.default_rng([0, draw])) for draw in range(DRAWS)]
@@ -148,7 +148,10 @@ def named(fact: probes.Fact, got: Any, spread: list[Any]) -> list[Any]:
 
 
 def certain(got: Any, spread: list[Any]) -> Any:
-    """Numbers as text, in the same nested form."""
+    """Numbers as text with only their certain digits, in the same nested form.
+
+    spread: the same values from each noisy oracle. Raises SystemExit if no digit is certain.
+    """
     if isinstance(got, dict):
         return {key: certain(value, [each[key] for each in spread]) for key, value in got.items()}
     if isinstance(got, list):

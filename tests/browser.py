@@ -1,8 +1,8 @@
-"""Open reports in headless Chromium, as people do, and look: `nox -s browser`.
+"""Open reports in headless Chromium and check how they render: `nox -s browser`.
 
-For each page, at the width of a phone and of a desk, light and dark: nothing on the console, no
-request but for the page itself, every figure there and of some size, nothing wider than the window.
-Screenshots go to a folder, for a person to look at.
+For each page, at phone and desktop width, light and dark: the console is empty, the page makes no
+further request, every figure has a size, and nothing is wider than the window. Screenshots go to a
+folder, for a person to look at.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def browser(profile: str) -> webdriver.Chrome | None:
 
 
 def visit(chrome: webdriver.Chrome, page: Path, width: int, scheme: str, shots: Path) -> list[str]:
-    """Load a page once and say all that is wrong with it."""
+    """Load a page once and return everything that is wrong with it."""
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     prefers = [{"name": "prefers-color-scheme", "value": scheme}]
@@ -98,7 +98,7 @@ def visit(chrome: webdriver.Chrome, page: Path, width: int, scheme: str, shots: 
 
 
 def printed(chrome: webdriver.Chrome, page: Path, shots: Path) -> None:
-    """A page as paper, for a person to look at; Chromium does not manage to print at all times."""
+    """A page as PDF, for a person to look at; Chromium sometimes fails to print."""
     chrome.get(page.resolve().as_uri())
     try:
         paper = chrome.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"]

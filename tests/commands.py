@@ -1,4 +1,4 @@
-"""The command as users run it, and implementations written for the occasion."""
+"""Run the command as users do, and write implementations for tests."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Running the checks on a module in this very process: the worker's and the judge's own path."""
+"""Run the checks on a module in this process, through the worker's and the judge's own code."""
 
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.rows import Row

@@ -1,7 +1,7 @@
 """Make example reports in out/gallery by real runs: python tests/gallery.py [--picture]
 
-What each is to show is planted here; the exit code of each run is known beforehand and demanded.
-With --picture the README's picture is taken anew, by headless Chromium.
+The faults that each report shows are planted here, and each run must exit with the expected code.
+With --picture, headless Chromium takes the README's picture again.
 """
 
 import argparse
@@ -48,7 +48,7 @@ CASES = {
 
 
 def plant(folder: Path) -> None:
-    """The implementations that go wrong, as files that a user might have written."""
+    """Write the faulty implementations, as files that a user might have written."""
     for name in ("erf_gelu", "bfloat16_inputs"):
         write(named(name), folder)
     specimen = NUMPY.read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The shelf of hostile inputs: each a name, a way to spoil a checkout, a command, and what the error must name.
+"""Hostile inputs: each has a name, a way to spoil a checkout, a command, and texts of the expected error.
 
-Every one must end in exit code 2 with one line on stderr, and leave every folder as it was.
+Each must end with exit code 2 and one line on stderr, and leave every folder unchanged.
 """
 
 import json
@@ -62,7 +62,7 @@ def add(name: str, spoil: Callable[[World], object], command: tuple[str, ...], n
 
 
 def put(path: Path, data: bytes | str) -> None:
-    """Replace a file by a new one: the old one is a hard link to what all worlds share."""
+    """Replace a file by a new one: the old one is a hard link to a file that all worlds share."""
     path.unlink(missing_ok=True)
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
 
@@ -110,7 +110,7 @@ SPOILT: dict[str, Callable[[Path], object]] = {
     "link_to_a_device": _link("/dev/zero"),
 }
 
-for file in checkpoint.FILES:  # that each is looked at; in how many ways, is told by one of them
+for file in checkpoint.FILES:  # each file is checked; the variants are tried on one of them
     for how in SPOILT if file == "model.ckpt.meta" else ("missing", "middle_bit_flipped"):
         add(f"{file}-{how}", lambda w, f=file, s=SPOILT[how]: s(w.micro / f), VERIFY, f"micro/{file}: ")
 for file, ways in {
@@ -598,7 +598,7 @@ for name in ("extra", "../../evil", "model/wte", "h1/ln_1/g", "H0/ln_1/g", "w\u0
     add(f"weights-unknown-{name!a}", spoil, model, f"unknown variable model/{name}")
 
 
-# What is said on the command line.
+# Bad command lines.
 
 
 def nothing(world: World) -> None:

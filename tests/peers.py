@@ -1,4 +1,4 @@
-"""Independent peers of the golden: what other people's GPT-2 makes of micro, in noise units.
+"""Compare the golden with independent implementations of GPT-2 on micro, in noise units.
 
     nox -s peers
 

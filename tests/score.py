@@ -1,4 +1,4 @@
-"""Prove the verifier: planted faults are caught, blamed and diagnosed; honest variants never alarm.
+"""Prove the verifier: planted faults are caught, blamed and diagnosed; honest variants pass.
 
     python tests/score.py [--out DIR] [--seeds 20] [--large] [--only NAME] [--device cuda]
 
@@ -78,7 +78,7 @@ def prepared(model: str, seed: int) -> Prepared:
 
 
 class Score(NamedTuple):
-    """What came of one fault."""
+    """The result of one fault."""
 
     name: str
     killed: bool
@@ -111,7 +111,7 @@ def culprits(rows: Iterable[Row], n_layer: int) -> list[str]:
 def diagnoses(rows: Iterable[Row]) -> list[str]:
     """Names of the mistakes that explain failures; "?" for a failure that none explains.
 
-    Gradients are traced to where they go wrong on their way back, not explained.
+    Gradients are not explained, but traced to where the backward pass goes wrong.
     """
     failed = (row for row in rows if row.verdict == "fail" and row.check != "gradients")
     return sorted({row.mistake or "?" for row in failed if explain.diagnosis(row)})
@@ -354,7 +354,7 @@ def show_power(console: Console, found: list[Power]) -> None:
 
 
 class Shelf(NamedTuple):
-    """What is tried on a device."""
+    """The faults and variants of one device."""
 
     faults: list[Fault]
     variants: list[variants.Variant]
@@ -364,7 +364,7 @@ SHELVES = {"cpu": Shelf(FAULTS, VARIANTS), "cuda": Shelf(faults.ON_CUDA, variant
 
 
 def pool(folder: str, device: str, jobs_each: int | None = None) -> ProcessPoolExecutor:
-    """Workers that leave their files in folder: they end without clearing anything away."""
+    """A pool of workers whose files go to folder, because they exit without cleaning up."""
     os.environ["TMPDIR"] = folder
     os.environ |= SHARED | {"JAX_COMPILATION_CACHE_DIR": str(Path(folder, "jax"))}
     n = os.cpu_count() or 1
@@ -378,7 +378,7 @@ def pool(folder: str, device: str, jobs_each: int | None = None) -> ProcessPoolE
 
 
 def die_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever, with gigabytes."""
+    """End this worker if its parent was killed: it would wait for work for ever and hold gigabytes."""
 
     def watch() -> None:
         multiprocessing.parent_process().join()

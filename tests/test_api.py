@@ -1,4 +1,4 @@
-"""parity from Python: what may be passed, what comes back, and that importing it is cheap."""
+"""The Python API: accepted arguments, returned verdicts, and cheap imports."""
 
 import re
 import shutil

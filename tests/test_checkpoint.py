@@ -1,4 +1,4 @@
-"""The checkpoint is read once, checked, shared, and refused when anything is off."""
+"""The checkpoint is read once, checked, shared, and refused if anything is wrong."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Every check passes on what is right and fails on a fault; none passes on nothing."""
+"""Every check passes a right implementation and fails a faulty one; none passes without measurements."""
 
 import subprocess
 import sys
@@ -364,7 +364,7 @@ def test_segments_between_missing_taps_are_judged_by_their_own_noise(prepared):
     rows = examine(wrapped(wrong, TAPS=some), prepared)
     assert {row.scope for row in rows if row.check == "local" and row.verdict == "fail"} == {"h2"}
     (told,) = explain.paragraphs(rows).values()
-    assert told[0].startswith("h2 is wrong: something between the nearest taps before it and this one")
+    assert told[0].startswith("h2 is wrong: an operation between the preceding taps and this one")
     assert "recomputed from h1" in told[0]
     assert "residual addition" not in told[0]  # which is right: it only comes last
 
@@ -380,7 +380,7 @@ def test_a_wrong_embedding_row_of_a_black_box_is_told_by_its_token(prepared):
     rows = examine(plant(named("embedding_row_lost_in_a_black_box")), prepared)
     assert {row.check for row in rows if row.verdict == "fail"} == {"weights"}
     (told,) = explain.paragraphs(rows).values()
-    assert told[0].startswith("embed is at fault. At worst: weights all_tokens embed: ")
+    assert told[0].startswith("embed is at fault. At worst (check weights, case all_tokens, embed): ")
     assert "token 333 at position 77" in told[0]  # 333 = 256 + 77, in the second row of n_ctx tokens
 
 
@@ -395,13 +395,13 @@ def test_a_fault_of_the_cache_of_a_black_box_is_blamed_on_the_cache(name, prepar
     rows = examine(sealed(named(name)), prepared, only=QUICK)
     (told,) = explain.paragraphs(rows).values()
     assert told[0].startswith("cache is at fault")
-    assert "At worst: kv cache " in told[0]
+    assert "At worst (check kv cache, " in told[0]
 
 
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
-        ("nan_in_one_logit", "logits seed logits: NaN"),  # not randomness, though NaN is not NaN
+        ("nan_in_one_logit", "case seed, logits): NaN"),  # not randomness, though NaN is not NaN
         ("float16_result", "kl noise units"),  # nor a batch that rounds otherwise
         ("sums_in_bfloat16", "kl noise units"),  # nor a cache
         ("only_last_position", "kl noise units"),

@@ -1,4 +1,4 @@
-"""Comparing two runs: what is worse, slower or gone is a regression, and chance is not."""
+"""Comparing two runs: worse, slower or missing measurements are regressions; chance is not."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Every command block of README.md and docs/*.md runs here, or says why it does not.
+"""Every command block of README.md and docs/*.md runs here, or gives the reason why it does not.
 
 How to write a document:
 

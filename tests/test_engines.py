@@ -1,4 +1,4 @@
-"""Other people's engines through the real worker, and what is said of a black box that is wrong."""
+"""Other people's engines in the real worker, and the diagnosis of a black box that is wrong."""
 
 import ast
 import importlib.util

@@ -1,7 +1,7 @@
-"""Whatever a server or a disk does, a fetch ends with the published files in place or says why not.
+"""Whatever a server or a disk does, a fetch installs the published files or reports why it cannot.
 
-A server of our own offers micro under the name of a size; what is published of it is worked out
-from the files in golden/micro, so everything is proven as it would be for 124M.
+A local server offers micro under the name of a size. Its published hashes are computed from the files
+in golden/micro, so everything is checked as it would be for 124M.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The gate: complaints about the contract, the skeleton, the ledger, and the plugin of pytest."""
+"""The gate: complaints about the contract, the skeleton, the ledger, and the pytest plugin."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The golden records are proven, and refused when stale, tampered with or disproven."""
+"""The golden records are verified, and refused if stale, tampered with or contradicted by an oracle."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The float64 gradient is right, known in two ways; and the check asks for all that was promised."""
+"""The float64 gradient is right, shown in two ways; and the check requires every promised gradient."""
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def truth(model, tokens):
 
 
 def test_a_forward_spoilt_by_the_loss_is_seen_by_this_check_alone(prepared):
-    """As in a run that is gone on with: nothing was computed in this process before."""
+    """As in a resumed run: this process has computed nothing before."""
     from types import SimpleNamespace
 
     real, called = find("numpy").load(), []
@@ -137,8 +137,8 @@ def test_where_the_error_comes_in_is_said(prepared):
     rows = judged(prepared, loss_and_grads=spoilt)
     wrong = [row for row in rows if row.verdict == "fail"]
     assert {row.scope.partition("/")[0] for row in wrong} == {"h1", "h0", "wte", "wpe"}
-    told = "on the way back from the loss it is wrong from h1/mlp/c_proj/w on"
-    assert {explain.diagnosis(row) for row in wrong} == {told}
+    text = "in the backward pass, gradients are wrong from h1/mlp/c_proj/w on"
+    assert {explain.diagnosis(row) for row in wrong} == {text}
     assert {row.blame for row in wrong} == {"gradients"}
 
 

@@ -1,7 +1,7 @@
-"""Hostile and broken input: one line that says what and where, exit code 2, and every folder as it was.
+"""Hostile and broken input: exit code 2, one line that names what and where, and unchanged folders.
 
-The command runs in this very process, as its entry point is called: a new interpreter for each of
-hundreds of inputs would take minutes. What needs processes of its own comes last.
+The command's entry point is called in this process, because a new interpreter for each of hundreds of
+inputs would take minutes. Tests that need processes of their own come last.
 """
 
 import contextlib
@@ -132,7 +132,7 @@ def no_reader(monkeypatch):
     monkeypatch.setattr(checkpoint, "_in_child", unexpected)
 
 
-# The shelf.
+# The inputs of hostile.py.
 
 
 @pytest.mark.parametrize("name", CASES)

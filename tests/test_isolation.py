@@ -1,4 +1,4 @@
-"""Implementations that misbehave, runs that are killed: nothing is lost and nobody else suffers."""
+"""Misbehaving implementations and killed runs: nothing is lost, and no other implementation suffers."""
 
 import contextlib
 import json
@@ -22,13 +22,13 @@ from gpt2_parity.run import runner, supervisor, worker
 MISDEEDS = {
     "segfault": (
         "import os\ndef forward(*_):\n    print('last will', flush=True); os.kill(os.getpid(), 11)",
-        "died of SIGSEGV; last output: last will; at ",
+        "was killed by SIGSEGV; last output: last will; at ",
     ),
-    "aborts": ("def forward(*_, **__):\n    import os; os.abort()", "died of SIGABRT"),
+    "aborts": ("def forward(*_, **__):\n    import os; os.abort()", "was killed by SIGABRT"),
     "exits": ("def forward(*_, **__):\n    raise SystemExit(0)", "SystemExit"),
     "exits_hard": (
         "def forward(*_, **__):\n    import os; os._exit(0)",
-        "the worker ended without a word about this target",
+        "ended without a report on this target",
     ),
     "exits_with_a_code": ("def forward(*_, **__):\n    import os; os._exit(7)", "exited with code 7"),
     "exits_at_import": ("import sys; sys.exit(3)", "SystemExit"),
@@ -40,11 +40,11 @@ MISDEEDS = {
     "hangs_at_import": ("import time; time.sleep(600)", "the start took longer than 15 s"),
     "devours": (
         "HOARD = []\ndef forward(*_, **__):\n    while True: HOARD.append(np.ones(2**24))",
-        "GiB of memory, allowed are 2",
+        "GiB of memory, allowed 2 GiB",
     ),
     "allocates_10_gb": (
         "def forward(*_, **__):\n    np.ones(10 * 2**27)\n    import time; time.sleep(600)",
-        "GiB of memory, allowed are 2",
+        "GiB of memory, allowed 2 GiB",
     ),
     "floods": (
         "def forward(*_, **__):\n    while True: print('x' * 10000)",
@@ -167,7 +167,7 @@ def test_where_nothing_works_any_more_the_cause_is_told_and_the_other_target_goe
     out = tmp_path / "out"
     done = parity("verify", "--impl", module(tmp_path, "dying", code), "--out", out)
     assert done.returncode == 1
-    assert "It raises at whatever it is asked since the check greedy: device-side assert." in done.stdout
+    assert "It has raised on every call since the check greedy: device-side assert." in done.stdout
     frame = results.read(out)
     narrow, wide = (frame[frame.dtype == dtype] for dtype in ("float32", "float64"))
     assert set(wide.verdict) == {"pass"}

@@ -1,4 +1,4 @@
-"""The judge fails closed: whatever is not a measurement within its limit is no pass."""
+"""The judge fails closed: only a measurement within its limit passes."""
 
 import math
 
@@ -84,7 +84,7 @@ def test_an_error_after_the_last_measurement_still_fails():
 
 
 def test_what_never_came_is_no_evidence_against_a_mechanism():
-    """Where every call was refused for one reason, it is not randomness that is at fault."""
+    """If every call is refused for the same reason, determinism is not at fault."""
     every = [check for check, keys in expected(PLAN).items() if keys]
     nothing = rows([], errors=dict.fromkeys(every, "logits is a list"))
     assert {row.blame for row in nothing if row.verdict == "fail" and row.check == "greedy"} == {
@@ -129,7 +129,7 @@ def test_logits_whose_input_was_not_tapped_say_so():
 
 
 def test_a_loss_is_named_in_every_missing_row():
-    found = [row for row in rows(perfect()[:3], lost="died of SIGSEGV") if row.verdict == "fail"]
+    found = [row for row in rows(perfect()[:3], lost="was killed by SIGSEGV") if row.verdict == "fail"]
     assert len(found) == len(perfect()) - 3
     assert all("SIGSEGV" in explain.detail(row) for row in found)
 

@@ -1,8 +1,8 @@
-"""Known answers: every fact can fail, and none that was not asked counts.
+"""Known answers: every fact can fail, and a fact that was not run never counts.
 
-No test has the official files. What can be shown without them is: the facts recorded
-from micro pass and any other digit fails; every published fact is judged as it should be; and the
-published logits of the official weights, where they are at hand, answer the facts about them.
+No test has the official files. The tests show what is possible without them: the facts recorded from
+micro pass, and any other digit fails; every published fact is judged as it should be; and the published
+logits of the official weights, if present, agree with the facts about them.
 """
 
 import copy

@@ -1,6 +1,6 @@
 """What must never happen, each found in a well-known verifier, in the order of the design's list.
 
-That no speed row is written for a wrong output is held by test_bench.py.
+test_bench.py tests that no speed row is written for a wrong output.
 """
 
 import inspect

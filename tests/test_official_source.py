@@ -1,4 +1,4 @@
-"""OpenAI's own code as an oracle, with a stand-in of ours for the clone; and the peers' comparison."""
+"""OpenAI's own code as an oracle, with our stand-in for the clone; and the comparison with peers."""
 
 import importlib.util
 import os

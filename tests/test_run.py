@@ -1,4 +1,4 @@
-"""The command as users run it: exit codes, files, and implementations that misbehave."""
+"""The command as users run it: exit codes, files, and misbehaving implementations."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The specimens' own properties; that they are right is what the checks establish."""
+"""Properties of the specimens themselves; the checks establish that they are right."""
 
 import ast
 import importlib.util

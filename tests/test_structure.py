@@ -1,4 +1,4 @@
-"""Who may import whom, and what importing costs."""
+"""Which module may import which, and what importing costs."""
 
 import ast
 import subprocess

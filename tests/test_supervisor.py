@@ -1,4 +1,4 @@
-"""The supervised worker process that answers requests, with small workers written for the occasion."""
+"""The supervised worker process that answers requests, tested with small workers."""
 
 import os
 import signal
@@ -89,11 +89,11 @@ def test_an_exception_ends_one_request_and_says_of_what_kind_it_is(start):
 @pytest.mark.parametrize(
     ("body", "resources", "reason"),
     [
-        ("import os; print('bye', flush=True); os.abort()", {}, "died of SIGABRT; last output: bye"),
+        ("import os; print('bye', flush=True); os.abort()", {}, "killed by SIGABRT; last output: bye"),
         ("import os; os._exit(3)", {}, "exited with code 3"),
         ("raise SystemExit(0)", {}, "it ended too early"),
         ("import time; time.sleep(600)", {"seconds": 2.0}, "stopped: the request took longer than 2 s"),
-        ("import time; x = bytearray(2**29); time.sleep(600)", {"gigabytes": 0.3}, "allowed are 0.3"),
+        ("import time; x = bytearray(2**29); time.sleep(600)", {"gigabytes": 0.3}, "allowed 0.3 GiB"),
         ("while True: print('x' * 10_000)", {}, "wrote more than 64 MiB of output"),
         ("return [1]", {}, "its reply is not a JSON object"),
         ("import os, time; os.closerange(3, 99); time.sleep(600)", {}, "it closed its pipe"),

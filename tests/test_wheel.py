@@ -1,6 +1,7 @@
-"""The wheel: it holds the package and its data, nothing else, and works beside anybody's project.
+"""The wheel: it holds the package and its data, nothing else, and works beside any project.
 
-A project that has packages named harness, impls, golden and tests keeps them: ours has one name.
+It installs only the package gpt2_parity, so a project keeps its own packages named harness, impls,
+golden and tests.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Honest variants: other right ways to compute GPT-2, on one shelf. None may ever alarm.
+"""Honest variants: other right ways to compute GPT-2. None may ever fail.
 
-A variant is a small edit of a specimen's text, with the precision that it declares. Where an edit
-does not apply, that is an error. The specimen "plain", which faults are planted in, is tried as it is.
+A variant is a small edit of a specimen's text, with the precision that it declares. An edit that does
+not apply is an error. The specimen "plain", in which faults are planted, is tried unchanged.
 """
 
 import atexit
@@ -46,7 +46,7 @@ ON_CUDA: list[Variant] = []  # on a GPU alone: nox -s faults -- --device cuda
 def variant(
     name: str, *edits: Edit, specimen: str = "numpy", dtype: str = "float32", device: str = "cpu"
 ) -> None:
-    """Put a variant on its shelf."""
+    """Add a variant to the list of its device."""
     shelf = VARIANTS if device == "cpu" else ON_CUDA
     shelf.append(Variant(f"{specimen}_{name}", specimen, Target(device, dtype), edits))
 
@@ -371,7 +371,7 @@ def deep() -> Checkpoint:
 
 
 def kept(hparams: HParams, params: dict[str, np.ndarray]) -> Checkpoint:
-    """A checkpoint whose weights are in a file for as long as this process lives."""
+    """A checkpoint whose weights are in a file until this process ends."""
     folder = tempfile.mkdtemp(prefix="parity-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     weights = Path(folder, synthetic.WEIGHTS)

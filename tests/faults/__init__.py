@@ -1,10 +1,11 @@
-"""Planted faults: mistakes in a correct GPT-2, one at a time, and what must come of each.
+"""Planted faults: mistakes in a correct GPT-2, one at a time, and the verdict that each must get.
 
-A fault is a function that stands for one of ``plain.Plain``'s or, in gradients, half_precision and cuda,
-an edit of a specimen's text. Each module is one kind of mistake, and puts its own on the shelf.
+A fault is a function that replaces one of ``plain.Plain``'s or, in gradients, half_precision and cuda,
+an edit of a specimen's text. Each module has one kind of mistake and adds its faults to the lists in
+shelf.py.
 """
 
-from . import (  # noqa: F401 (each fills the shelf)
+from . import (  # noqa: F401 (importing them fills the lists)
     activation,
     attention,
     batch,

@@ -1,4 +1,4 @@
-"""Mistakes of the activation: another function than the tanh form of GELU, or other constants in it."""
+"""Mistakes of the activation: another function instead of tanh GELU, or other constants in it."""
 
 import functools
 import math
@@ -37,7 +37,7 @@ ROOT = math.sqrt(2 / math.pi)
 
 
 def tanh_gelu(x, at, half=0.5, root=ROOT, cubic=0.044715):
-    """The right one, with constants that can be got wrong."""
+    """The right function, with constants that a fault can change."""
     return half * x * (1 + np.tanh(root * (x + cubic * (x * x * x))))
 
 

@@ -58,7 +58,7 @@ def hides_itself(scores, at):
 
 
 def weak_mask(scores, at, hidden):
-    """Hides the future behind a number that is not small enough."""
+    """Masks the future with a number that is not negative enough."""
     return np.where(causal(scores), scores, hidden)
 
 
@@ -140,7 +140,7 @@ def bfloat16_probabilities(probs):
 
 
 def exp_less(scores, most):
-    """Softmax that subtracts another number than the maximum."""
+    """Softmax that does not subtract the maximum but another number."""
     with np.errstate(all="ignore"):
         y = np.exp(scores - most)
         return y / y.sum(axis=-1, keepdims=True)
@@ -153,7 +153,7 @@ def without_its_maximum(scores, at):
 
 @fault("softmax_maximum_is_0_at_least", replaces="softmax", blame="overflow", trips="overflow")
 def maximum_is_0_at_least(scores, at):
-    """As where the maximum is taken along the way, and begins with 0."""
+    """As in an online softmax whose running maximum starts at 0."""
     return exp_less(scores, np.maximum(scores.max(axis=-1, keepdims=True), 0))
 
 

@@ -40,7 +40,7 @@ def leaks_beyond_the_first_block(self, q, keys, values, at):
 
 @fault("rows_after_the_last_four_are_lost", alters="attention", blame="batch", trips="batch")
 def rows_lost(heads):
-    """As where rows are taken four at a time."""
+    """As in code that takes rows four at a time and drops the rest."""
     if len(heads) > 4:
         heads[len(heads) // 4 * 4 :] = 0
     return heads

@@ -1,4 +1,4 @@
-"""Mistakes of decoding through the KV cache: what is stored, and what of it is seen."""
+"""Mistakes of decoding through the KV cache: what is stored, and which keys are visible."""
 
 import functools
 

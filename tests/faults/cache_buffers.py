@@ -1,4 +1,4 @@
-"""Mistakes of who owns a cache: buffers that are shared, written over, or given to the wrong caller."""
+"""Mistakes of cache ownership: buffers that are shared, overwritten, or given to the wrong caller."""
 
 import numpy as np
 
@@ -31,7 +31,7 @@ def owner(name):
 
 @owner("cache_of_the_latest_call")
 def cache_of_the_latest_call(self, model, tokens, past=None, tap=None):
-    """Goes on from the latest cache, whatever past it is given."""
+    """Continues from the latest cache, whatever past it is given."""
     latest = self.memory.get("latest")
     if past and length(latest) == length(past) and shapes(latest) == shapes(past):
         past = latest
@@ -64,7 +64,7 @@ class Owned(list):
 
 @owner("cache_continued_over_another_continuation")
 def over_another_continuation(self, model, tokens, past=None, tap=None):
-    """As where each continuation is written behind the cache, whoever wrote there before."""
+    """Each continuation is written behind the cache, over any other continuation of it."""
     logits, present = Plain.forward(self, model, tokens, past, tap)
     return logits, Owned(shared(past.room, "room", present) if past else present)
 

@@ -1,4 +1,4 @@
-"""Edits of a specimen's text: for what only that specimen can get wrong, or can do otherwise."""
+"""Edits of a specimen's text: for mistakes and variants that are possible only in that specimen."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Mistakes of the embeddings, of tokens and of positions, and of the head that is tied to them."""
+"""Mistakes of the token and position embeddings, and of the head that is tied to them."""
 
 import math
 
@@ -35,7 +35,7 @@ put("embedding_row_lost_in_a_black_box", embed=row_lost, **BLACK_BOX, blame="emb
 
 @fault("tokens_in_int16", replaces="embed", blame="sizes", trips="sizes")
 def tokens_in_int16(tokens, wte, wpe, at):
-    """Ids from 32,768 on become negative, and count from the end."""
+    """Ids of 32,768 and more become negative and index from the end."""
     return Plain.embed(tokens.astype(np.int16), wte, wpe, at)
 
 

@@ -1,4 +1,4 @@
-"""Mistakes of generate, the implementation's own greedy loop: its prompt, its steps, its choice."""
+"""Mistakes of generate, the implementation's own greedy loop: prompt, steps, choice of tokens."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Mistakes on the way back from the loss: edits of the PyTorch specimen, whose forward stays right."""
+"""Mistakes of the backward pass: edits of the PyTorch specimen, whose forward stays right."""
 
 from .edits import TORCH, Edit, helper
 from .shelf import put_edits

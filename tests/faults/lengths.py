@@ -1,4 +1,4 @@
-"""Mistakes that only some lengths show: where blocks of queries end, and where the context does."""
+"""Mistakes that only some lengths show: at the ends of query blocks, and at the end of the context."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def n_ctx_off_by_one(tokens, n_past, hparams):
 
 @fault("a_last_block_of_one_query_is_lost", alters="attention", blame="lengths", trips="lengths")
 def last_block_lost(heads):
-    """As where queries are taken 64 at a time."""
+    """As in code that takes queries 64 at a time and drops a last block of one."""
     n = heads.shape[1]
     if n > 64 and n % 64 == 1:
         heads[:, -1] = 0

@@ -2,7 +2,7 @@
 
 ``Plain`` reads top to bottom as a forward pass: four entry points, then what they call, down to single
 operations. Each is a method that a fault may replace. Nothing is done for speed, nothing in place.
-Every operation is given its inputs, its weights and, last, ``at``: where in the forward pass it stands.
+Every operation gets its inputs, its weights and, last, ``at``: its position in the forward pass.
 Scalars are Python floats on purpose: an ``np.float64`` scalar would turn float32 work into float64.
 
 Shapes in comments: batch, n (new tokens), n_keys = n_past (cached tokens) + n, head = n_embd / n_head.
@@ -21,7 +21,7 @@ class Model(NamedTuple):
 
 
 class At(NamedTuple):
-    """Where in a forward pass an operation stands."""
+    """The position of an operation in a forward pass."""
 
     name: str  # its tap: "h2/mlp/c_fc"
     n_past: int

@@ -29,5 +29,5 @@ def transposed_c_proj(x, w, b, at):
 
 @fault("reshaped_c_attn", replaces="linear", blame="h*/attn/c_attn", diagnosis="transposed")
 def reshaped_c_attn(x, w, b, at):
-    """Reads w [n_in, n_out] as if it lay in memory as [n_out, n_in]."""
+    """Reads w [n_in, n_out] as if its memory layout were [n_out, n_in]."""
     return Plain.linear(x, w.reshape(w.shape[::-1]).T if at.name.endswith("c_attn") else w, b, at)

@@ -1,4 +1,4 @@
-"""Mistakes in what is refused: bad tokens, none, too many; and what a refusal leaves behind."""
+"""Mistakes in refusing bad tokens, empty input and too many tokens, and in the state afterwards."""
 
 import numpy as np
 

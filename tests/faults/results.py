@@ -1,4 +1,4 @@
-"""Mistakes of what is returned: made up, incomplete, misshapen, random, or overwritten later."""
+"""Mistakes of returned results: made up, incomplete, misshapen, random, or overwritten later."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Rounding to fewer bits, written anew: what is tested must not plant its own faults."""
+"""Rounding to fewer bits, independent of the package: the code under test must not plant its faults."""
 
 import numpy as np
 

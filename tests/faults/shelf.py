@@ -1,4 +1,4 @@
-"""What a fault is, how one is put on a shelf, and how one is planted."""
+"""What a fault is, how to declare one, and how to plant one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ Function = Callable[..., Any]
 
 
 class Fault(NamedTuple):
-    """A planted mistake and what must come of it.
+    """A planted mistake and the verdict that it must get.
 
-    Functions replace some of Plain's; where a specimen is given, edits change its text.
+    Functions replace some of Plain's; if a specimen is given, edits change its text instead.
     """
 
     name: str
@@ -35,7 +35,7 @@ BLACK_BOX = {"TAPS": (), "show": lambda x, at: x}  # taps nothing
 
 
 def put(name: str, *, blame: str, diagnosis: str = "", trips: str = "", **replaced: Any) -> None:
-    """Put on the shelf a fault that replaces these functions of Plain; blame and trips are words."""
+    """Add a fault that replaces these functions of Plain; blame and trips are separated by spaces."""
     FAULTS.append(Fault(name, frozenset(blame.split()), diagnosis, frozenset(trips.split()), replaced))
 
 
@@ -49,7 +49,7 @@ def put_edits(
     dtype: str = "float32",
     device: str = "cpu",
 ) -> None:
-    """Put on its device's shelf a fault that edits the text of a specimen."""
+    """Add a fault that edits the text of a specimen to the list of its device."""
     shelf = FAULTS if device == "cpu" else ON_CUDA
     words = frozenset(blame.split()), diagnosis, frozenset(trips.split())
     shelf.append(Fault(name, *words, {}, specimen, edits, dtype, device))

@@ -1,4 +1,4 @@
-"""Mistakes of what is kept from one model to another: constants, compiled programs, prompts."""
+"""Mistakes of state that is kept from one model to another: constants, compiled programs, prompts."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Mistakes of structure: what is added to what, in which order, and which layers run."""
+"""Mistakes of structure: residual additions, the order of operations, and the layers that run."""
 
 from .plain import Plain
 from .shelf import fault, put

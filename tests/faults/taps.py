@@ -16,7 +16,7 @@ def shifted(model, name):
     blame="logits h*/attn/heads*(decode)?",
 )
 def taps_from_another_path(self, model, tokens, past=None, tap=None):
-    """The other path's cache is what decode continues from."""
+    """Decode continues from the other path's cache."""
     Plain.forward(self, model, tokens, past, tap)
     return Plain.forward(self, shifted(model, "h1/mlp/c_fc/b"), tokens, past)
 

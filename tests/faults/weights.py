@@ -45,7 +45,7 @@ put("one_percent_of_wte", weights=scaled("wte", (901, 9)), blame="embed logits",
     trips="local",
 )
 def in_the_array_that_was_given(params, hparams, dtype):
-    """It is mapped from a file: who judges by it, too, sees nothing wrong."""
+    """The array is mapped from a file: a judge that used the same mapping would see nothing wrong."""
     params["h1/mlp/c_fc/w"][77, 400] *= 1.01
     return Plain.weights(params, hparams, dtype)
 

@@ -1,8 +1,8 @@
-"""report.html: one page, in one file, that shows who is right, where it breaks and how fast it is.
+"""Reports: results.json, junit.xml, report.md, the terminal, and report.html, a self-contained page.
 
-Everything on it comes from the rows of results.json and bench.json. Here rows become plain tables
-and figures, a part of the page in each module; templates/ turn those into HTML, where every text is
-escaped. The page has no script and asks for nothing from anywhere, and says so to the browser.
+Everything in them comes from the rows of results.json and bench.json. Each module turns rows into the
+plain tables and figures of one part of the page; templates/ turn those into HTML, where every text is
+escaped. The page has no script and loads nothing; its Content-Security-Policy forbids both.
 
 May import: verdict, checks, files, contract.
 """

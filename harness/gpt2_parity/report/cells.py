@@ -1,4 +1,4 @@
-"""Single values as the page shows them: a number, a share of a limit, a shaded cell."""
+"""How the page shows single values: a number, a share of a limit, a shaded cell."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from gpt2_parity.contract.rows import Row
 
 
 class Cell(NamedTuple):
-    """One cell of a table: its text, the class that shades it, and what it says when pointed at."""
+    """One cell of a table: its text, the CSS class that shades it, and its tooltip."""
 
     text: str
     shade: str
@@ -36,14 +36,14 @@ def quantity(value: float | None, unit: str) -> str:
 
 
 def severity(row: Row) -> float:
-    """How far beyond its limit a row is: its ratio; what is no number is beyond everything."""
+    """How far beyond its limit a row is: its ratio, or infinity for a failure without a number."""
     if row.verdict == "fail" and row.ratio is None:
         return math.inf
     return row.ratio or 0.0
 
 
 def times(ratio: float) -> str:
-    """A share of a limit: 45 %, 356 times the limit."""
+    """A share of a limit as text: "45% of the limit", "356 times the limit"."""
     if math.isinf(ratio):
         return "no number"
     return f"{ratio:.0%} of the limit" if ratio <= 1 else f"{number(ratio)} times the limit"
@@ -58,6 +58,6 @@ def shaded(text: str) -> Cell:
 
 
 def shade(ratio: float) -> str:
-    """The class of a share of a limit: three within it, three beyond."""
+    """The CSS class for a share of a limit: three steps within the limit, three beyond it."""
     steps = {0.1: "ok0", 0.5: "ok1", 1.0: "ok2", 10.0: "bad1", 1000.0: "bad2"}
     return next((name for most, name in steps.items() if ratio <= most), "bad3")

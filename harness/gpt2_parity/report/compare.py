@@ -1,12 +1,13 @@
-"""Two runs side by side: what got better, worse, slower, new or lost.
+"""Compare two runs: which measurements got better, worse, slower or faster, and which are new or gone.
 
-Measurements of a verification are matched by name, exactly. A verdict that changes is a finding; a
-number that moves within its limit is not, and is shown as drift only. Each is measured once, so
-there is nothing to be said about chance: two runs with the same seed differ because something changed.
+Measurements of a verification are matched by their exact names. A verdict that changes is a finding. A
+number that moves within its limit is not; it is shown as drift only. Each number is measured once and
+is not random: two runs with the same seed differ because something changed.
 
-Times have samples, and chance. Two sets of samples are compared by ranks (Mann & Whitney 1947), which
-assumes nothing about how times are distributed; the interval of their ratio is the one of Hodges and
-Lehmann that belongs to that test. Where samples are too few to show any change, it says "cannot tell".
+Times have samples, which vary by chance. Two sets of samples are compared by ranks (Mann & Whitney
+1947), which assumes nothing about how times are distributed. The interval of their ratio is the Hodges-
+Lehmann interval of that test. If there are too few samples to show any change, the result is "cannot
+tell".
 """
 
 import math
@@ -24,8 +25,8 @@ from gpt2_parity.report import cells, markdown, page, results, runs, speed
 from gpt2_parity.report.runs import Run
 from gpt2_parity.verdict import explain
 
-ALPHA = 0.01  # many rows are compared, so one in twenty would cry wolf in every comparison
-WORTH = 1.05  # a change of a few per cent comes and goes with the state of a machine between two runs
+ALPHA = 0.01  # many rows are compared: 0.05 would give a false alarm in almost every comparison
+WORTH = 1.05  # smaller changes come and go with the state of the machine between two runs
 GOOD, BAD = ("pass", "verified"), ("fail", "wrong output", "crashed")
 # kinds of change -> whether it is a regression
 KINDS = {"worse": True, "gone": True, "slower": True, "larger": True, "better": False, "faster": False,
@@ -33,7 +34,7 @@ KINDS = {"worse": True, "gone": True, "slower": True, "larger": True, "better": 
 
 
 class Change(NamedTuple):
-    """One difference between two runs, or one question that the samples cannot answer."""
+    """One difference between two runs, or one pair of sample sets too small to tell."""
 
     kind: str
     who: str  # implementation, device, dtype
@@ -44,7 +45,7 @@ class Change(NamedTuple):
 
 
 class Drift(NamedTuple):
-    """How the errors of one check moved, over its measurements that are not zero in both runs."""
+    """How the errors of one check moved, over its measurements that are nonzero in both runs."""
 
     who: str
     check: str
@@ -55,12 +56,12 @@ class Drift(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What two runs differ in."""
+    """All differences between two runs."""
 
     names: tuple[str, str]
     changes: list[Change]
     drifts: list[Drift]
-    same: int  # measurements whose verdict is what it was
+    same: int  # measurements whose verdict did not change
     notes: list[str]
 
     @property
@@ -69,7 +70,10 @@ class Comparison(NamedTuple):
 
 
 def compare(before: Path, after: Path) -> Comparison:
-    """Two runs, folders or saved results.json files. Raises CannotJudge where they do not compare."""
+    """Compare two runs, given as folders or saved results.json files.
+
+    Raises CannotJudge if one cannot be read, or if they are not runs of the same kind and model.
+    """
     one, two = runs.read([before])[0], runs.read([after])[0]
     names = (str(before), str(after))
     changes: list[Change] = []
@@ -83,20 +87,20 @@ def compare(before: Path, after: Path) -> Comparison:
         changes, same = verdicts(one.results.rows, two.results.rows)
         drifts = drift(one.results.rows, two.results.rows)
         if one.results.environment.get("seed") != two.results.environment.get("seed"):
-            notes.append("The seeds differ: the case fresh has other tokens in each run.")
+            notes.append("The seeds differ: the case fresh has different tokens in each run.")
     elif one.results or two.results:
         kind = "gone" if one.results else "new"
         changes.append(
             Change(kind, "all", results.NAME, "", "", f"only one of the runs has {results.NAME}")
         )
-    found, unchanged, words = speeds(one, two, names)
+    faster_or_slower, unchanged, remarks = speeds(one, two, names)
     order = list(KINDS)
-    changes = sorted([*changes, *found], key=lambda change: order.index(change.kind))
-    return Comparison(names, changes, drifts, same + unchanged, notes + words)
+    changes = sorted([*changes, *faster_or_slower], key=lambda change: order.index(change.kind))
+    return Comparison(names, changes, drifts, same + unchanged, notes + remarks)
 
 
 def comparable(one: dict[str, Any], two: dict[str, Any], names: tuple[str, str]) -> None:
-    """Raise CannotJudge where two runs were not made on the same model."""
+    """Raise CannotJudge if two runs were not made on the same model."""
     for key in ("model", "checkpoint_sha256"):
         if one.get(key) != two.get(key):
             values = f" ({one.get(key)} and {two.get(key)})" if key == "model" else ""
@@ -112,7 +116,7 @@ Name = tuple[str, ...]
 
 
 def keyed(rows: Iterable[Row]) -> dict[Name, Row]:
-    """Rows by what they measure; the worst where a run has several of one name."""
+    """Rows by name (their first eight fields); if a run has several of one name, a failing one."""
     found: dict[Name, Row] = {}
     for row in rows:
         key = row[:8]
@@ -122,10 +126,10 @@ def keyed(rows: Iterable[Row]) -> dict[Name, Row]:
 
 
 def verdicts(before: Sequence[Row], after: Sequence[Row]) -> tuple[list[Change], int]:
-    """Changes of verdict, and how many measurements kept theirs.
+    """Changes of verdict, and the number of measurements whose verdict did not change.
 
-    What is gone is a regression: it was looked at, and is not any more. A target that is gone or
-    new as a whole is one change.
+    A measurement that is gone is a regression, because it is no longer checked. A target that is gone
+    or new as a whole is one change.
     """
     one, two = keyed(before), keyed(after)
     whole_before, whole_after = ({key[:4] for key in found} for found in (one, two))
@@ -147,17 +151,17 @@ def verdicts(before: Sequence[Row], after: Sequence[Row]) -> tuple[list[Change],
 
 
 def gone_or_new(kind: str, key: Name, rows: dict[Name, Row]) -> Change:
-    """A target that only one of the runs has; a new one that fails is worse, not new."""
+    """A target that only one of the runs has. A new target that fails counts as worse, not new."""
     own = [row for row in rows.values() if row[:4] == key]
     counts = results.headline(own)
     if kind == "new":
         failed = any(row.verdict == "fail" for row in own)
-        return Change("worse" if failed else "new", label(own[0]), "all of it", "", counts, "new")
-    return Change("gone", label(own[0]), "all of it", counts, "", "it was not run")
+        return Change("worse" if failed else "new", label(own[0]), "whole target", "", counts, "new")
+    return Change("gone", label(own[0]), "whole target", counts, "", "it was not run")
 
 
 def changed(a: Row | None, b: Row | None) -> Change | None:
-    """One measurement whose verdict is another, or that only one run has."""
+    """One measurement whose verdict changed, or that only one run has."""
     row = b or a
     if row is None:
         return None
@@ -172,12 +176,12 @@ def changed(a: Row | None, b: Row | None) -> Change | None:
         kind = "better"
     else:
         kind = "worse" if a.verdict == "pass" else "changed"
-    note = (explain.diagnosis(b) or explain.detail(b)) if b else "not measured any more"
+    note = (explain.diagnosis(b) or explain.detail(b)) if b else "no longer measured"
     return Change(kind, label(row), f"{explain.location(row)} {row.metric}".strip(), before, after, note)
 
 
 def drift(before: Sequence[Row], after: Sequence[Row]) -> list[Drift]:
-    """By target and check: how far errors moved, in the median of their ratios."""
+    """By target and check: how far errors moved, as the median of their ratios."""
     one, two = keyed(before), keyed(after)
     groups: dict[tuple[str, str], list[tuple[Row, Row]]] = defaultdict(list)
     for key, row in one.items():
@@ -196,7 +200,7 @@ def drift(before: Sequence[Row], after: Sequence[Row]) -> list[Drift]:
 
 
 def speeds(one: Run, two: Run, names: tuple[str, str]) -> tuple[list[Change], int, list[str]]:
-    """Changes of speed and memory, how much stayed, and what must be said about the comparison."""
+    """Changes of speed and memory, the number of unchanged rows, and notes on the comparison."""
     if one.bench is None and two.bench is None:
         return [], 0, []
     if one.bench is None or two.bench is None:
@@ -211,7 +215,7 @@ def speeds(one: Run, two: Run, names: tuple[str, str]) -> tuple[list[Change], in
     notes = []
     alike = all(made[0].get(key) == made[1].get(key) for key in ("machine", "threads"))
     if not alike:
-        notes.append("Machine or threads differ: speed is shown, and not judged.")
+        notes.append("Machine or threads differ: speed is shown but not judged.")
     rows = [
         {tuple(row[k] for k in runs.WHICH): row for row in run.bench["rows"]}
         for run in (one, two)
@@ -228,7 +232,7 @@ def speeds(one: Run, two: Run, names: tuple[str, str]) -> tuple[list[Change], in
 
 
 def timed(a: dict[str, Any] | None, b: dict[str, Any] | None, alike: bool) -> Change | None:
-    """One row of a benchmark, before and after; None where nothing changed that matters."""
+    """One row of a benchmark, before and after; None if nothing changed that matters."""
     row = b or a or {}
     who = "-".join(str(row[name]) for name in runs.WHICH[:3])
     where = speed.title_of(*(row[name] for name in runs.WHICH[4:]))
@@ -249,13 +253,13 @@ def timed(a: dict[str, Any] | None, b: dict[str, Any] | None, alike: bool) -> Ch
         return Change("cannot tell", who, where, before, after, note)
     if ratio.p > ALPHA or 1 / WORTH < ratio.middle < WORTH:
         return None
-    words = ("slower", "faster") if row["unit"] == "seconds" else ("larger", "smaller")
-    kind = words[ratio.middle < 1] if alike else "changed"
+    kinds = ("slower", "faster") if row["unit"] == "seconds" else ("larger", "smaller")
+    kind = kinds[ratio.middle < 1] if alike else "changed"
     return Change(kind, who, where, before, after, f"{ratio}; rank test p = {ratio.p:.2g}")
 
 
 def figure(row: dict[str, Any] | None) -> str:
-    """The median of a row, or what there is instead."""
+    """The median of a row, or its verdict if it has no verified figure."""
     if row is None:
         return ""
     verified = row["verdict"] in GOOD and row["median"] is not None
@@ -263,13 +267,13 @@ def figure(row: dict[str, Any] | None) -> str:
 
 
 class Ratio(NamedTuple):
-    """How many times the first the second is, with the interval that the ranks allow."""
+    """The ratio of the second set of samples to the first, with its interval from the rank test."""
 
     middle: float
     low: float
     high: float
     p: float  # two-sided, of the rank test
-    least_p: float  # the least that so many samples could give
+    least_p: float  # the smallest p that this number of samples could give
 
     def __str__(self) -> str:
         if self.least_p > ALPHA:
@@ -278,7 +282,7 @@ class Ratio(NamedTuple):
 
     @classmethod
     def of(cls, a: Sequence[float], b: Sequence[float]) -> "Ratio":
-        """b against a, both positive. Without samples on both sides nothing can be told."""
+        """The ratio b / a of positive samples. Without samples on both sides it is NaN, with p = 1."""
         n, m = len(a), len(b)
         if not n or not m or min(*a, *b) <= 0:
             return cls(math.nan, 0.0, math.inf, 1.0, 1.0)
@@ -294,9 +298,9 @@ class Ratio(NamedTuple):
 
 @cache
 def rank_distribution(n: int, m: int) -> tuple[float, ...]:
-    """Chance of every value 0 ... n m of Mann and Whitney's U where nothing differs.
+    """The probability of each value 0 ... n m of Mann and Whitney's U if nothing differs.
 
-    The ways to draw n of n + m ranks, counted by their sum: the coefficients of the Gaussian
+    It counts the ways to draw n of n + m ranks by their sum: the coefficients of the Gaussian
     binomial, as exact integers.
     """
     ways = [1] + [0] * (n * m)
@@ -313,26 +317,26 @@ def rank_distribution(n: int, m: int) -> tuple[float, ...]:
 
 
 def summary(found: Comparison) -> str:
-    """How many changes of each kind, and how much stayed."""
+    """The number of changes of each kind, and of unchanged measurements."""
     counts = [(kind, sum(change.kind == kind for change in found.changes)) for kind in KINDS]
     return ", ".join([*(f"{n} {kind}" for kind, n in counts if n), f"{found.same} unchanged"])
 
 
 def job_summary(found: Comparison) -> str:
-    """The comparison for a job summary, under its limit of size."""
-    say = markdown.clip
-    lines = [f"# {say(found.names[0])} against {say(found.names[1])}", "", verdict(found), ""]
+    """The comparison as Markdown for a job summary, within its size limit."""
+    clip = markdown.clip
+    lines = [f"# {clip(found.names[0])} and {clip(found.names[1])}", "", verdict(found), ""]
     lines += [f"{note}\n" for note in found.notes]
     lines += markdown.table(
         ["", "implementation", "what", "before", "after", "note"],
-        [[sign(change), *map(say, change[1:])] for change in found.changes[:MOST]],
+        [[sign(change), *map(clip, change[1:])] for change in found.changes[:MOST]],
     )
     if len(found.changes) > MOST:
         lines += ["", f"... and {len(found.changes) - MOST} more"]
     if found.drifts:
         lines += ["", "## Errors within their limits", ""]
         lines += markdown.table(
-            DRIFT, [[say(text) for text in drift_cells(drift)] for drift in found.drifts[:MOST]]
+            DRIFT, [[clip(text) for text in drift_cells(drift)] for drift in found.drifts[:MOST]]
         )
     return markdown.fit("\n".join(lines) + "\n", results.NAME)
 
@@ -351,12 +355,12 @@ def verdict(found: Comparison) -> str:
 
 
 def sign(change: Change) -> str:
-    """The kind of a change with a sign that needs no colour."""
+    """The kind of a change after a sign that is readable without colour."""
     return f"{'✘' if KINDS[change.kind] else '✔' if change.kind != 'cannot tell' else '?'} {change.kind}"
 
 
 def html(found: Comparison) -> str:
-    """The comparison as a page of the same make as report.html."""
+    """The comparison as a page in the style of report.html."""
     return page.template("compare.html.j2").render(
         found=found, verdict=verdict(found), summary=summary(found), header=DRIFT, most=MOST,
         changes=[(KINDS[c.kind], sign(c), c) for c in found.changes[:MOST]],
@@ -365,6 +369,6 @@ def html(found: Comparison) -> str:
 
 
 def write(found: Comparison, out: Path) -> None:
-    """compare.md and compare.html into out. Raises CannotJudge where that fails."""
+    """Write compare.md and compare.html into out. Raises CannotJudge if that fails."""
     atomic.write_text(out / "compare.md", job_summary(found))
     atomic.write_text(out / "compare.html", html(found))

@@ -1,4 +1,4 @@
-"""The files of a run: results.json, junit.xml, report.md, report.html, all from the same rows."""
+"""Write the files of a run from its rows: results.json, junit.xml, report.md, report.html."""
 
 import json
 import re
@@ -13,11 +13,12 @@ from gpt2_parity.report.markdown import clip, escape, fit, table
 from gpt2_parity.report.results import MOST, NAME, columns, grid, headline, pick
 from gpt2_parity.verdict import explain
 
-NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # not even as &#...;
+# characters that XML forbids, even as &#...;
+NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def write(outcome: Results, out: Path) -> None:
-    """Write all four files into out, each all or nothing. Raises CannotJudge where that fails."""
+    """Write all four files into out, each atomically. Raises CannotJudge if that fails."""
     atomic.write_text(out / NAME, results.encode(outcome))
     atomic.write_text(out / "junit.xml", junit(outcome.rows))
     atomic.write_text(out / "report.md", job_summary(outcome))
@@ -53,23 +54,23 @@ def junit(rows: Sequence[Row]) -> str:
 
 
 def job_summary(outcome: Results) -> str:
-    """report.md: verdicts, failures first, the grid, what the run was made with.
+    """report.md: counts, what is wrong, the failures, the grid of checks, and the environment.
 
-    A job summary has a limit, whatever the run: long lists and long words are cut, and say so.
+    A job summary has a size limit: long lists and texts are cut, with a note.
     """
     rows, names = outcome.rows, columns(outcome.rows)
     title = escape(str(outcome.environment["model"]))
     lines = [f"# GPT-2 parity: {title}", "", headline(rows), ""]
     failures = [row for row in rows if row.verdict == "fail"]
     if failures:
-        for name, told in explain.paragraphs(rows).items():
-            shown = [f"{clip(paragraph)}\n" for paragraph in told[:MOST]]
+        for name, paragraphs in explain.paragraphs(rows).items():
+            shown = [f"{clip(paragraph)}\n" for paragraph in paragraphs[:MOST]]
             lines += [f"## {escape(name)}", "", *shown]
         lines += [f"## Failures: {len(failures)}", "", *map(failure_line, failures[:MOST]), ""]
         if len(failures) > MOST:
             lines += [f"... and {len(failures) - MOST} more in {NAME}", ""]
-    if told := explain.notes(rows):
-        lines += ["## Known, or to be known", "", *(f"- {clip(line)}" for line in told[:MOST]), ""]
+    if notes := explain.notes(rows):
+        lines += ["## Known failures and notes", "", *(f"- {clip(line)}" for line in notes[:MOST]), ""]
     lines += ["## Share of each limit used", ""]
     lines += table(
         ["", *names],
@@ -80,7 +81,7 @@ def job_summary(outcome: Results) -> str:
         ["", "text"], [[clip(name), clip(text)] for name, text in results.greedy_texts(rows).items()]
     )
     made_with = json.dumps(outcome.environment, indent=1).replace("`", "'")
-    lines += ["", "## Made with", "", "```json", made_with, "```", ""]
+    lines += ["", "## Environment", "", "```json", made_with, "```", ""]
     return fit("\n".join(lines), NAME)
 
 

@@ -1,4 +1,4 @@
-"""Is the answer right: the error of the logits against the noise floor."""
+"""End to end: the error of the logits compared with the noise floor."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from gpt2_parity.report.verdicts import TargetSection
 
 
 class Noise(NamedTuple):
-    """Error of the logits against the noise floor: a figure, and the same as a table."""
+    """Error of the logits compared with the noise floor: a figure, and the same as a table."""
 
     figure: str
     cases: list[str]
@@ -35,8 +35,8 @@ def noise(found: Sequence[TargetSection]) -> Noise | None:
         bad = [row is not None and row.verdict == "fail" for row in own]
         lines.append(plots.Line(target.style, [row.value if row else None for row in own], bad))
         table.append((target.label, [noise_cell(row) for row in own]))
-    words = f"Error of the logits in noise units by case; the noise floor is 1, the limit {limit:g}"
-    return Noise(plots.against_noise("noise", cases, lines, limit, words), cases, table)
+    caption = f"Error of the logits in noise units by case; the noise floor is 1, the limit {limit:g}"
+    return Noise(plots.against_noise("noise", cases, lines, limit, caption), cases, table)
 
 
 def noise_cell(row: Row | None) -> Cell:

@@ -1,7 +1,7 @@
-"""A verdict as a notebook shows it: the headline, the grid of checks, and what is wrong.
+"""A verdict in a notebook: the headline, the grid of checks, and what is wrong.
 
-One piece of HTML without scripts, links or style sheets. It takes its colours from the page around it,
-light or dark, and adds only translucent shades.
+One piece of HTML without scripts, links or style sheets. It uses the colours of the notebook, light or
+dark, and adds only translucent shades.
 """
 
 import jinja2
@@ -23,7 +23,7 @@ MOST = 8  # findings shown for each implementation and target
 
 
 def html(found: Results) -> str:
-    """The display of a run; every text in it is escaped."""
+    """A run as HTML; every text in it is escaped."""
     rows = found.rows
     judged = targets(rows)
     environment = jinja2.Environment(

@@ -1,4 +1,4 @@
-"""Where it breaks: every operation of every layer, as a map and as figures."""
+"""The local errors of every operation in every layer, as a heat map and as figures."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from gpt2_parity.verdict.attribution import DECODE
 
 
 class Heat(NamedTuple):
-    """The map of an implementation: a row for each layer, a column for each operation of a block."""
+    """The heat map of one target: a row for each layer, a column for each operation of a block."""
 
     columns: list[str]
     rows: list[tuple[str, list[Cell]]]
@@ -22,14 +22,14 @@ class Heat(NamedTuple):
 
 
 def leaves() -> list[str]:
-    """The operations of a block by their names without the layer; "" is its output."""
+    """The names of a block's operations without the layer; "" is the block's output."""
     return [op.name.partition("/")[2] for op in graph(1) if op.name.startswith("h0")]
 
 
 def split(scope: str) -> tuple[int | None, str]:
-    """Layer and operation of a scope: (3, "mlp/gelu"); (None, "ln_f") for what is in no layer."""
-    found = re.fullmatch(r"h(\d+)(?:/(.+))?", scope)
-    return (int(found[1]), found[2] or "") if found else (None, scope)
+    """Layer and operation of a scope: (3, "mlp/gelu"), or (None, "ln_f") outside the blocks."""
+    match = re.fullmatch(r"h(\d+)(?:/(.+))?", scope)
+    return (int(match[1]), match[2] or "") if match else (None, scope)
 
 
 Worst = dict[tuple[int | None, str], Row]
@@ -47,7 +47,7 @@ def worst_local(rows: Iterable[Row]) -> Worst:
 
 
 def heat(rows: list[Row]) -> Heat | None:
-    """The map of one target; None where no operation was looked at."""
+    """The heat map of one target; None if no operation was measured."""
     worst = worst_local(rows)
     measured = [row for row in worst.values() if row.value is not None]
     if not measured:
@@ -64,32 +64,35 @@ def heat(rows: list[Row]) -> Heat | None:
 
 def heat_cell(row: Row | None) -> Cell:
     if row is None:
-        return Cell("·", "none", "no tap: not looked at")
+        return Cell("·", "none", "no tap: not measured")
     if row.value is None:
         text = "✘ NaN" if row.status == "nan" else "✘ none"
         return Cell(text, "bad3", explain.detail(row)[:200])
     failed = row.verdict == "fail"
     text = number(row.value, 3 if failed and row.value < 100 else 2)
-    text += " n" * row.metric.startswith("segment")  # in units of its own noise
+    text += " n" * row.metric.startswith("segment")  # n: in units of its own noise
     if not failed:
         return Cell(text, shade(severity(row)))
     decode = DECODE * explain.in_decode_only(row)
     sign = "" if "inherited" in row.evidence else "✘ "
-    words = f"{explain.measured(row)}, case {row.case}"
-    return Cell(f"{sign}{text}{decode}", shade(severity(row)), words)
+    tooltip = f"{explain.measured(row)}, case {row.case}"
+    return Cell(f"{sign}{text}{decode}", shade(severity(row)), tooltip)
 
 
 class Panel(NamedTuple):
-    """One operation in all layers: every target's error in rounding units."""
+    """One operation in all layers: the error of every target in rounding units."""
 
     name: str
     figure: str
-    words: str
+    caption: str
     bad: bool
 
 
 def panels(found: Sequence[tuple[int, list[Row]]]) -> list[Panel]:
-    """A figure for each operation of a block, and one for what is outside; rows by style of line."""
+    """A figure for each operation of a block, and one for those outside the blocks.
+
+    found: for each target, the style of its line and its rows.
+    """
     worst = [(style, units) for style, rows in found if (units := units_only(rows))]
     if not worst:
         return []
@@ -99,16 +102,16 @@ def panels(found: Sequence[tuple[int, list[Row]]]) -> list[Panel]:
     low = 10.0 ** max(-3, math.floor(math.log10(min([0.9, *values]))))
     high = 10.0 ** math.ceil(math.log10(3 * max([*values, *limits])))
     span = (low, high)
-    places: dict[str, list[tuple[int | None, str]]] = {
+    positions: dict[str, list[tuple[int | None, str]]] = {
         name: [(i, name) for i in range(max(layers, default=-1) + 1)] for name in leaves()
     }
-    places["outside the blocks"] = [(None, name) for name in ("embed", "ln_f", "logits")]
-    drawn = [panel(name, keys, worst, span, i) for i, (name, keys) in enumerate(places.items())]
+    positions["outside the blocks"] = [(None, name) for name in ("embed", "ln_f", "logits")]
+    drawn = [panel(name, keys, worst, span, i) for i, (name, keys) in enumerate(positions.items())]
     return [panel for panel in drawn if panel]
 
 
 def units_only(rows: list[Row]) -> Worst:
-    """Worst local errors that are in rounding units; segments have units of their own."""
+    """The worst local errors in rounding units; segments, which have other units, are left out."""
     return worst_local(row for row in rows if row.metric.startswith("rounding_units"))
 
 
@@ -122,8 +125,8 @@ def panel(
     present = [row for _, rows in worst for key in keys if (row := rows.get(key))]
     if not present:
         return None
-    found = [next((rows[key].limit for _, rows in worst if key in rows), None) for key in keys]
-    limits = [limit or present[0].limit or 1.0 for limit in found]
+    known = [next((rows[key].limit for _, rows in worst if key in rows), None) for key in keys]
+    limits = [limit or present[0].limit or 1.0 for limit in known]
     inside = keys[0][0] is not None
     lines = []
     for style, rows in worst:
@@ -132,10 +135,11 @@ def panel(
         lines.append(plots.Line(style, [row.value if row else None for row in own], bad))
     top = max(present, key=severity)
     if top.value is None:
-        words = f"no number at {top.scope}: not finite, or it never came; limit {number(top.limit)}"
+        caption = f"no number at {top.scope}: missing or not finite; limit {number(top.limit)}"
     else:
-        words = f"at most {number(top.value)} at {top.scope}, limit {number(top.limit)}"
+        caption = f"at most {number(top.value)} at {top.scope}, limit {number(top.limit)}"
     labels = [str(layer) if layer is not None else leaf for layer, leaf in keys]
-    title = f"{name or 'output'}: rounding units by layer; {words}"
+    title = f"{name or 'output'}: rounding units by layer; {caption}"
     figure = plots.by_layer(f"op{index}", lines, labels, limits[:1] if inside else limits, span, title)
-    return Panel(name or "block output", figure, words, any(row.verdict == "fail" for row in present))
+    failed = any(row.verdict == "fail" for row in present)
+    return Panel(name or "block output", figure, caption, failed)

@@ -1,4 +1,4 @@
-"""The page itself: rows in, one HTML file out."""
+"""report.html: turns the rows of one or several runs into one HTML file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,10 @@ from gpt2_parity.verdict import explain
 
 
 def write(paths: Sequence[Path], out: Path) -> None:
-    """The report of one or several runs. Raises CannotJudge where it cannot be read or written."""
+    """Write the report of one or several runs to the file out.
+
+    Raises CannotJudge if a run cannot be read or the report cannot be written.
+    """
     atomic.write_text(out, html(read(paths)))
 
 
@@ -52,18 +55,18 @@ def html(runs: Sequence[Run]) -> str:
 
 
 def but_for(rows: Sequence[Row]) -> str:
-    """What the ledger knows, after the headline."""
+    """The end of the headline: how many failures the ledger lists; "" for none."""
     n = sum(row.verdict == "known" for row in rows)
     return f", but for {n} known disagreement{'s' * (n > 1)}" if n else ""
 
 
 def keys(part: str, found: Sequence[TargetSection]) -> list[tuple[str, str]]:
-    """The key to the lines of a part of the page: swatch and label."""
+    """The legend of a part of the page: a swatch and a label for each target."""
     return [(plots.swatch(f"{part}{target.style}", target.style), target.label) for target in found]
 
 
 def template(name: str) -> jinja2.Template:
-    """A template of this package; everything put into it is escaped."""
+    """A template of this package; it escapes everything that is put into it."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gpt2_parity.report"),
         autoescape=True,

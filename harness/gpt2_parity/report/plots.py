@@ -1,8 +1,8 @@
 """Figures as inline SVG, drawn by matplotlib and coloured by the page's own CSS variables.
 
-A figure knows no colour of its own: matplotlib is given marker colours, each of which becomes a
-``var(--name)``, so that light, dark and print are the style state's business. Shape, dash and
-hatch tell series apart without colour. Text stays text, in the page's font.
+A figure has no colours of its own: matplotlib gets placeholder colours, each of which becomes a
+``var(--name)``, so that the style sheet decides about light, dark and print. Shape, dash and hatch
+distinguish series without colour. Text stays text, in the page's font.
 """
 
 import io
@@ -24,15 +24,15 @@ HREF = "{http://www.w3.org/1999/xlink}href"
 COLOURS = 8
 MARKERS = "osD^vPXp"
 DASHES = ("-", "--", "-.", ":")
-HATCHES = ("", "//", "--", "xx", "||", "\\\\", "++", "/-")  # lines: dots take a hundred kilobytes
-# the colours that matplotlib is given, and what they become
+HATCHES = ("", "//", "--", "xx", "||", "\\\\", "++", "/-")  # no dots: they take a hundred kilobytes
+# placeholder colour -> CSS variable
 VARIABLES = {"#010101": "--ink", "#020202": "--muted", "#030303": "--line", "#040404": "--bad"}
 VARIABLES |= {"#050505": "--page"} | {f"#0606{i:02x}": f"--s{i}" for i in range(COLOURS)}
 INK, MUTED, LINE, BAD, PAGE, *SERIES = VARIABLES
 STYLE: Any = {  # matplotlib types the names of its settings one by one
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a name with dollars in it is a name
-    "svg.hashsalt": "gpt2-parity",  # the same figure is the same text
+    "text.parse_math": False,  # a name may contain dollar signs
+    "svg.hashsalt": "gpt2-parity",  # the same figure gives the same text
     "font.size": 10,
     "text.color": INK,
     "axes.edgecolor": LINE,
@@ -53,11 +53,11 @@ STYLE: Any = {  # matplotlib types the names of its settings one by one
 }
 
 
-FURTHEST = 1e30  # where an axis of errors ends: what is beyond is drawn there, and the table says it
+FURTHEST = 1e30  # end of an error axis: larger errors are drawn there; the table has their value
 
 
 class Line(NamedTuple):
-    """One implementation's values, one for each place; None where there is no number."""
+    """One implementation's values, one for each position on the axis; None where there is no number."""
 
     style: int
     values: Sequence[float | None]
@@ -65,7 +65,7 @@ class Line(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """One implementation's time or memory, with the interval of its median where there is one."""
+    """One implementation's time or memory, with the interval of its median if there is one."""
 
     style: int
     name: str
@@ -73,11 +73,11 @@ class Bar(NamedTuple):
     low: float | None
     high: float | None
     best: float | None  # what the roofline allows
-    words: str
+    caption: str
 
 
 def draw(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty figure, in points, with one pair of axes."""
+    """An empty figure of that width and height in points, with one pair of axes."""
     layout = ConstrainedLayoutEngine(w_pad=2 / 72, h_pad=2 / 72)
     figure = Figure(figsize=(width / 72, height / 72), layout=layout)
     figure.patch.set_visible(False)
@@ -89,19 +89,20 @@ def draw(width: float, height: float) -> tuple[Figure, Axes]:
 def by_layer(
     name: str,
     lines: Sequence[Line],
-    places: Sequence[str],
+    positions: Sequence[str],
     limits: Sequence[float],
     span: tuple[float, float],
-    words: str,
+    caption: str,
 ) -> str:
-    """Errors on a log scale at each place (a layer, or a single operation), with the limits drawn.
+    """Errors on a log scale at each position (a layer, or a single operation), with the limits drawn.
 
-    limits has one number for all places or one for each; words say what is to be seen.
+    positions: their labels. limits: one number for all positions, or one for each. span: the lower and
+    upper end of the scale. caption: the figure's accessible name.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = draw(300, 190)
         low, high = span
-        n = len(places)
+        n = len(positions)
         edges = [-0.5, n - 0.5] if len(limits) == 1 else [i + d for i in range(n) for d in (-0.5, 0.5)]
         heights = [limit for limit in limits for _ in (0, 1)]
         axes.fill_between(edges, heights, high, color=BAD, alpha=0.09, linewidth=0)
@@ -115,15 +116,15 @@ def by_layer(
         axes.set_yscale("log")
         axes.set_ylim(low, high)
         axes.set_xlim(-0.5, n - 0.5)
-        step = max(1, math.ceil(n / 12)) if places[0].isdigit() else 1
-        axes.set_xticks(range(0, n, step), places[::step])
+        step = max(1, math.ceil(n / 12)) if positions[0].isdigit() else 1
+        axes.set_xticks(range(0, n, step), positions[::step])
         axes.grid(visible=False, axis="x")
         decades(axes.yaxis, low, high)
-        return svg(figure, name, words)
+        return svg(figure, name, caption)
 
 
 def trace(axes: Axes, line: Line, low: float, high: float) -> None:
-    """One line with its markers; what is no number stands as a cross at the upper edge."""
+    """One line with its markers; a failure without a number is a cross at the upper edge."""
     values = [math.nan if v is None else min(max(v, low * 1.2), high / 1.2) for v in line.values]
     colour, marker = SERIES[line.style % COLOURS], MARKERS[line.style % len(MARKERS)]
     axes.plot(
@@ -133,7 +134,7 @@ def trace(axes: Axes, line: Line, low: float, high: float) -> None:
     )  # fmt: skip
     step = max(1, math.ceil(len(values) / 24))
     bad = [i for i, fails in enumerate(line.bad) if fails and line.values[i] is not None][::step]
-    if bad:  # a failure is a cross, whatever the colour
+    if bad:  # a failure gets a cross, which is readable without colour
         axes.plot(bad, [values[i] for i in bad], "x", color=BAD, markersize=6.5, markeredgewidth=1.6)
     none = [
         i for i, (v, fails) in enumerate(zip(line.values, line.bad, strict=True)) if v is None and fails
@@ -143,7 +144,7 @@ def trace(axes: Axes, line: Line, low: float, high: float) -> None:
 
 
 def decades(axis: Any, low: float, high: float) -> None:
-    """Labels at powers of ten, at most six of them."""
+    """Label an axis at powers of ten, at most six of them."""
     first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
     step = max(1, math.ceil((last - first + 1) / 6))
     powers = range(first, last + 1, step)
@@ -152,9 +153,9 @@ def decades(axis: Any, low: float, high: float) -> None:
 
 
 def against_noise(
-    name: str, cases: Sequence[str], lines: Sequence[Line], limit: float, words: str
+    name: str, cases: Sequence[str], lines: Sequence[Line], limit: float, caption: str
 ) -> str:
-    """Cases downwards, error of the logits in noise units to the right on a log scale."""
+    """Error of the logits in noise units, on a horizontal log scale, with one row for each case."""
     lines = [line._replace(values=[v and min(v, FURTHEST) for v in line.values]) for line in lines]
     known = [v for line in lines for v in line.values if v is not None]
     low = 10.0 ** math.floor(math.log10(max(min([0.5, *known]), 1e-3)))
@@ -172,9 +173,9 @@ def against_noise(
                   fontsize=9)  # fmt: skip
         for i, line in enumerate(lines):
             shift = 0.0 if len(lines) == 1 else 0.4 * (i / (len(lines) - 1) - 0.5)
-            places = [(v, y + shift) for y, v in enumerate(line.values) if v is not None]
+            points = [(v, y + shift) for y, v in enumerate(line.values) if v is not None]
             axes.plot(
-                [max(v, low) for v, _ in places], [y for _, y in places], linestyle="",
+                [max(v, low) for v, _ in points], [y for _, y in points], linestyle="",
                 marker=MARKERS[line.style % len(MARKERS)], color=SERIES[line.style % COLOURS],
                 markersize=6, markeredgecolor=PAGE, markeredgewidth=0.6,
             )  # fmt: skip
@@ -186,10 +187,10 @@ def against_noise(
         axes.set_yticks(range(len(cases)), [plain(case) for case in cases])
         decades(axes.xaxis, low, high)
         axes.set_xlabel("noise units")
-        return svg(figure, name, words)
+        return svg(figure, name, caption)
 
 
-def bars(name: str, found: Sequence[Bar], words: str) -> str:
+def bars(name: str, found: Sequence[Bar], caption: str) -> str:
     """Horizontal bars from zero, each with its name above it, its interval, and its roofline."""
     numbers = [n for bar in found for n in (bar.value, bar.high) if n is not None]
     right = max(numbers, default=1.0) * 1.03
@@ -198,7 +199,7 @@ def bars(name: str, found: Sequence[Bar], words: str) -> str:
         for y, bar in enumerate(found):
             axes.text(0, y - 0.24, plain(bar.name), ha="left", va="bottom", fontsize=9.5)
             axes.text(
-                right, y - 0.24, plain(bar.words), ha="right", va="bottom", fontsize=9.5, color=MUTED
+                right, y - 0.24, plain(bar.caption), ha="right", va="bottom", fontsize=9.5, color=MUTED
             )
             if bar.value is None:
                 continue
@@ -218,17 +219,17 @@ def bars(name: str, found: Sequence[Bar], words: str) -> str:
         axes.set_xlim(0, right)
         axes.set_ylim(len(found) - 0.6, -0.75)
         axes.set_axis_off()
-        return svg(figure, name, words)
+        return svg(figure, name, caption)
 
 
 def plain(text: str) -> str:
-    """Text as a figure can hold it: without what XML forbids, and not too long."""
+    """Text for a figure: unprintable characters replaced, cut to 44 characters."""
     text = "".join(c if c.isprintable() else "\ufffd" for c in text)
     return text if len(text) <= 44 else f"{text[:43]}…"
 
 
 def swatch(name: str, style: int) -> str:
-    """The key to a line: its colour, dash and marker. Decoration: the text beside it says the name."""
+    """A sample of a line for the legend, which has the name beside it: its colour, dash and marker."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(30 / 72, 12 / 72))
         figure.patch.set_visible(False)
@@ -244,14 +245,14 @@ def swatch(name: str, style: int) -> str:
         return svg(figure, f"key-{name}", "")
 
 
-def svg(figure: Figure, name: str, words: str) -> str:
+def svg(figure: Figure, name: str, caption: str) -> str:
     """The figure as an svg element for a page: its ids begin with name, its colours are variables.
 
-    words becomes its accessible name; without words it is hidden from those who do not see it.
+    caption becomes its accessible name; without one, it is hidden from screen readers.
     """
     text = io.StringIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a glyph that matplotlib's font lacks: the page's will do
+        warnings.simplefilter("ignore")  # a glyph that matplotlib's font lacks is drawn in the page's
         figure.savefig(text, format="svg", metadata={"Date": None})
     tree = ET.fromstring(text.getvalue())
     for key in [key for key in tree.attrib if key in ("width", "height", "version")]:
@@ -261,38 +262,38 @@ def svg(figure: Figure, name: str, words: str) -> str:
             tree.remove(child)
     for parent in list(tree.iter(f"{{{SVG}}}defs")):
         for child in list(parent.iter(f"{{{SVG}}}style")):
-            parent.remove(child)  # it would style the whole page
+            parent.remove(child)  # it would apply to the whole page
     used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", text.getvalue()))
     for element in tree.iter():
         tidy(element, name, used)
-    if words:
+    if caption:
         tree.set("role", "img")
         tree.set("aria-labelledby", f"{name}-words")
         title = ET.Element(f"{{{SVG}}}title", {"id": f"{name}-words"})
-        title.text = words
+        title.text = caption
         tree.insert(0, title)
     else:
         tree.set("aria-hidden", "true")
     tree.set("class", "plot")
     ET.register_namespace("", SVG)
-    found = ET.tostring(tree, encoding="unicode")
+    markup = ET.tostring(tree, encoding="unicode")
     for colour, variable in VARIABLES.items():
-        found = found.replace(colour, f"var({variable})")
-    return re.sub(r">\s+<", "><", found)
+        markup = markup.replace(colour, f"var({variable})")
+    return re.sub(r">\s+<", "><", markup)
 
 
 def tidy(element: ET.Element, name: str, used: set[str]) -> None:
-    """Ids that are used get the figure's name before them, others go; numbers lose needless digits."""
-    found = element.attrib.pop("id", "")
-    if found in used:
-        element.set("id", f"{name}-{found}")
+    """Prefix the ids that are used with the figure's name, drop the others, and round coordinates."""
+    identifier = element.attrib.pop("id", "")
+    if identifier in used:
+        element.set("id", f"{name}-{identifier}")
     if HREF in element.attrib:
         element.set("href", f"#{name}-{element.attrib.pop(HREF)[1:]}")
     for key, value in element.attrib.items():
         if key in ("d", "x", "y", "transform", "points", "viewBox"):
             value = re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), value)
         element.set(key, " ".join(value.replace("url(#", f"url(#{name}-").split()))
-    if "style" in element.attrib:  # the size is the figure's, the face is the page's
+    if "style" in element.attrib:  # keep the font size; the page sets the family
         element.set("style", re.sub(r"font-family: [^;]*; ?", "", element.attrib["style"]))
     if element.get("transform", "").startswith("rotate(-0 "):
         del element.attrib["transform"]

@@ -1,4 +1,4 @@
-"""Precision: what is declared, and what the products show."""
+"""Declared precision compared with the precision that the matrix products show."""
 
 import math
 from collections import defaultdict
@@ -9,7 +9,7 @@ from gpt2_parity.report.verdicts import TargetSection
 
 
 class Precision(NamedTuple):
-    """What one target declares, and what its products show."""
+    """The declared precision of one target, and the measured one of its products."""
 
     label: str
     declared: str
@@ -19,7 +19,7 @@ class Precision(NamedTuple):
 
 
 def precision(found: Sequence[TargetSection]) -> list[Precision]:
-    """The fingerprint of every target's products."""
+    """The measured precision of every target's products."""
     table = []
     for target in found:
         rows = [row for row in target.rows if row.check == "precision" and row.scope]

@@ -1,4 +1,4 @@
-"""What a run left behind: results.json written and read, and its rows as a frame or a grid."""
+"""results.json: write and read it, and give its rows as a data frame or a grid."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from gpt2_parity.files import strict_json
 from gpt2_parity.report import results_v1
 from gpt2_parity.verdict import explain
 
-if TYPE_CHECKING:  # pandas takes half a second to import; a verdict does not need it
+if TYPE_CHECKING:  # pandas takes half a second to import, and a verdict does not need it
     import pandas as pd
 
 SCHEMA = 2
@@ -34,20 +34,20 @@ Document = msgspec.defstruct(
 
 
 def encode(outcome: Results) -> str:
-    """results.json as text."""
+    """The text of results.json. Raises ValueError for a number that is not finite."""
     document = {
         "schema": SCHEMA,
         "environment": outcome.environment,
         "rows": [row._asdict() for row in outcome.rows],
     }
     text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    return text.encode("utf-8", "replace").decode()  # half a surrogate is not text
+    return text.encode("utf-8", "replace").decode()  # lone surrogates cannot be encoded
 
 
 def load(path: Path) -> Results:
-    """The results in a folder, or in a results.json of any name, of schema 2 or 1.
+    """The results in a folder, or in a results.json file of any name, of schema 2 or 1.
 
-    Raises CannotJudge where the file is missing, not JSON, of another schema or malformed.
+    Raises CannotJudge if the file is missing, not JSON, of another schema or malformed.
     """
     path = path / NAME if path.is_dir() or not path.exists() else path
     document = parse(path, (SCHEMA, results_v1.SCHEMA))
@@ -56,50 +56,50 @@ def load(path: Path) -> Results:
             return results_v1.converted(document)
         found: Any = msgspec.convert(document, Document)
     except (msgspec.ValidationError, ValueError) as error:
-        raise CannotJudge(f"{path}: not results that a run writes ({error}); make them anew") from error
+        raise CannotJudge(f"{path}: malformed results ({error}); run the verification again") from error
     rows = [Row(**msgspec.structs.asdict(entry)) for entry in found.rows]
     return Results(rows, found.environment)
 
 
 def parse(path: Path, schemas: Sequence[int]) -> dict[str, Any]:
-    """A JSON document of one of some schemas.
+    """A JSON document with one of these schema versions.
 
-    Raises CannotJudge where it is missing, not JSON, or of another schema.
+    Raises CannotJudge if it is missing, not JSON, or of another schema.
     """
     try:
         document = strict_json.read(path)
     except FileNotFoundError as error:
-        remedy = "no such file; give the --out folder of a verify, gate or bench that has ended"
+        remedy = "no such file; give the --out folder of a finished verify, gate or bench"
         raise CannotJudge(f"{path}: {remedy}") from error
     except (OSError, ValueError) as error:
         raise CannotJudge(f"{path}: not readable results ({error})") from error
     known = isinstance(document, dict) and type(document.get("schema")) is int
     if not known or document["schema"] not in schemas:
-        raise CannotJudge(f"{path}: not results of schema {schemas[0]}; make them anew")
+        raise CannotJudge(f"{path}: not results of schema {schemas[0]}; run the command again")
     return dict(document)
 
 
 def read(directory: Path | str) -> "pd.DataFrame":
-    """The rows of a run as a tidy frame, one row a measurement; frame.attrs has the environment.
+    """The rows of a run as a tidy data frame, one row a measurement; frame.attrs has the environment.
 
-    Two more columns have the words that reports use: detail, and diagnosis (why it fails).
+    Two more columns have the texts that reports show: detail, and diagnosis (why it fails).
     Raises CannotJudge as load does.
     """
     return frame(load(Path(directory)))
 
 
 def frame(outcome: Results) -> "pd.DataFrame":
-    """The same of results at hand."""
+    """The data frame that read returns, from results in memory."""
     import pandas as pd
 
     try:
-        found = pd.DataFrame(outcome.rows, columns=list(Row._fields))
-        found["detail"] = [explain.detail(row) for row in outcome.rows]
-        found["diagnosis"] = [explain.diagnosis(row) for row in outcome.rows]
+        table = pd.DataFrame(outcome.rows, columns=list(Row._fields))
+        table["detail"] = [explain.detail(row) for row in outcome.rows]
+        table["diagnosis"] = [explain.diagnosis(row) for row in outcome.rows]
     except ValueError as error:
-        raise CannotJudge(f"{NAME} holds what is not text ({error})") from error
-    found.attrs.update(outcome.environment)
-    return found
+        raise CannotJudge(f"{NAME} has a text that is not valid Unicode ({error})") from error
+    table.attrs.update(outcome.environment)
+    return table
 
 
 def grid(rows: Iterable[Row]) -> dict[str, dict[str, str]]:
@@ -127,19 +127,19 @@ def cell(rows: list[Row]) -> str:
 
 
 def headline(rows: list[Row]) -> str:
-    """How many measurements came to which verdict."""
+    """The number of measurements with each verdict: "3 fail, 1540 pass"."""
     verdicts = [row.verdict for row in rows]
     return ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(sorted(verdicts)))
 
 
 def columns(rows: Iterable[Row]) -> list[str]:
-    """The checks that have rows, in order of execution; what is no check (load, process) comes last."""
+    """The checks that have rows, in order of execution; load, process and ledger come last."""
     seen = {row.check for row in rows}
     return [name for name in CHECKS if name in seen] + sorted(seen - set(CHECKS))
 
 
 def greedy_texts(rows: Iterable[Row]) -> dict[str, str]:
-    """What each implementation generates after the seed prompt, running freely."""
+    """The text that each implementation generates after the seed prompt, by target."""
     wanted = ("seed", "free_running", "wrong_tokens")
     return {
         label(row): explain.detail(row) for row in rows if (row.case, row.scope, row.metric) == wanted
@@ -147,5 +147,5 @@ def greedy_texts(rows: Iterable[Row]) -> dict[str, str]:
 
 
 def pick(cells: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """The cells of some checks, "" where there is none."""
+    """The cells of these checks, in order; "" where there is none."""
     return [cells.get(name, "") for name in names]

@@ -1,6 +1,6 @@
-"""results.json of schema 1, as this project wrote it until 2026-11: facts stood in sentences there.
+"""Read results.json of schema 1, which this project wrote until 2026-11, with facts in sentences.
 
-They are read back as far as reports need them; what is not recognised stays a text.
+The sentences are parsed as far as reports need it, and otherwise kept as text.
 """
 
 from types import GenericAlias
@@ -37,7 +37,7 @@ def converted(document: dict[str, Any]) -> Results:
 
 
 def row_of(entry: Any) -> Row:
-    """A row of today from one of schema 1."""
+    """A current row from one of schema 1."""
     fields = msgspec.structs.asdict(entry)
     old, why = fields.pop("detail"), fields.pop("diagnosis")
     mistake = why.partition(":")[0] if EXPLAINS in why else ""
@@ -45,16 +45,16 @@ def row_of(entry: Any) -> Row:
 
 
 def status(entry: Any) -> str:
-    """What became of the measurement, by how the sentence began."""
+    """The status of a measurement, found from the beginning of its sentence."""
     if entry.value is not None:
         return "measured"
     if entry.verdict in ("unlocalised", "skipped"):
         return "not_asked"
-    begun = (name for words, name in STATUS.items() if entry.detail.startswith(words))
-    return next(begun, "measured" if entry.verdict == "pass" else "error")
+    matching = (name for start, name in STATUS.items() if entry.detail.startswith(start))
+    return next(matching, "measured" if entry.verdict == "pass" else "error")
 
 
 def evidence(old: str, why: str) -> Evidence:
-    """The sentences, kept as they were."""
+    """The sentences, unchanged, as evidence."""
     found: Evidence = {"version_1": old} if old else {}
     return found | ({"version_1_diagnosis": why} if why else {})

@@ -1,4 +1,4 @@
-"""Runs as they are read from folders, brought together, and told what they were made with."""
+"""Read runs from folders, merge their rows, and list the environments that they were made in."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ WHICH = ("implementation", "device", "dtype", "model", "phase", "metric", "n_pas
 
 
 class BenchRow(msgspec.Struct):
-    """What a row of bench.json must have for a report. What the fields mean: bench/workload.py."""
+    """The fields of a row of bench.json that a report needs; bench/workload.py says what they mean."""
 
     implementation: str
     device: str
@@ -41,14 +41,14 @@ class BenchRow(msgspec.Struct):
 
 
 class BenchDocument(msgspec.Struct):
-    """What bench.json must have besides its schema's version."""
+    """The fields of bench.json that a report needs, besides its schema version."""
 
     environment: dict[str, Any]
     rows: list[BenchRow]
 
 
 class Run(NamedTuple):
-    """What one folder holds: results of a verification, of a benchmark, or both."""
+    """The contents of one folder: results of a verification, of a benchmark, or both."""
 
     name: str
     results: Results | None
@@ -56,7 +56,7 @@ class Run(NamedTuple):
 
 
 def read(paths: Sequence[Path]) -> list[Run]:
-    """The runs in folders (or saved results.json files). Raises CannotJudge where there are none."""
+    """The runs in folders (or saved results.json files). Raises CannotJudge if one has no results."""
     runs = []
     for path in paths:
         bench = path / BENCH
@@ -67,19 +67,19 @@ def read(paths: Sequence[Path]) -> list[Run]:
 
 
 def read_bench(path: Path) -> dict[str, Any]:
-    """bench.json. Raises CannotJudge where it is missing, malformed, or of another schema."""
+    """Read bench.json. Raises CannotJudge if it is missing, malformed, or of another schema."""
     document = results.parse(path, [BENCH_SCHEMA])
     try:
         strict_json.convert(document, BenchDocument)
     except ValueError as error:
         raise CannotJudge(
-            f"{path}: not a benchmark's results ({error}); run parity bench again"
+            f"{path}: malformed benchmark results ({error}); run parity bench again"
         ) from error
     return document
 
 
 def merge(runs: Sequence[Run]) -> list[Row]:
-    """The rows of all runs. What would carry a name twice gets its model's or its run's beside it."""
+    """The rows of all runs. Equal names get the model's or the run's name appended."""
     rows = [(i, row) for i, run in enumerate(runs) if run.results for row in run.results.rows]
     several = len({row.model for _, row in rows}) > 1
     homes: dict[tuple[str, ...], set[int]] = defaultdict(set)
@@ -95,13 +95,13 @@ def merge(runs: Sequence[Run]) -> list[Row]:
 
 
 def models(runs: Sequence[Run]) -> str:
-    """The names of the models that the runs were made with."""
+    """The names of all models in the runs, joined by commas."""
     environments = [e for run in runs for e in environments_of(run)]
     return ", ".join(dict.fromkeys(str(e.get("model", "")) for e in environments if e.get("model")))
 
 
 def environments_of(run: Run) -> list[dict[str, Any]]:
-    """What the parts of a run were made with."""
+    """The environments of a run: of its verification and of its benchmark."""
     found = [run.results.environment] if run.results else []
     return found + ([run.bench.get("environment", {})] if run.bench else [])
 
@@ -115,7 +115,7 @@ class Made(NamedTuple):
 
 
 def made_with(run: Run) -> Made:
-    """The environment of a run; a value is a list of (name, text), the name "" for one alone."""
+    """The environment of a run; each value is a list of (name, text), with the name "" if single."""
     commands, pairs = [], []
     for environment in environments_of(run):
         if environment.get("command"):

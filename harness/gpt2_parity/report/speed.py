@@ -1,4 +1,4 @@
-"""Speed and memory: what each benchmark found right, and its figures as bars with the roofline."""
+"""Speed and memory: the verdict on each implementation, and its figures as bars with the roofline."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from gpt2_parity.report.runs import WHICH, Run
 
 
 class Speed(NamedTuple):
-    """One thing that was timed or weighed, for every implementation."""
+    """One measured time or memory, for every implementation."""
 
     title: str
     figure: str
@@ -18,23 +18,23 @@ class Speed(NamedTuple):
 
 
 class Contestant(NamedTuple):
-    """One implementation in a benchmark: whether its output is right, how much was measured."""
+    """One implementation in a benchmark: whether its output is right, and how much was measured."""
 
     label: str
-    state: str  # as in verdicts.STATES
-    said: str
+    state: str  # a key of verdicts.STATES
+    text: str
     counts: str
 
 
 ENDS = {"wrong output": "wrong", "crashed": "crashed", "verified": "right", "skipped": "skipped"}
 PHASES = {"prefill": "prefill of {n} tokens", "decode": "a token, after {n_past}"}
-PHASES |= {"start": "start to first logits", "load": "loading the weights, of that"}
-METRICS = {"peak_rss": "memory: peak resident", "anonymous": "memory: its own, no file behind it"}
+PHASES |= {"start": "start to first logits", "load": "of which loading the weights"}
+METRICS = {"peak_rss": "memory: peak resident", "anonymous": "memory: anonymous (not file-backed)"}
 METRICS |= {"gpu": "memory of the GPU"}
 
 
 def contestants(runs: Sequence[Run]) -> list[Contestant]:
-    """The verdict on each implementation, by its worst row; a skipped row decides nothing."""
+    """The verdict on each implementation, from its worst row; skipped rows do not count."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         for row in run.bench["rows"] if run.bench else ():
@@ -43,21 +43,21 @@ def contestants(runs: Sequence[Run]) -> list[Contestant]:
 
 
 def contestant(label: str, rows: list[dict[str, Any]]) -> Contestant:
-    """An implementation and all its rows. Rows that no benchmark writes leave it without a verdict."""
+    """One implementation from all its rows. An unknown verdict in them leaves it without a verdict."""
     worst = min(rows, key=rank)
     right = sum(row["verdict"] == "verified" for row in rows)
-    said = (
+    text = (
         "right before, during and after"
         if rank(worst) == 2
         else f"{worst['verdict']}: {worst['detail']}"
     )
-    asked = sum(row["verdict"] != "skipped" for row in rows)
-    counts = f"{right} of {asked} measured" if right < asked else f"{right} measured"
-    return Contestant(label, ENDS.get(str(worst["verdict"]), "open"), said, counts)
+    wanted = sum(row["verdict"] != "skipped" for row in rows)
+    counts = f"{right} of {wanted} measured" if right < wanted else f"{right} measured"
+    return Contestant(label, ENDS.get(str(worst["verdict"]), "open"), text, counts)
 
 
 def rank(row: dict[str, Any]) -> int:
-    """The place of a row among those of its kind: what is wrong stands first, what is skipped last."""
+    """A sort key for the rows of an implementation: wrong output first, skipped last."""
     order = ["wrong output", "crashed", "verified", "skipped"]
     return order.index(row["verdict"]) if row["verdict"] in order else 1
 
@@ -67,7 +67,7 @@ def name_of(row: dict[str, Any]) -> str:
 
 
 def speed(runs: Sequence[Run]) -> list[Speed]:
-    """Bars for each thing that was benchmarked; a row that is not verified has no figure."""
+    """Bars for each measured time or memory; a row that is not verified has no figure."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         for row in run.bench["rows"] if run.bench else ():
@@ -85,25 +85,25 @@ def one_speed(
         label = name_of(row)
         style = styles.setdefault(label, len(styles))
         median, verified = row["median"], row["verdict"] == "verified" and row["median"] is not None
-        words = quantity(median, row["unit"]) if verified else str(row["verdict"])
+        caption = quantity(median, row["unit"]) if verified else str(row["verdict"])
         reached = row["roofline"] if verified and row["unit"] == "seconds" else None
-        words += f" · {reached:.0%} of roofline" if reached else ""
+        caption += f" · {reached:.0%} of roofline" if reached else ""
         best = median * reached if reached else None
         low, high = (row["low"], row["high"]) if verified else (None, None)
-        found.append(plots.Bar(style, label, median if verified else None, low, high, best, words))
+        found.append(plots.Bar(style, label, median if verified else None, low, high, best, caption))
         span = (
             f"{quantity(low, row['unit'])} to {quantity(high, row['unit'])}" if low is not None else ""
         )
         rate = row["tokens_per_second"]
         table.append(
-            (label, words, span, str(len(row["samples"])), number(rate) if rate else "", row["detail"])
+            (label, caption, span, str(len(row["samples"])), number(rate) if rate else "", row["detail"])
         )
-    said = "; ".join(f"{bar.name} {bar.words}" for bar in found)
-    figure = plots.bars(f"speed{index}", found, f"{title}: {said}")
+    summary = "; ".join(f"{bar.name} {bar.caption}" for bar in found)
+    figure = plots.bars(f"speed{index}", found, f"{title}: {summary}")
     return Speed(f"{title} · {model}", figure, table)
 
 
 def title_of(phase: str, metric: str, n_past: int, n: int, batch: int) -> str:
-    """What a row of a benchmark timed or weighed, in words."""
+    """What a row of a benchmark measured, as text: "prefill of 128 tokens, batch 4"."""
     title = METRICS.get(metric) or PHASES.get(phase, phase).format(n=n, n_past=n_past)
     return title + f", batch {batch}" * (batch not in (None, 0, 1))

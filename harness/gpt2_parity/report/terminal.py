@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: progress while it runs, then a table and the failures."""
+"""Terminal output: progress bars during a run, then a table and what is wrong."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,16 +27,16 @@ from gpt2_parity.contract.rows import Results, Row, exit_code, label
 from gpt2_parity.report import results
 from gpt2_parity.verdict import explain
 
-if TYPE_CHECKING:  # what draws and what fetches is not needed for a verdict
+if TYPE_CHECKING:  # a verdict does not need this module
     from gpt2_parity.report.compare import Comparison
 
 WORDS = {0: "[green]PASS[/green]", 1: "[bold red]FAIL[/bold red]", 2: "[yellow]NO VERDICT[/yellow]"}
-SHOWN = 8  # paragraphs for each implementation; the files have every failure
+SHOWN = 8  # paragraphs for each target; the files have every failure
 
 
 @contextmanager
 def progress(console: Console) -> Iterator[Report]:
-    """A bar for each implementation and target, filled check by check."""
+    """A progress bar for each implementation and target, which advances with each check."""
     shape = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*shape, console=console, transient=True) as bars:
         tasks = {}
@@ -46,7 +46,7 @@ def progress(console: Console) -> Iterator[Report]:
             if text not in tasks:
                 tasks[text] = bars.add_task(text, total=len(CHECKS) if target else None)
             bars.update(tasks[text], completed=done, visible=True)
-            for other, task in tasks.items():  # who starts is done with it once something else is told
+            for other, task in tasks.items():  # hide "starting" once the next progress is reported
                 if other.endswith(" starting") and other != text:
                     bars.update(task, visible=False)
 
@@ -55,7 +55,7 @@ def progress(console: Console) -> Iterator[Report]:
 
 @contextmanager
 def downloads(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
-    """A bar for each file: how much is here, how fast it comes, how long it will take."""
+    """A progress bar for each file, with its size, speed and remaining time."""
     shape = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
     with Progress(*shape, TransferSpeedColumn(), TimeRemainingColumn(), console=console) as bars:
         tasks: dict[str, TaskID] = {}
@@ -69,27 +69,26 @@ def downloads(console: Console) -> Iterator[Callable[[str, int, int | None], Non
 
 
 def console() -> Console:
-    """Standard output; where that is a file or a pipe, wide enough for the table."""
-    found = Console()
-    return found if found.is_terminal else Console(width=180)
+    """A console on standard output; if that is a file or a pipe, it is wide enough for the table."""
+    standard = Console()
+    return standard if standard.is_terminal else Console(width=180)
 
 
 def show(console: Console, found: Results) -> None:
-    """The table of implementations x checks, the greedy texts, and every failure's first lines."""
+    """Print the table of implementations x checks, the greedy texts, what is wrong, and the verdict."""
     rows = found.rows
     title = f"{found.environment['model']}: share of each limit used"
     for table in tables(console, title, results.grid(rows), results.columns(rows)):
         console.print(table)
     for name, text in results.greedy_texts(rows).items():
         console.print(f"  {escape(name):28} {escape(text)}", highlight=False, soft_wrap=True)
-    for name, told in explain.paragraphs(rows).items():
+    for name, paragraphs in explain.paragraphs(rows).items():
         console.print(f"\n[bold red]{escape(name)}[/bold red]", highlight=False)
-        for paragraph in told[:SHOWN]:
+        for paragraph in paragraphs[:SHOWN]:
             console.print(f"  {escape(paragraph)}", highlight=False, soft_wrap=True)
-        if len(told) > SHOWN:
-            console.print(
-                f"  ... and {len(told) - SHOWN} more; results.json, which --out writes, has all of them"
-            )
+        if len(paragraphs) > SHOWN:
+            more = len(paragraphs) - SHOWN
+            console.print(f"  ... and {more} more; with --out DIR, results.json lists all failures")
     for line in explain.notes(rows):
         console.print(f"- {escape(line)}", highlight=False)
     for row in rows:
@@ -105,7 +104,7 @@ Grid = Mapping[str, Mapping[str, str]]  # implementation, check, the share of th
 
 
 def tables(console: Console, title: str, grid: Grid, names: Sequence[str]) -> Iterator[Table]:
-    """Implementations x checks, in as few tables as a narrow terminal needs to show every word whole."""
+    """Implementations x checks, in as few tables as the console's width allows without cutting cells."""
     unbounded = console.options.update(width=sys.maxsize)
     shown: list[str] = []
     for name in names:
@@ -128,7 +127,7 @@ def table_of(title: str, grid: Grid, names: Sequence[str]) -> Table:
 
 
 def answers(console: Console, title: str, found: Sequence[Any]) -> None:
-    """Every fact with its source, what was expected, what was got, and the verdict; then the count."""
+    """Print every fact with its verdict, expected value, result and source; then the counts."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("fact", "verdict", "expected", "got", "source"):
         table.add_column(name, overflow="fold")
@@ -150,7 +149,7 @@ def answers(console: Console, title: str, found: Sequence[Any]) -> None:
 
 
 def brief(value: object) -> str:
-    """A value on one line: numbers to six digits, and the beginning of what is long."""
+    """A value on one line: numbers to six digits, long texts cut."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -169,18 +168,18 @@ def paint(value: str) -> str:
 
 
 def verdict(rows: list[Row]) -> str:
-    """The last line."""
+    """The last line: the outcome and the counts."""
     return f"{WORDS[exit_code(rows)]}: {results.headline(rows)}"
 
 
-CHANGES = 40  # lines of a comparison; its files have more
+CHANGES = 40  # changes of a comparison that the terminal shows; its files list more
 
 
 def show_comparison(console: Console, found: "Comparison") -> None:
-    """A line for each change, then the verdict."""
+    """Print a line for each change, then the verdict."""
     from gpt2_parity.report import compare
 
-    title = f"{found.names[0]} against {found.names[1]}"
+    title = f"{found.names[0]} and {found.names[1]}"
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("", "implementation", "what", "before", "after", "note"):
         table.add_column(name, overflow="fold")

@@ -1,4 +1,4 @@
-"""Greedy texts side by side, each with its first difference from golden."""
+"""The greedy texts of all implementations, each with its first difference from golden."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -10,39 +10,39 @@ from gpt2_parity.verdict import explain
 
 
 class Text(NamedTuple):
-    """What was generated, by whom, up to where it is golden's, and how it departs."""
+    """A generated text, split where it first differs from golden, and who generated it."""
 
-    same: str
-    other: str
+    same: str  # as in golden
+    other: str  # the rest
     who: list[str]
     verdict: str
     note: str
 
 
 def texts(rows: Iterable[Row]) -> dict[str, list[Text]]:
-    """By case: the greedy texts, those that are the same once, with all who generated them."""
+    """The greedy texts by case; identical ones once, with all implementations that generated them."""
     by_case: dict[str, dict[tuple[str, str], list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        # what is compared with forward, and not with golden, has no text
-        if row.check == "greedy" and row.metric == "wrong_tokens" and (words := explain.detail(row)):
-            by_case[row.case][words, row.verdict].append(row)
+        # rows that are compared with forward instead of golden have no text
+        if row.check == "greedy" and row.metric == "wrong_tokens" and (detail := explain.detail(row)):
+            by_case[row.case][detail, row.verdict].append(row)
     return {
-        case: [text_of(words, verdict, found) for (words, verdict), found in same.items()]
+        case: [text_of(detail, verdict, alike) for (detail, verdict), alike in same.items()]
         for case, same in by_case.items()
     }
 
 
-def text_of(words: str, verdict: str, rows: list[Row]) -> Text:
-    """The text that some rows have in common; words: their detail."""
+def text_of(detail: str, verdict: str, rows: list[Row]) -> Text:
+    """The text that some rows have in common; detail: explain.detail of each of them."""
     evidence = rows[0].evidence
     if not isinstance(evidence.get("text"), str) or rows[0].status != "measured":
-        return Text("", "", who(rows), verdict, words)
+        return Text("", "", who(rows), verdict, detail)
     generated = evidence["text"]
     if "golden" not in evidence:
         return Text(generated, "", who(rows), verdict, "as golden")
     same = common_beginning(generated, evidence["golden"])
-    goes_on = explain.quoted(evidence["golden"][len(same) :])
-    note = f"{explain.first_difference(evidence)}. Golden goes on: {goes_on}"
+    rest = explain.quoted(evidence["golden"][len(same) :])
+    note = f"{explain.first_difference(evidence)}. Golden continues: {rest}"
     return Text(same, generated[len(same) :], who(rows), verdict, note)
 
 
@@ -53,7 +53,7 @@ def common_beginning(one: str, other: Any) -> str:
 
 
 def who(rows: list[Row]) -> list[str]:
-    """Who generated it and how, those that did it in the same ways together."""
+    """The implementations that generated a text, grouped by how: teacher-forced, free-running, ..."""
     by_label: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         by_label[label(row)].append(explain.check_name(row.scope))

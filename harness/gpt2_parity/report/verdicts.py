@@ -1,4 +1,4 @@
-"""Who is right: one target, the whole run in a sentence, and the matrix of checks."""
+"""Which implementations are right: each target, the headline of the run, and the matrix of checks."""
 
 import math
 from collections import Counter, defaultdict
@@ -12,7 +12,7 @@ from gpt2_parity.report.operations import Heat, heat
 from gpt2_parity.verdict import explain
 from gpt2_parity.verdict.attribution import introduces
 
-STATES = {  # state -> sign, word; in the order in which they are shown
+STATES = {  # state -> sign, text; in the order in which the page shows them
     "wrong": ("✘", "wrong"),
     "crashed": ("✘", "crashed"),
     "open": ("?", "no verdict"),
@@ -20,17 +20,17 @@ STATES = {  # state -> sign, word; in the order in which they are shown
     "right": ("✔", "right"),
 }
 VERBS = {"wrong": ("is ", "are "), "crashed": ("", ""), "open": ("has ", "have ")}
-VERBS |= {"skipped": ("was ", "were ")}  # before the word of a state, of one and of several
+VERBS |= {"skipped": ("was ", "were ")}  # before the text of a state, in singular and plural
 
 
 class TargetSection(NamedTuple):
-    """One implementation on one device: all that the page says about it."""
+    """One implementation on one target: everything that the page shows about it."""
 
     label: str
     style: int  # of its lines and bars
     state: str
     counts: str
-    share: str  # of its limit that the worst measurement used, and where
+    share: str  # the share of its limit that the worst measurement used, and where
     findings: list[explain.Finding]
     heat: Heat | None
     failures: list[tuple[str, str]]  # where, what
@@ -39,11 +39,11 @@ class TargetSection(NamedTuple):
 
 
 def targets(rows: Sequence[Row]) -> list[TargetSection]:
-    """Implementations and devices, in the order of the rows."""
+    """All implementations on all targets, in the order of the rows."""
     by_label: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_label[label(row)].append(row)
-    told = explain.findings(rows)
+    findings = explain.findings(rows)
     found = []
     for style, (who, own) in enumerate(by_label.items()):
         failed = [row for row in own if row.verdict == "fail"]
@@ -55,14 +55,14 @@ def targets(rows: Sequence[Row]) -> list[TargetSection]:
         found.append(
             TargetSection(
                 who, style, state_of(own), results.headline(own), share(own),
-                gather(told.get(who, [])), heat(own), listed, more, own,
+                gather(findings.get(who, [])), heat(own), listed, more, own,
             )
         )  # fmt: skip
     return found
 
 
 def gather(found: list[explain.Finding]) -> list[explain.Finding]:
-    """Findings that one mistake explains as one, under the worst of them."""
+    """Findings with those that the same mistake explains merged into the worst of them."""
     groups: dict[Any, list[explain.Finding]] = defaultdict(list)
     for i, finding in enumerate(found):
         groups[finding.mistake or i].append(finding)
@@ -70,11 +70,11 @@ def gather(found: list[explain.Finding]) -> list[explain.Finding]:
         max(group, key=lambda f: severity(f.worst) if f.worst else 0.0) for group in groups.values()
     ]
     where = [", ".join(finding.where for finding in group) for group in groups.values()]
-    return [finding._replace(where=words) for finding, words in zip(heads, where, strict=True)]
+    return [finding._replace(where=text) for finding, text in zip(heads, where, strict=True)]
 
 
 def state_of(rows: list[Row]) -> str:
-    """right, wrong, crashed, skipped, or open: nothing that decides."""
+    """right, wrong, crashed, skipped, or open (the rows decide nothing)."""
     if any(row.verdict == "fail" and row.check in ("process", "load") for row in rows):
         return "crashed"
     if {row.verdict for row in rows} == {"skipped"}:
@@ -83,7 +83,7 @@ def state_of(rows: list[Row]) -> str:
 
 
 def headline(states: Mapping[str, str]) -> str:
-    """The verdict on the whole run in a sentence, from the state of each implementation."""
+    """The verdict on the whole run as a sentence, from the state of each implementation."""
     total = len(states)
     if not total:
         return "Nothing was judged"
@@ -109,7 +109,7 @@ def worst(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def share(rows: list[Row]) -> str:
-    """The worst measurement by the share of its limit that it used."""
+    """The worst measurement: the share of its limit that it used, its check, case and scope."""
     judged = [row for row in rows if row.verdict in ("pass", "fail")]
     if not judged:
         return explain.detail(rows[0])
@@ -123,7 +123,7 @@ def share(rows: list[Row]) -> str:
 
 
 def matrix(found: Sequence[TargetSection]) -> list[tuple[TargetSection, list[Cell]]]:
-    """Targets x checks, with the very cells of report.md."""
+    """Targets x checks, with the same cells as report.md."""
     names = results.columns(row for target in found for row in target.rows)
     cells = results.grid(row for target in found for row in target.rows)
     return [(target, [shaded(cells[target.label].get(name, "")) for name in names]) for target in found]

@@ -1,4 +1,4 @@
-"""A run: what is prepared, one supervised worker process per implementation, and its resumable journal.
+"""A run: its preparation, one supervised worker process per implementation, and a resumable journal.
 
 May import: verdict, checks, implementation, reference, model, files, contract.
 """

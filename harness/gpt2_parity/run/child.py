@@ -1,7 +1,6 @@
-"""The worker's side of supervisor.py: how every worker process starts, and how it answers requests.
+"""The worker's side of supervisor.py: how a worker process starts, and how it answers requests.
 
-A fresh process pays for this module before it imports the implementation, and that time is measured.
-So it imports little.
+A benchmark measures the start of a worker, which includes importing this module. So it imports little.
 """
 
 import faulthandler
@@ -19,14 +18,14 @@ from gpt2_parity.run import cores
 
 
 def begin(job_path: str, lifeline: str) -> dict[str, Any]:
-    """Set this process up as its supervisor wants it, and return its job.
+    """Set up this process as its job demands, and return the job.
 
     job_path: a JSON file. lifeline: the file descriptor of a pipe whose other end the supervisor holds.
     """
     faulthandler.enable()
     threading.Thread(target=end_with_parent, args=(int(lifeline),), daemon=True).start()
     job: dict[str, Any] = json.loads(Path(job_path).read_text(encoding="utf-8"))
-    # where the caller finds modules, and the working folder: last, so that they hide no module of ours
+    # the caller's import path and the working folder come last, so that they hide no module of ours
     sys.path += [entry for entry in (*job.get("path", ()), os.getcwd()) if entry not in sys.path]
     cores.keep_to(job["cores"])
     return job
@@ -41,8 +40,8 @@ def end_with_parent(lifeline: int) -> None:
 def serve(load: Callable[[], Any]) -> None:
     """Load a handler, then answer requests until the supervisor closes the pipe.
 
-    A request {"op": NAME, ...} calls the handler's method of that name; what it returns is the reply. An
-    exception ends that request only. The first reply, {}, says that the handler is loaded.
+    A request {"op": NAME, ...} calls the handler's method of that name and replies with its result. An
+    exception ends that request only. The first reply, {}, means that the handler is loaded.
     """
     requests, reply = channel()
     try:
@@ -63,7 +62,7 @@ def serve(load: Callable[[], Any]) -> None:
 def channel() -> tuple[Iterator[str], Callable[[dict[str, Any]], None]]:
     """The supervisor's requests, and a function that sends a reply.
 
-    From here on print() goes to standard error, so that no output of user code is taken for a reply.
+    After this, print() writes to standard error, so that no output of user code is taken for a reply.
     """
     requests, replies = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -74,7 +73,7 @@ def channel() -> tuple[Iterator[str], Callable[[dict[str, Any]], None]]:
 
 
 def writer(file: Any) -> Callable[[dict[str, Any]], None]:
-    """A function that writes one JSON line to a file. A fork that calls it ends instead."""
+    """A function that writes one JSON line to a file. In a forked process it exits instead."""
     owner = os.getpid()
 
     def write(value: dict[str, Any]) -> None:
@@ -94,7 +93,7 @@ def failure(error: Exception) -> dict[str, Any]:
 
 
 def explain(error: BaseException) -> str:
-    """One line: the type, the message, and where in the implementation's own code it was raised."""
+    """An exception as one line: its type, the file and line that raised it, and its message."""
     if isinstance(error, ContractBroken):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)

@@ -12,6 +12,6 @@ def available() -> list[int]:
 
 
 def keep_to(cores: Sequence[int]) -> None:
-    """Restrict this process to some cores. Does nothing where the system offers no such call."""
+    """Restrict this process to some cores. Does nothing if the system does not support it."""
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)

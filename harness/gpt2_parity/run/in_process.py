@@ -1,4 +1,4 @@
-"""The checks in this very process: for an object that lives only in memory, and for tests of the checks.
+"""Run the checks in this process: for an object that exists only in memory, and to test the checks.
 
 Nothing protects the caller here: a crash ends this process, and time and memory have no limit.
 """
@@ -27,10 +27,10 @@ def measure(
     decode: Callable[[Sequence[int]], str] = str,
     journal: Callable[..., None] | None = None,
 ) -> bool:
-    """Run every check on one target; state receives what is measured, and has the judged rows.
+    """Run every check on one target. state handles the events, and then has the judged rows.
 
-    journal receives each event as worker.measure sends it; by default they go to state directly.
-    False where the implementation stopped working: it raises at whatever is asked of it.
+    journal receives each event as worker.measure sends it; by default events go to state directly.
+    Returns False if the implementation stopped working, so that every call raises.
     """
 
     def to_state(event: str, **data: Any) -> None:
@@ -62,10 +62,10 @@ def examine(
     progress: Callable[[int], None],
     offers: Callable[[], None],
 ) -> None:
-    """Load an implementation and run every check on each target that is wanted (all, if none is named).
+    """Load an implementation and run every check on each wanted target (all, if none is named).
 
-    progress is called with the number of checks done on the current target; offers as soon as the
-    state knows which targets are offered: it may raise to refuse the run.
+    progress is called with the number of checks done on the current target. offers is called as soon
+    as the state knows which targets are offered; it may raise to refuse the run.
     """
 
     def journal(event: str, **data: Any) -> None:
@@ -82,7 +82,7 @@ def examine(
     journal("hello", targets=offered, versions=worker.versions())
     offers()
     if not offered:
-        journal("lost", target=None, message="targets() is empty: it can run on nothing here")
+        journal("lost", target=None, message="targets() is empty: it cannot run on this machine")
     tokenizer = tokenizer_of(Path(prepared.job["tokenizer"]), prepared.checkpoint.hparams)
     decode = tokenizer.decode if tokenizer else str
     stopped: Target | None = None

@@ -1,15 +1,19 @@
-"""What one implementation's journal says: a fold over its events.
+"""The state of one implementation's run: a fold over the events of its journal.
 
 The same events give the same rows, whether they are handled live or read back after the run was killed:
 that is what makes a run resumable.
 
-    hello     what the implementation offers, and the versions that it runs on
-    begin     a target; plan: its taps and capabilities
-    checking  a check; measured, error: what came of it; checked: it is over
-    broken    why a target could not even be started
-    end       of a target
-    lost      what ended the work early, and on which target; written by the parent of a worker that
-              died, or by one in which nothing works any more
+    hello     the targets that the implementation offers, and the versions that it runs on
+    begin     a target begins
+    plan      the target's taps and capabilities
+    checking  a check begins
+    measured  one measurement of the check
+    error     why the check ended early
+    checked   the check is done
+    broken    why a target could not be started
+    end       the target is done
+    lost      why the work ended early, and on which target; written by the parent of a worker that
+              ended, or by a worker in which every call raises
 """
 
 from collections.abc import Sequence
@@ -24,7 +28,7 @@ from gpt2_parity.verdict.judge import Judge
 
 
 class RunState:
-    """One implementation: what it offers, how far it got, and the rows judged so far."""
+    """One implementation's run: the targets that it offers, its progress, and the rows judged so far."""
 
     def __init__(self, name: str, model: str, hparams: HParams, cases: tuple[CaseShape, ...]):
         self.name, self.model, self.hparams, self.cases = name, model, hparams, cases
@@ -33,7 +37,7 @@ class RunState:
         self.rows: list[Row] = []
         self.current: Target | None = None
         self.ended: list[Target] = []
-        self.over = False  # it died before it could say what it offers
+        self.over = False  # it ended before it reported its targets
         self._clear()
 
     def _clear(self) -> None:
@@ -45,7 +49,7 @@ class RunState:
         self.checked: list[str] = []
 
     def handle(self, event: str, data: dict[str, Any]) -> None:
-        """Take in one event. Raises ValueError, KeyError or TypeError for what is none."""
+        """Handle one event. Raises ValueError, KeyError or TypeError if it is malformed."""
         match event:
             case "hello":
                 self.offered = [Target(*target) for target in data["targets"]]
@@ -76,8 +80,8 @@ class RunState:
                 raise ValueError(f"unknown event {event!r}")
 
     def _begin(self, target: Target) -> None:
-        if target == self.current:  # resumed: what its finished checks measured stands
-            self.measured = [found for found in self.measured if found[0] in self.checked]
+        if target == self.current:  # resumed: keep the measurements of finished checks
+            self.measured = [each for each in self.measured if each[0] in self.checked]
             self.errors = {check: text for check, text in self.errors.items() if check in self.checked}
             self.broken = ""
         else:
@@ -87,7 +91,7 @@ class RunState:
     def _close(self, lost: str, since: str = "") -> None:
         """Judge the current target.
 
-        lost: what ended it early, if anything did; since: the check from which on nothing worked.
+        lost: why it ended early, or "". since: the check since which every call has raised, or "".
         """
         target = self.current or Target("", "")
         judge = Judge(self.name, target, self.model)
@@ -103,7 +107,7 @@ class RunState:
         self._clear()
 
     def _lose(self, target: Target | None, message: str, since: str) -> None:
-        if target in self.ended:  # its checks had all been made when the process failed
+        if target in self.ended:  # all its checks were done when the process failed
             judge = Judge(self.name, target, self.model)
             self.rows.append(judge.failure("process", message))
             return
@@ -113,7 +117,7 @@ class RunState:
         self._close(message, since)
 
     def left(self, wanted: Sequence[Target]) -> list[Target] | None:
-        """The targets still to be examined, of those wanted (all, if none are); None: not known yet."""
+        """The wanted targets (all, if none is named) still to be examined; None if not known yet."""
         if self.over:
             return []
         if self.offered is None:
@@ -125,7 +129,7 @@ class RunState:
         ]
 
     def skip(self, targets: Sequence[Target]) -> None:
-        """Record that none of the targets asked for is offered: a row that is neither pass nor fail."""
+        """Add a row, neither pass nor fail, for each requested target, none of which is offered."""
         for target in targets:
             judge = Judge(self.name, target, self.model)
             self.rows.append(judge.skipped(self.offered or ()))

@@ -12,14 +12,14 @@ from gpt2_parity.run.journal import RunState
 
 
 class Prepared(NamedTuple):
-    """What the implementations are compared with, in files that workers map into memory."""
+    """The data that implementations are compared with, in files that workers map into memory."""
 
     checkpoint: Checkpoint
     records: list[Record]
     job: dict[str, Any]  # the part of a worker's job that is the same for all
 
     def state(self, name: str, model: str) -> RunState:
-        """An empty state for an implementation."""
+        """A new state for an implementation."""
         cases = tuple(shape_of(record) for record in self.records)
         return RunState(name, model, self.checkpoint.hparams, cases)
 
@@ -27,7 +27,7 @@ class Prepared(NamedTuple):
 def prepare(model: Model, seed: int, folder: Path) -> Prepared:
     """Check the checkpoint and its golden records; write the fresh case, drawn from seed, into folder.
 
-    Raises CannotJudge where the checkpoint or a record is missing, damaged or out of date.
+    Raises CannotJudge if the checkpoint or a record is missing, damaged or out of date.
     """
     checkpoint, records = golden.read(model)
     fresh = make_record(fresh_case(checkpoint.hparams, seed), checkpoint.params, checkpoint.hparams)

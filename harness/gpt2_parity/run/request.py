@@ -1,4 +1,4 @@
-"""What decides a run: as a request, as run.json in the journal, and as the command that repeats it."""
+"""The inputs of a run: as a request, as run.json in the journal, and as the command that repeats it."""
 
 import json
 import math
@@ -21,7 +21,7 @@ NAME = "run.json"  # in the journal folder
 
 
 class Request(NamedTuple):
-    """Everything that decides a run."""
+    """All inputs of a run."""
 
     implementations: Sequence[Found]
     model: Model
@@ -38,7 +38,7 @@ class Recorded(msgspec.Struct, forbid_unknown_fields=True):
     format: Literal[1]
     gpt2_parity: str
     implementations: list[Found]
-    sources: dict[str, str]  # implementation -> hash of its file; "" where it has none
+    sources: dict[str, str]  # implementation -> hash of its file; "" if it has none
     model: str
     checkpoint_sha256: dict[str, str]
     golden_sha256: str
@@ -49,7 +49,7 @@ class Recorded(msgspec.Struct, forbid_unknown_fields=True):
     ledger: str | None
 
     def request(self) -> Request:
-        """The request. Raises CannotJudge where its model is gone."""
+        """The request. Raises CannotJudge if its model no longer exists."""
         return Request(
             implementations=self.implementations,
             model=catalogue.locate(self.model),
@@ -62,7 +62,7 @@ class Recorded(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def record(request: Request, checkpoint_sha256: dict[str, str]) -> Recorded:
-    """A request with the hashes of its files. Raises CannotJudge where one cannot be read."""
+    """A request with the hashes of its files. Raises CannotJudge if one cannot be read."""
     return Recorded(
         format=1,
         gpt2_parity=__version__,
@@ -80,15 +80,15 @@ def record(request: Request, checkpoint_sha256: dict[str, str]) -> Recorded:
 
 
 def source_sha256(found: Found) -> str:
-    """SHA-256 of the file that holds an implementation; "" where it is not a file."""
+    """SHA-256 of the file that holds an implementation; "" if it has no file."""
     path = found.source()
     return digest.sha256(path) if path and path.is_file() else ""
 
 
 def begin(recorded: Recorded, folder: Path) -> None:
-    """Write run.json into the journal folder or, where it exists, check that nothing has changed.
+    """Write run.json into the journal folder; if it exists, check that nothing has changed since.
 
-    Raises CannotJudge where an implementation, the checkpoint or the golden records have changed since.
+    Raises CannotJudge if an implementation, the checkpoint, the golden records or an option has changed.
     """
     path = folder / NAME
     if not path.is_file():
@@ -105,7 +105,7 @@ def begin(recorded: Recorded, folder: Path) -> None:
 
 
 def read(path: Path) -> Recorded:
-    """run.json. Raises CannotJudge where it is missing, or not what this version writes."""
+    """Read run.json. Raises CannotJudge if it is missing or this version cannot read it."""
     try:
         document = strict_json.read(path)
     except (OSError, ValueError) as error:
@@ -117,7 +117,7 @@ def read(path: Path) -> Recorded:
 
 
 def interrupted(folder: Path) -> Request:
-    """The request of the run whose journal is in folder. Raises CannotJudge where there is none."""
+    """The request of the run whose journal is in folder. Raises CannotJudge if there is none."""
     return read(folder / NAME).request()
 
 
@@ -127,25 +127,25 @@ def is_journal(folder: Path) -> bool:
 
 
 def command(request: Request) -> str:
-    """The command line that repeats a run with the same seed; "" where no command can.
+    """The command line that repeats a run with the same seed.
 
-    That is so where an implementation was passed as an object that no file holds.
+    "" if no command can: an implementation was passed as an object that is in no file.
     """
     if not all(found.module for found in request.implementations):
         return ""
     default, chosen = Resources(), request.resources
     if request.require and len(request.implementations) == 1:
-        words = ["gate", request.implementations[0].argument, "--require-device", request.require]
+        arguments = ["gate", request.implementations[0].argument, "--require-device", request.require]
     else:
         named = [word for found in request.implementations for word in ("--impl", found.argument)]
-        words = ["verify", *named]
-    words += [word for target in request.targets for word in ("--target", str(target))]
-    words += ["--model", request.model.argument, "--seed", str(request.seed)]
-    words += ["--timeout", f"{chosen.seconds:g}"] if chosen.seconds != default.seconds else []
-    words += ["--memory", f"{chosen.gigabytes:g}"] if chosen.gigabytes != default.gigabytes else []
-    words += ["--threads", str(chosen.threads)] if chosen.threads else []
-    words += ["--ledger", str(request.ledger)] if request.ledger else []
-    return shlex.join(["parity", *words])
+        arguments = ["verify", *named]
+    arguments += [word for target in request.targets for word in ("--target", str(target))]
+    arguments += ["--model", request.model.argument, "--seed", str(request.seed)]
+    arguments += ["--timeout", f"{chosen.seconds:g}"] if chosen.seconds != default.seconds else []
+    arguments += ["--memory", f"{chosen.gigabytes:g}"] if chosen.gigabytes != default.gigabytes else []
+    arguments += ["--threads", str(chosen.threads)] if chosen.threads else []
+    arguments += ["--ledger", str(request.ledger)] if request.ledger else []
+    return shlex.join(["parity", *arguments])
 
 
 def parse_target(text: str) -> Target:
@@ -157,9 +157,9 @@ def parse_target(text: str) -> Target:
 
 
 def resources(timeout: float, memory: float, threads: int | None = None) -> Resources:
-    """What a worker may use: seconds, GiB and processors (None: all).
+    """The limits of a worker: timeout in seconds, memory in GiB, threads (None: one for each core).
 
-    Raises CannotJudge for a number that is not positive or, like NaN and infinity, limits nothing.
+    Raises CannotJudge for a number that is not positive and finite.
     """
     for name, value in (("timeout", timeout), ("memory", memory)):
         if not (value > 0 and math.isfinite(value)):

@@ -1,7 +1,7 @@
-"""A run: the golden record in, one worker process for each implementation, judged rows out.
+"""A run: compares implementations with the golden records, each in its own worker, and returns rows.
 
 The request and every event of every worker are written to a journal folder as they happen. A run that
-was killed resumes from there: what was measured is read back, and only what is left is measured.
+was killed resumes from there: finished checks are read back, and only the rest is measured.
 """
 
 import json
@@ -33,7 +33,7 @@ from gpt2_parity.version import __version__
 
 
 def silent(name: str, target: str, done: int) -> None:
-    """Show no progress."""
+    """A progress callback that shows nothing."""
 
 
 def verify(
@@ -46,11 +46,11 @@ def verify(
 
     folder: where the journal is written; a journal that is already there is resumed. None: in a
     temporary folder, so that the run cannot be resumed.
-    objects: examine these in this process, one for each of the request's implementations (None in it
-    means: load that one here). Without objects, each implementation gets a process of its own.
+    objects: one for each of the request's implementations, to be examined in this process; None in it
+    means that the implementation is imported here. Without objects, each gets a process of its own.
 
-    Raises CannotJudge where the golden record or the checkpoint cannot be trusted, where no
-    implementation offers a target of the request, and where a required device is absent.
+    Raises CannotJudge if the golden record or the checkpoint cannot be trusted, if no implementation
+    offers a target of the request, or if a required device is absent.
     """
     started = time.time()
     known = known_failures.read(request.ledger) if request.ledger else []
@@ -85,22 +85,22 @@ def verify(
 
 
 def how(request: Request, recorded: Recorded, isolated: bool) -> dict[str, Any]:
-    """What decided the run besides its model, as JSON."""
-    found: dict[str, Any] = {
+    """How the run was made, apart from its model, as JSON."""
+    facts: dict[str, Any] = {
         "golden_sha256": recorded.golden_sha256,
         "implementation_sha256": recorded.sources,
         "isolated": isolated,
     }
     if isolated:
-        found["resources"] = request.resources._asdict()
+        facts["resources"] = request.resources._asdict()
     if text := command(request):
-        found["command"] = text
-    return found
+        facts["command"] = text
+    return facts
 
 
 @contextmanager
 def journal_folder(folder: Path | None) -> Iterator[Path]:
-    """The folder for the journal: the one that is named, or a temporary one."""
+    """The folder for the journal: the given one, or a temporary one."""
     if folder is not None:
         yield folder
         return
@@ -116,7 +116,7 @@ def examine(
     journal: Path,
     progress: Progress,
 ) -> None:
-    """Run one implementation in a worker process; where that ends early, start another for the rest."""
+    """Run one implementation in a worker process; if it ends early, start another for the rest."""
     replay(journal, state)
 
     def handle(event: str, data: dict[str, Any]) -> None:
@@ -137,7 +137,7 @@ def examine(
         exit_reason = supervisor.supervise(job, journal, request.resources, handle)
         refuse_absence(state, request.require)
         if not exit_reason and not state.current and len(state.ended) > ended:
-            continue  # with the targets that are left: nothing worked any more in that process
+            continue  # every call raised in that process: a new one examines the targets that are left
         if lost := unfinished(state, request.targets, exit_reason):
             record_loss(journal, state, *lost)
 
@@ -150,7 +150,7 @@ def examine_here(
     prepared: Prepared,
     progress: Progress,
 ) -> None:
-    """Run one implementation in this process; loaded is the implementation, None to import it."""
+    """Run one implementation in this process. loaded: the implementation, or None to import it."""
 
     def load() -> Any:
         return found.load() if loaded is None else loaded
@@ -168,17 +168,17 @@ def examine_here(
 def unfinished(
     state: RunState, wanted: Sequence[Target], exit_reason: str
 ) -> tuple[Target | None, str] | None:
-    """After a worker's end: the target that it left unfinished (None: before any) and why.
+    """After a worker's end: the target that it left unfinished and why; None if it finished everything.
 
-    None where it finished everything.
+    The target is None if the worker ended before it reported its targets.
     """
     left = state.left(wanted)
     if left is None:
         return None, state.broken or exit_reason or "it never started"
     if state.offered == []:
-        return None, "targets() is empty: it can run on nothing here"
+        return None, "targets() is empty: it cannot run on this machine"
     if left:  # the worker was on one of them, or about to start it
-        reason = exit_reason or "the worker ended without a word about this target"
+        reason = exit_reason or "ended without a report on this target"
         return state.current or left[0], reason
     if exit_reason and state.ended:
         return state.ended[-1], exit_reason
@@ -186,7 +186,7 @@ def unfinished(
 
 
 def record_loss(journal: Path, state: RunState, target: Target | None, message: str) -> None:
-    """Add to the journal, whose worker has ended, and to state that a target was left unfinished."""
+    """Record in the journal, whose worker has ended, and in state that a target was left unfinished."""
     event = {"target": target, "message": message}
     with journal.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"event": "lost", **event}) + "\n")
@@ -194,9 +194,9 @@ def record_loss(journal: Path, state: RunState, target: Target | None, message: 
 
 
 def replay(journal: Path, state: RunState) -> None:
-    """Give state the events that a killed run has written; cut off a line that it could not finish.
+    """Replay the events that a killed run wrote into state; cut off an unfinished last line.
 
-    Raises CannotJudge, naming the line, where the journal is damaged.
+    Raises CannotJudge, naming the line, if the journal is damaged.
     """
     if not journal.is_file():
         return
@@ -213,16 +213,16 @@ def replay(journal: Path, state: RunState) -> None:
 
 
 def refuse_absence(state: RunState, device: str) -> None:
-    """Raise CannotJudge where a device is required and the implementation does not offer it."""
+    """Raise CannotJudge if a device is required and the implementation does not offer it."""
     if device and state.offered is not None and device not in {t.device for t in state.offered}:
         offers = ", ".join(map(str, state.offered)) or "nothing"
         raise CannotJudge(f"device {device} is required, but {state.name} offers {offers} here")
 
 
 def refuse_missing_targets(wanted: Sequence[Target], states: Sequence[RunState]) -> None:
-    """Raise CannotJudge where a named target is offered by none of the implementations.
+    """Raise CannotJudge if none of the implementations offers a requested target.
 
-    Not where one of them failed before it could say what it offers: its row of load reports that.
+    Does not raise if one of them failed before it reported its targets: its row "load" reports that.
     """
     offered = {target for state in states for target in state.offered or ()}
     absent = [str(target) for target in wanted if target not in offered]

@@ -1,11 +1,12 @@
-"""Worker processes: whatever user code does, it does to a process of its own.
+"""Worker processes: user code runs in a process of its own, so that it can harm nothing else.
 
 Each worker gets a session of its own, limits on memory, time and output, and a lifeline: a pipe whose
-other end we hold, so that the worker ends when we do. Its environment carries a mark by which the
-processes that it leaves behind are found. child.py is the worker's side.
+other end we hold, so that the worker ends when we do. Its environment carries a mark, which identifies
+the processes that it leaves behind. child.py is the worker's side.
 
-A verification reads the events that its worker writes to a journal file (supervise), from which a killed
-run is resumed. A benchmark and a comparison with published values send requests (WorkerProcess.request).
+A verification reads the events that its worker writes to a journal file (supervise); a killed run is
+resumed from that file. A benchmark and a comparison with published values send requests
+(WorkerProcess.request).
 """
 
 import contextlib
@@ -29,21 +30,21 @@ from gpt2_parity.run import cores
 
 Handle = Callable[[str, dict[str, Any]], None]  # an event and its data
 MARK = "PARITY_WORKER"
-# At first use JAX would take three quarters of a GPU: a framework beside it would not get enough, and
-# the memory measured for an implementation would be that share.
+# At first use JAX would allocate three quarters of a GPU: another framework would not get enough, and
+# that share would be measured as the implementation's memory.
 SHARE_THE_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 THREADS = (
     *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
     *("MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
 )
-DOING = {"begin": "loading", "checking": "it", "end": "ending"}  # after such an event
+DOING = {"begin": "loading", "checking": "it", "end": "ending"}  # event -> what the worker does next
 OUTPUT = 64  # MiB that a worker may write to stdout and stderr
-GRACE = 2.0  # seconds in which helpers of multiprocessing and the like may notice that the worker ended
-POLL = 1.0  # seconds between two looks at a worker that has not replied yet
+GRACE = 2.0  # seconds for helper processes, such as multiprocessing's, to notice that the worker ended
+POLL = 1.0  # seconds between checks of the limits while waiting for a reply
 
 
 class Resources(NamedTuple):
-    """What a worker may use. One that uses more is stopped."""
+    """The limits of a worker. A worker that exceeds one is stopped."""
 
     seconds: float = 600.0  # for its start, and for each check or request
     gigabytes: float = 16.0  # GiB of its own memory, together with its children
@@ -51,7 +52,7 @@ class Resources(NamedTuple):
 
     @property
     def cores(self) -> list[int]:
-        """The cores to keep to; empty where all may be used."""
+        """The cores that the worker may use; empty for all."""
         return [] if self.threads is None else cores.available()[: self.threads]
 
 
@@ -60,7 +61,7 @@ class Lost(Exception):
 
 
 class Refused(Exception):
-    """A request raised in the worker, which goes on. The text says what."""
+    """A request raised in the worker, which continues. The text is that error."""
 
     def __init__(self, text: str, kind: str):
         super().__init__(text)
@@ -82,8 +83,8 @@ class WorkerProcess:
     ):
         """Start ``python -P -m MODULE PATH.json LIFELINE``.
 
-        path: PATH.json holds the job, PATH.txt what the worker prints. requests: it takes requests on
-        its standard input; otherwise that is empty.
+        path: PATH.json holds the job, PATH.txt what the worker prints. requests: whether the worker
+        reads requests from its standard input; otherwise that is empty.
         """
         self.resources = resources
         self.output, job_path = (path.with_name(path.name + suffix) for suffix in (".txt", ".json"))
@@ -117,7 +118,7 @@ class WorkerProcess:
     def receive(self) -> dict[str, Any]:
         """Wait for the next reply.
 
-        Raises Refused where the request raised, and Lost where the worker ended or had to be stopped.
+        Raises Refused if the request raised, and Lost if the worker ended or was stopped.
         """
         assert self.process.stdout is not None
         since = time.monotonic()
@@ -137,18 +138,21 @@ class WorkerProcess:
         return reply
 
     def excess(self, doing: str, since: float) -> str:
-        """Which limit it exceeds; "" if none. since: time.monotonic() of its last progress."""
+        """The limit that the worker exceeds, as text; "" if none.
+
+        doing: what it does, for the text. since: time.monotonic() of its last progress.
+        """
         if time.monotonic() - since > self.resources.seconds:
             return f"{doing} took longer than {self.resources.seconds:g} s"
         if (used := memory(self.process.pid)) > self.resources.gigabytes:
-            return f"{doing} used {used:.1f} GiB of memory, allowed are {self.resources.gigabytes:g}"
+            return f"{doing} used {used:.1f} GiB of memory, allowed {self.resources.gigabytes:g} GiB"
         if self.output.stat().st_size > OUTPUT * 2**20:
             return f"{doing} wrote more than {OUTPUT} MiB of output"
         return ""
 
     def _end(self, stopped: str) -> str:
-        """End a worker that sends no more replies, and say why it ended."""
-        if not stopped:  # its end of the pipe is closed: it has ended, or is about to
+        """Kill a worker that sends no more replies, and return why it ended."""
+        if not stopped:  # its end of the pipe is closed: it has ended, or will soon
             try:
                 self.process.wait(5)
             except subprocess.TimeoutExpired:
@@ -157,7 +161,7 @@ class WorkerProcess:
         return self.exit_reason(stopped, []) or "it ended too early"
 
     def kill(self) -> None:
-        """Kill the worker and all that it started, and close our ends of its pipes."""
+        """Kill the worker and every process that it started, and close our ends of its pipes."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -172,15 +176,15 @@ class WorkerProcess:
             self._lifeline = -1
 
     def exit_reason(self, stopped: str, left_behind: list[str]) -> str:
-        """Why it ended, with its last output; "" for a clean end.
+        """Why the worker ended, with its last output; "" if it exited with code 0 and left nothing.
 
-        stopped: why we stopped it, if we did. left_behind: names of the processes that outlived it.
+        stopped: why we stopped it, or "". left_behind: names of the processes that outlived it.
         """
         code = self.process.returncode
         if stopped:
-            return f"stopped: {stopped}{last_output(self.output)}"
+            return f"was stopped: {stopped}{last_output(self.output)}"
         if code < 0:
-            return f"died of {signal.Signals(-code).name}{last_output(self.output)}"
+            return f"was killed by {signal.Signals(-code).name}{last_output(self.output)}"
         if code:
             return f"exited with code {code}{last_output(self.output)}"
         if left_behind:
@@ -189,9 +193,9 @@ class WorkerProcess:
 
 
 def supervise(job: dict[str, Any], journal: Path, resources: Resources, handle: Handle) -> str:
-    """Run one verification worker from start to end. handle gets every event of its journal.
+    """Run one verification worker from start to end. handle is called with every event of its journal.
 
-    Returns why it ended early, with its last output, or "" for a clean end.
+    Returns why the worker ended early, with its last output, or "" if it did not.
     """
     journal.touch()
     with journal.open(encoding="utf-8", errors="replace") as lines:
@@ -212,13 +216,13 @@ def supervise(job: dict[str, Any], journal: Path, resources: Resources, handle: 
 
 
 def environment(threads: int | None) -> dict[str, str]:
-    """A worker's environment: ours, with the number of threads that numerical libraries may start."""
+    """A worker's environment: ours, plus the number of threads that numerical libraries may start."""
     counts = {} if threads is None else dict.fromkeys(THREADS, str(threads))
     return {**SHARE_THE_GPU, **os.environ, **counts}
 
 
 def follow(lines: TextIO, worker: WorkerProcess, handle: Handle) -> str:
-    """Handle events until the worker ends (then "") or has to be stopped (then why)."""
+    """Handle events until the worker ends. Returns "", or why the worker must be stopped."""
     since, doing = time.monotonic(), "the start"
     for event in events(lines, worker.process):
         if event is not None:
@@ -227,7 +231,7 @@ def follow(lines: TextIO, worker: WorkerProcess, handle: Handle) -> str:
                 handle(kind, event)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 return f"its journal is damaged ({error!r})"
-            if kind != "measured":  # otherwise a check could go on measuring for ever
+            if kind != "measured":  # a check that measures for ever must exceed its time
                 since = time.monotonic()
                 doing = DOING.get(kind, doing).format(**event)
         elif reason := worker.excess(doing, since):
@@ -236,10 +240,10 @@ def follow(lines: TextIO, worker: WorkerProcess, handle: Handle) -> str:
 
 
 def events(lines: TextIO, process: "subprocess.Popen[bytes]") -> Iterator[Any]:
-    """The journal's lines as they come until the process ends; None whenever there is nothing new."""
+    """The journal's events as they are written, until the process ends; None while nothing is new."""
     partial = ""
     while True:
-        over = process.poll() is not None  # before reading: what it wrote before its end is still read
+        over = process.poll() is not None  # asked before reading, so that its last lines are read too
         for text in lines:
             partial += text
             if partial.endswith("\n"):
@@ -252,7 +256,7 @@ def events(lines: TextIO, process: "subprocess.Popen[bytes]") -> Iterator[Any]:
 
 
 def parse(line: str) -> Any:
-    """The JSON value in a line, or the line itself where it holds none, for the caller to refuse."""
+    """The JSON value in a line, or the line itself if it is not JSON, for the caller to refuse."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
@@ -260,9 +264,9 @@ def parse(line: str) -> Any:
 
 
 def memory(pid: int) -> float:
-    """GiB of memory that belongs to a process and its children; shared file pages are not counted."""
+    """GiB of memory of a process and its descendants; shared pages are not counted."""
     total = 0
-    with contextlib.suppress(psutil.Error):  # it may end while we look
+    with contextlib.suppress(psutil.Error):  # it may end meanwhile
         process = psutil.Process(pid)
         for member in [process, *process.children(recursive=True)]:
             used = member.memory_info()
@@ -271,7 +275,7 @@ def memory(pid: int) -> float:
 
 
 def marked(mark: str) -> list[psutil.Process]:
-    """Every living process that carries the mark, including daemons in sessions of their own."""
+    """Every running process that carries the mark, including daemons in sessions of their own."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -282,7 +286,7 @@ def marked(mark: str) -> list[psutil.Process]:
 
 
 def survivors(mark: str) -> list[str]:
-    """Names of the processes that outlive their worker by more than GRACE."""
+    """Names of the processes that outlive their worker by more than GRACE seconds."""
     deadline = time.monotonic() + GRACE
     while (found := marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -294,13 +298,13 @@ def survivors(mark: str) -> list[str]:
 
 
 def last_output(path: Path) -> str:
-    """The last line that a worker printed, and where it crashed if Python could still say so."""
+    """The last line that a worker printed, and where it crashed if faulthandler reported that."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 2**16))
         text = file.read().decode("utf-8", errors="replace").strip()
     text, crash, stack = text.partition("Fatal Python error: ")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    own = stack.partition("Current thread")[2] or stack  # of several threads, the one that crashed
+    own = stack.partition("Current thread")[2] or stack  # the stack of the thread that crashed
     where = re.search(r'^  File ".*?([^/"]+)", line (\d+) in (\S+)', own, re.MULTILINE)
     parts = [f"last output: {lines[-1][:300]}"] if lines else []
     parts += ["at {}:{} in {}".format(*where.groups())] if crash and where else []

@@ -1,7 +1,7 @@
 """The process in which one implementation runs: python -m gpt2_parity.run.worker JOB.json LIFELINE
 
-It measures and writes what it measured, line by line, into a journal that its parent reads; it
-judges nothing. A crash here is that implementation's verdict, and the journal keeps what came before.
+It writes each measurement as a line of a journal, which its parent reads; it judges nothing. If it
+crashes, the implementation fails, and the journal keeps the earlier measurements.
 """
 
 import sys
@@ -34,7 +34,7 @@ ENGINES = (
 
 
 def main(job_path: str, lifeline: str) -> None:
-    """Run a job: where, name, targets, resume, require, journal, cores, and what run.prepare says."""
+    """Run a job: a JSON file with the keys that runner.examine and preparation.prepare write."""
     job = child.begin(job_path, lifeline)
     with Path(job["journal"]).open("a", encoding="utf-8") as file:
         write = child.writer(file)
@@ -46,7 +46,7 @@ def main(job_path: str, lifeline: str) -> None:
 
 
 def run(job: dict[str, Any], journal: Journal) -> None:
-    """Introduce the implementation, then measure it on each target."""
+    """Load the implementation and report what it offers, then measure it on each target."""
     try:
         impl = discovery.Found(**job["implementation"]).load()
         offered = signatures.check(impl, CAPABILITIES)
@@ -55,7 +55,7 @@ def run(job: dict[str, Any], journal: Journal) -> None:
         raise
     journal("hello", targets=offered, versions=versions())
     if job["require"] and job["require"] not in {target.device for target in offered}:
-        return  # the parent says so
+        return  # the parent reports it
     hparams = HParams(**job["hparams"])
     weights = Path(job["weights"])
     records = [
@@ -69,7 +69,7 @@ def run(job: dict[str, Any], journal: Journal) -> None:
         journal("begin", target=target)
         done = job["resume"]["checks"] if job["resume"]["target"] == list(target) else ()
         if not measure(impl, target, weights, hparams, records, decode, journal, done):
-            return  # the other targets get a process in which something works
+            return  # the other targets get a new process
         journal("end", target=target)
 
 
@@ -83,10 +83,10 @@ def measure(
     journal: Journal,
     done: Collection[str] = (),
 ) -> bool:
-    """Every check on one target that is not done. What a check raises ends it and no other.
+    """Run every check on one target, except those that are done. An exception ends only its check.
 
-    False where the implementation raises at whatever it is asked from then on: what would be asked later
-    would blame the wrong mechanism.
+    Returns False, without running the remaining checks, if an exception leaves the implementation so
+    broken that every call raises: their failures would blame the wrong mechanism.
     """
     try:
         loaded = Loaded.load(impl, target, weights, hparams, records, decode)
@@ -94,40 +94,40 @@ def measure(
     except (Exception, SystemExit) as error:
         journal("broken", message=explain(error))
         return True
-    works = bool(done)  # until a check has been made, nothing is known to
+    works = bool(done)  # whether anything was ever measured
     journal("plan", **plan_as_json(plan))
     for name, check in CHECKS.items():
         if name in done:
             continue
         journal("checking", check=name)
         try:
-            with np.errstate(all="ignore"):  # an implementation may have made NumPy raise
+            with np.errstate(all="ignore"):  # an implementation may have set NumPy to raise
                 for measurement in check.measure(loaded, plan):
                     journal("measured", check=name, measurement=plain(measurement._asdict()))
                     works = True
         except (Exception, SystemExit) as error:
             journal("error", check=name, message=explain(error))
-            if works and (now := loaded.broken()):
-                journal("lost", target=target, message=now, since=name)
+            if works and (reason := loaded.broken()):
+                journal("lost", target=target, message=reason, since=name)
                 return False
         journal("checked", check=name)
     return True
 
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:
-    """What the implementation says about itself; the parent knows the rest of the plan."""
+    """The implementation's taps and capabilities; the parent knows the rest of the plan."""
     return {"taps": plan.taps, "offers": [capability.name for capability in plan.offers]}
 
 
 def versions() -> dict[str, str]:
-    """Versions of the frameworks and engines that are installed, by distribution."""
-    found = {}
+    """Versions of the installed frameworks and engines, by distribution."""
+    installed = {}
     for name in FRAMEWORKS + ENGINES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 if __name__ == "__main__":

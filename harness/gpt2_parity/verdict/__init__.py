@@ -1,4 +1,4 @@
-"""From measurements to a verdict: judging, blame, known failures, and the one module that writes prose.
+"""From measurements to a verdict: judge, blame, known failures, and the one module that writes prose.
 
 May import: checks, mistakes, contract.
 """

@@ -1,4 +1,4 @@
-"""Which operation or mechanism introduces an error, apart from all that inherits it."""
+"""Find the operation or mechanism that introduces an error, apart from the failures that inherit it."""
 
 import re
 from collections import defaultdict
@@ -9,17 +9,17 @@ from gpt2_parity.contract.check import Implied
 from gpt2_parity.contract.rows import Row
 
 DECODE = " (decode)"  # after a scope that is right in prefill
-AS_LARGE = 4  # times: two results, each as wrong as that, differ by twice as much, and some more
+AS_LARGE = 4  # times: two results that are each off by x differ by up to 2 x; the rest is margin
 
 
 def blame(rows: list[Row]) -> list[Row]:
-    """The rows of one target, each failure with what introduces its error.
+    """The rows of one target, with the field blame filled in for each failure.
 
-    An operation that fails the local check introduces error, and every other failure inherits it. If
-    there is none, the first failing mechanism is at fault: decode disagreeing with prefill, and so on,
-    unless a mistake made in every layer explains the logits of a black box. Accepting bad tokens and
-    computing too coarsely are faults of their own, whatever else is wrong. Rows that were lost with the
-    process are evidence against nothing but the process.
+    An operation that fails the local check introduces an error, and every other failure inherits it. If
+    no operation fails, the first failing mechanism is at fault, such as decode disagreeing with prefill.
+    The exception is a black box whose logits are explained by a known mistake in every layer: then
+    "logits" is at fault. Accepting bad tokens and computing too coarsely are always faults of their own.
+    Rows that were lost when the process ended blame only the process.
     """
     failed = [row for row in rows if row.verdict == "fail" and row.status != "lost"]
     faulty = list(dict.fromkeys(blamed(row, rows) for row in failed if introduces(row)))
@@ -39,20 +39,20 @@ def blame(rows: list[Row]) -> list[Row]:
 
 
 def n_layer(rows: Iterable[Row]) -> int:
-    """How many layers the rows speak of."""
+    """The number of layers that appear in the rows."""
     scopes = {row.scope.partition("/")[0] for row in rows if row.scope[:1] == "h" and "/" in row.scope}
     return len(scopes)
 
 
 def introduces(row: Row) -> bool:
-    """A local failure that stands for its own operation: measured, or its tap never came."""
+    """Whether a row is a local failure of its own operation: measured, or its tap is missing."""
     if row.check != "local" or not row.scope or "inherited" in row.evidence:
         return False
     return row.status not in ("error", "lost") and row.evidence.get("reason") != "input_not_tapped"
 
 
 def blamed(row: Row, rows: list[Row]) -> str:
-    """The scope of a local failure, marked where the same operation is right in prefill."""
+    """The scope of a local failure, with DECODE appended if the same operation is right in prefill."""
     if not row.metric.endswith("_decode"):
         return row.scope
     prefill = (row.check, row.scope, row.metric.removesuffix("_decode"))
@@ -61,7 +61,7 @@ def blamed(row: Row, rows: list[Row]) -> str:
 
 
 def own_blame(row: Row) -> str:
-    """What a failure is blamed on by itself; empty where it can be inherited."""
+    """What a failure is blamed on whatever else fails; "" if it can be inherited."""
     check = CHECKS.get(row.check)
     own = check.own_blame.get(row.metric) if check else None
     if own is None or (own.needs_value and row.value is None):
@@ -70,17 +70,17 @@ def own_blame(row: Row) -> str:
 
 
 def mechanism(rows: list[Row], failed: list[Row]) -> list[str]:
-    """The first failing mechanism that does not follow from another one, if there is one."""
+    """The first failing mechanism that does not follow from another one, as a list of one or none."""
     failed = [row for row in failed if row.check in CHECKS and CHECKS[row.check].blames]
     failed = without_auxiliary(rows, failed)
-    # what never came is evidence against no mechanism, where there is any other
+    # a missing measurement is evidence only if nothing else failed
     came = [row for row in failed if row.scope and row.status not in ("missing", "error")]
     broken = {row.check for row in came or failed}
     logits = [row for row in came if row.check == "logits"]
     if "logits" in broken and (not came or any(row.status == "nan" for row in logits)):
-        return ["logits"]  # nothing works; or NaN, which differs from itself, is in all that follows
+        return ["logits"]  # nothing works, or NaN (which differs from itself) fails every later check
     if any(row.check == "logits" and row.mistake for row in failed):
-        return ["logits"]  # a black box whose mistake is known: the rest comes of that
+        return ["logits"]  # a black box whose mistake is known: the rest follows from it
     broken -= {name for name in broken if follows(name, rows, came, failed)}
     first = next((check for check in by_precedence() if check.name in broken), None)
     if first is None:
@@ -90,7 +90,7 @@ def mechanism(rows: list[Row], failed: list[Row]) -> list[str]:
 
 
 def without_auxiliary(rows: list[Row], failed: list[Row]) -> list[Row]:
-    """Failures, less those on auxiliary models where the check of their sizes fails: they follow."""
+    """Failures; if the check sizes fails, without those on auxiliary models, which follow from it."""
     if not any(row.check == "sizes" for row in failed):
         return failed
     own = {row.case for row in rows if row.check == "logits"}
@@ -98,7 +98,7 @@ def without_auxiliary(rows: list[Row], failed: list[Row]) -> list[Row]:
 
 
 def follows(name: str, rows: list[Row], came: list[Row], failed: list[Row]) -> bool:
-    """Whether a failing check follows from another one, in a way that it declares."""
+    """Whether a failing check follows from another one, by its declaration implied_by."""
     mine = [row for row in came if row.check == name]
     return any(
         all(not implied.scope or row.scope == implied.scope for row in mine)
@@ -125,9 +125,9 @@ def _elsewhere(implied: Implied, name: str, rows: list[Row], came: list[Row], fa
 
 
 def _as_large(implied: Implied, name: str, rows: list[Row], came: list[Row], failed: list[Row]) -> bool:
-    """Coarse arithmetic rounds otherwise wherever it is done in another order.
+    """Whether the errors are no larger than coarse arithmetic in another order explains.
 
-    Cases of several rows do not count: they show what crosses from one row to another as well.
+    Cases with several batch rows do not count: they also show leaks from one row to another.
     """
     several = {row.case for row in rows if row.check == "batch" and row.scope.startswith("row")}
     metrics = {row.metric for row in came if row.check == name}
@@ -146,17 +146,18 @@ WHEN: dict[str, Callable[[Implied, str, list[Row], list[Row], list[Row]], bool]]
 
 
 def collapse(scopes: Iterable[str], layers: int) -> list[str]:
-    """The same leaf in several layers as one: h*/mlp/gelu for all of them, h{1,2}/mlp/gelu for some."""
+    """Scopes with equal leaves merged: h*/mlp/gelu for all layers, h{1,2}/mlp/gelu for some."""
     leaves: dict[str, list[str]] = defaultdict(list)
     for scope in dict.fromkeys(scopes):
         layer = re.match(r"h(\d+)(?=[/ ]|$)", scope)
         leaves[scope[layer.end() :] if layer else scope].append(layer[1] if layer else "")
     return [
-        leaf if not found[0] else f"h{_layers(found, layers)}{leaf}" for leaf, found in leaves.items()
+        leaf if not numbers[0] else f"h{_layers(numbers, layers)}{leaf}"
+        for leaf, numbers in leaves.items()
     ]
 
 
-def _layers(found: list[str], layers: int) -> str:
-    if len(found) == 1:
-        return found[0]
-    return "*" if len(found) == layers else "{" + ",".join(sorted(found, key=int)) + "}"
+def _layers(numbers: list[str], layers: int) -> str:
+    if len(numbers) == 1:
+        return numbers[0]
+    return "*" if len(numbers) == layers else "{" + ",".join(sorted(numbers, key=int)) + "}"

@@ -1,7 +1,7 @@
-"""The one module that writes prose: what a row says, and what is wrong with an implementation and why.
+"""The one module that writes prose: what a row shows, and what is wrong with an implementation and why.
 
-Everywhere else a fact stays data: a status, a mistake, evidence. Here it becomes a sentence, in the
-terminal, in reports and in the failure messages of pytest alike.
+Everywhere else a fact stays data: a status, a mistake, evidence. Here it becomes a sentence. The
+terminal, the reports and pytest's failure messages all use these sentences.
 """
 
 import math
@@ -19,12 +19,12 @@ from gpt2_parity.verdict.attribution import DECODE, collapse, introduces, own_bl
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A number from evidence; NaN and infinities are text there already."""
+    """A number from evidence as text; NaN and infinities are already text there."""
     return value if isinstance(value, str) else f"{value:.{digits}g}"
 
 
 def _operation(e: Mapping[str, Any]) -> str:
-    return f"at {e['at']}: got {number(e['got'], 9)}, right is {number(e['right'], 9)}"
+    return f"at {e['at']}: got {number(e['got'], 9)}, expected {number(e['right'], 9)}"
 
 
 def _looked_up(e: Mapping[str, Any]) -> str:
@@ -38,7 +38,7 @@ def _precision(e: Mapping[str, Any]) -> str:
 
 
 def quoted(text: str | list[int]) -> str:
-    """A generated text in quotes, or ids that are not all tokens."""
+    """A generated text in quotes, or its ids if not all of them are tokens."""
     return repr(text) if isinstance(text, str) else f"ids {text}"
 
 
@@ -52,17 +52,17 @@ def first_difference(e: Mapping[str, Any]) -> str:
     """Where a generated text first differs from golden's, and whether noise could explain that."""
     first = e["first_difference"]
     return (
-        f"first difference at token {first['new_token']} of row {first['row']}: {quoted(first['got'])} "
-        f"for {quoted(first['golden'])}, golden margin {number(first['margin'])}, "
-        f"noise could bridge {number(first['near_tie'])}"
+        f"first difference at token {first['new_token']} of row {first['row']}: got "
+        f"{quoted(first['got'])}, expected {quoted(first['golden'])} (golden margin "
+        f"{number(first['margin'])}, noise explains up to {number(first['near_tie'])})"
     )
 
 
 def _by_forward(e: Mapping[str, Any]) -> str:
-    likeliest = f"forward's likeliest is {e['likeliest']}"
+    chosen = f"got id {e['id']}, the argmax of forward is {e['likeliest']}"
     if e.get("asked_for_one_token"):
-        return f"when asked for one token: id {e['id']} in row {e['row']}, {likeliest}"
-    return f"first at new token {e['new_token']} of row {e['row']}: id {e['id']}, {likeliest}"
+        return f"with n_new = 1, row {e['row']}: {chosen}"
+    return f"first difference at new token {e['new_token']} of row {e['row']}: {chosen}"
 
 
 def _call(e: Mapping[str, Any]) -> str:
@@ -71,8 +71,8 @@ def _call(e: Mapping[str, Any]) -> str:
     return ids if e["function"] == "forward" else f"{ids} in {e['function']}"
 
 
-# The key that shows what evidence is about, the other keys that belong to it, and the words. What is not
-# here is shown as its name and its value.
+# The key that identifies a kind of evidence, the other keys that belong to it, and the function that
+# words it. Evidence that is not listed here is shown as its name and its value.
 PHRASES: tuple[tuple[str, tuple[str, ...], Callable[[Mapping[str, Any]], str]], ...] = (
     ("greatest_difference", (), lambda e: f"greatest difference {number(e['greatest_difference'])}"),
     ("at", ("got", "right"), _operation),
@@ -92,7 +92,7 @@ PHRASES: tuple[tuple[str, tuple[str, ...], Callable[[Mapping[str, Any]], str]], 
     ("refused", ("good_tokens_fail",),
      lambda e: f"after {_call(e['refused'])} were refused, good tokens fail: {e['good_tokens_fail']}"),
 )  # fmt: skip
-ELSEWHERE = {
+ELSEWHERE = {  # keys that other functions word
     "version_1",
     "version_1_diagnosis",
     "explained",
@@ -107,29 +107,28 @@ ELSEWHERE = {
 
 
 def seen(evidence: Mapping[str, Any]) -> str:
-    """What a check saw, in words."""
+    """A check's evidence as text."""
     left = {key: value for key, value in evidence.items() if key not in ELSEWHERE}
-    words = []
+    parts = []
     for key, others, phrase in PHRASES:
         if key in left:
-            words.append(phrase(left))
+            parts.append(phrase(left))
             left = {name: value for name, value in left.items() if name not in (key, *others)}
-    words += [f"{name.replace('_', ' ')} {value}" for name, value in left.items()]
-    return "; ".join(words)
+    parts += [f"{name.replace('_', ' ')} {value}" for name, value in left.items()]
+    return "; ".join(parts)
 
 
 UNEXPECTED = {
     "unknown_name": "measured but not expected: names must match exactly",
-    "not_promised": "measured but not expected: it is tapped, but TAPS does not promise it",
+    "not_promised": "measured but not expected: TAPS does not list this tap",
 }
-MISSING = {"input_not_tapped": "missing: an input of it was not tapped"}
-NOT_MEASURED = "missing: promised, but never tapped or measured"
+MISSING = {"input_not_tapped": "missing: one of its inputs was not tapped"}
+NOT_MEASURED = "missing: expected, but never tapped or measured"
 
 
 def detail(row: Row) -> str:
-    """What there is to say about a row besides its figures; "" where there is nothing."""
-    words = _known(row) + _told(row)
-    return " ".join(words)
+    """Everything about a row besides its figures; "" if there is nothing."""
+    return " ".join(_known(row) + _observed(row))
 
 
 def _known(row: Row) -> list[str]:
@@ -139,44 +138,47 @@ def _known(row: Row) -> list[str]:
     if "beyond" in e:
         beyond = e["beyond"]
         return [
-            f"beyond the {beyond['at_most']:g} limits that line {beyond['line']} of the ledger allows."
+            f"larger than line {beyond['line']} of the ledger allows (at most {beyond['at_most']:g})."
         ]
     return []
 
 
-def _told(row: Row) -> list[str]:
+def _observed(row: Row) -> list[str]:
     e = row.evidence
     if "version_1" in e:  # read from an old file
         return [e["version_1"]]
-    words = seen(e)
+    evidence = seen(e)
     match row.status:
         case "nan":
-            told = ["NaN: a comparison with NaN is no agreement.", words]
+            parts = ["NaN: a comparison with NaN never passes.", evidence]
         case "infinite":
-            told = ["infinite.", words]
+            parts = ["infinite.", evidence]
         case "missing":
-            told = [MISSING.get(e.get("reason", ""), NOT_MEASURED)]
+            parts = [MISSING.get(e.get("reason", ""), NOT_MEASURED)]
         case "unexpected":
-            told = [f"measured {e['times']} times" if "times" in e else UNEXPECTED[e["reason"]]]
+            parts = [f"measured {e['times']} times" if "times" in e else UNEXPECTED[e["reason"]]]
         case "lost":
-            told = [f"missing: {e['error']}"]
+            parts = [f"missing: {e['error']}"]
         case "error":
-            told = [f"missing: {e['error']}"] if row.metric else [ended(row)]
+            parts = [f"missing: {e['error']}"] if row.metric else [ended(row)]
         case "not_asked":
-            told = [_not_asked(row)]
+            parts = [_not_asked(row)]
         case _:
-            told = [words]
-    return [text for text in told if text]
+            parts = [evidence]
+    return [text for text in parts if text]
 
 
 def ended(row: Row) -> str:
-    """What ended a run, a check or a target early, and when."""
+    """What ended a run, a check or a target early, and when; or which ledger entry is out of date."""
     e = row.evidence
     if "stale" in e:
         stale = e["stale"]
-        return f"line {stale['line']} is out of date: no failure of {' | '.join(stale['id'])}; remove it"
+        return (
+            f"line {stale['line']} of the ledger is out of date: "
+            f"{' | '.join(stale['id'])} no longer fails; remove the line"
+        )
     if e.get("since"):
-        return f"raises at whatever it is asked since the check {check_name(e['since'])}: {e['error']}"
+        return f"has raised on every call since the check {check_name(e['since'])}: {e['error']}"
     during = f" (during the check {check_name(e['during'])})" if e.get("during") else ""
     return f"{e['error']}{during}"
 
@@ -186,17 +188,17 @@ def _not_asked(row: Row) -> str:
         offered = ", ".join(row.evidence.get("offered", ()))
         return f"skipped: {row.device}-{row.dtype} is not offered (offered: {offered})"
     if row.check == "weights":
-        return "no tap embed: only of a model as small as micro is every row of wte and wpe looked up"
+        return "no tap embed: every row of wte and wpe is checked only in models as small as micro"
     return "no tap: an error in this operation could not be localised"
 
 
 def check_name(name: str) -> str:
-    """A check's name in prose."""
+    """A check's name as prose has it: "kv cache"."""
     return name.replace("_", " ")
 
 
 def measured(row: Row) -> str:
-    """What was measured and what was allowed, in a few words."""
+    """What was measured and what was allowed: "126 rounding units, allowed 16"."""
     if row.value is None:
         return detail(row) or "not measured"
     allowed = "" if row.limit is None else f", allowed {row.limit:g}"
@@ -205,8 +207,8 @@ def measured(row: Row) -> str:
 
 def measured_and_seen(row: Row) -> str:
     """What was measured, with the detail."""
-    words = detail(row)
-    return measured(row) if row.value is None or not words else f"{measured(row)} ({words})"
+    text = detail(row)
+    return measured(row) if row.value is None or not text else f"{measured(row)} ({text})"
 
 
 def location(row: Row) -> str:
@@ -215,19 +217,19 @@ def location(row: Row) -> str:
 
 
 def cause(row: Row) -> str:
-    """The known mistake that explains a row, in words; "" where none does."""
+    """The text of the known mistake that explains a row; "" if none does."""
     return registry.text_of(row.mistake) if row.mistake else ""
 
 
 def diagnosis(row: Row) -> str:
-    """Why a row fails, as far as it is known: "erf instead of tanh GELU explains it: ..."."""
+    """Why a row fails, such as "erf instead of tanh GELU explains it: ..."; "" if that is not known."""
     e = row.evidence
     if "version_1_diagnosis" in e:  # read from an old file
         return str(e["version_1_diagnosis"])
     if row.mistake:
         return f"{cause(row)} {effect(row)}".strip()
     if "wrong_from" in e:
-        return f"on the way back from the loss it is wrong from {e['wrong_from']} on"
+        return f"in the backward pass, gradients are wrong from {e['wrong_from']} on"
     if "inherited" in e:
         return "inherited: its input is not finite"
     if (nearest := e.get("nearest")) is None:
@@ -236,19 +238,19 @@ def diagnosis(row: Row) -> str:
         return "no known mistake applies"
     text = registry.text_of(nearest["mistake"])
     if row.check == "local":
-        falls = f"{number(nearest['before'])} to {number(nearest['after'])}"
+        falls = f"{number(nearest['before'])} rounding units fall to {number(nearest['after'])}"
         return f"no known mistake explains it (nearest: {text}: {falls})"
     return f"no known mistake, made in every layer, explains it (nearest: {text}: {_falls(nearest)})"
 
 
 def effect(row: Row) -> str:
-    """How well the mistake explains a row: what is left of the error if it is assumed."""
+    """How well the known mistake explains a row: how much error remains if it is assumed."""
     explained = row.evidence.get("explained")
     if explained is None:
         return "explains it"
     if "noise_units" in explained:
         units = number(explained["noise_units"], 2)
-        return f"explains it: made in every layer, {_falls(explained)}, {units} noise units"
+        return f"explains it: if it is made in every layer, {_falls(explained)} ({units} noise units)"
     before, after = number(explained["before"]), number(explained["after"], 2)
     return f"explains it: {before} rounding units fall to {after}"
 
@@ -259,7 +261,7 @@ def _falls(facts: Mapping[str, Any]) -> str:
 
 
 def notes(rows: Iterable[Row]) -> list[str]:
-    """What a reader must know although it passes: known failures, and products that are too wide."""
+    """What to mention although it does not fail: known failures, and products wider than declared."""
     rows = list(rows)
     wide = Counter((label(row), seen(row.evidence)) for row in rows if _passes_too_wide(row))
     known = Counter(
@@ -267,10 +269,10 @@ def notes(rows: Iterable[Row]) -> list[str]:
         for row in rows
         if row.verdict == "known"
     )
-    told = [
+    lines = [
         f"{name} {check}: known: {why} ({n} measurements)" for (name, check, why), n in known.items()
     ]
-    return told + [f"{name} precision: {words} ({n} products)" for (name, words), n in wide.items()]
+    return lines + [f"{name} precision: {text} ({n} products)" for (name, text), n in wide.items()]
 
 
 def _passes_too_wide(row: Row) -> bool:
@@ -283,31 +285,31 @@ def _passes_too_wide(row: Row) -> bool:
 class Finding(NamedTuple):
     """One thing that is wrong, in parts; ``text`` puts them together."""
 
-    where: str  # the operation (h*/mlp/gelu) or the mechanism (cache) at fault; "" for what inherits
+    where: str  # the operation (h*/mlp/gelu) or mechanism (cache) at fault; "" for inherited failures
     claim: str
     size: str
     look: str  # where to look
     worst: Row | None  # the measurement that shows it best
-    why: str = ""  # the diagnosis; "" where none was looked for
+    why: str = ""  # the diagnosis, if there is one
 
     @property
     def mistake(self) -> str:
-        """The id of the known mistake that explains it, or ""."""
+        """The id of the known mistake that explains the finding, or ""."""
         return self.worst.mistake if self.worst else ""
 
     @property
     def cause(self) -> str:
-        """The known mistake that explains it in words, or ""."""
+        """The text of that mistake, or ""."""
         return cause(self.worst) if self.worst else ""
 
     @property
     def effect(self) -> str:
-        """How well that explains it."""
+        """How well that mistake explains the finding."""
         return effect(self.worst) if self.worst else ""
 
     @property
     def text(self) -> str:
-        """The paragraph."""
+        """All parts as one paragraph."""
         why = f"Why: {self.why}." if self.why else ""
         look = f"Look at {self.look}." if self.look else ""
         lead = f"{self.where} {self.claim}".strip()
@@ -315,12 +317,12 @@ class Finding(NamedTuple):
 
 
 def paragraphs(rows: Iterable[Row]) -> dict[str, list[str]]:
-    """Paragraphs by implementation and target, one for each thing that introduces error."""
-    return {name: [finding.text for finding in found] for name, found in findings(rows).items()}
+    """Paragraphs by implementation and target: one for each finding, what introduces an error first."""
+    return {name: [each.text for each in wrong] for name, wrong in findings(rows).items()}
 
 
 def findings(rows: Iterable[Row]) -> dict[str, list[Finding]]:
-    """What is wrong, by implementation and target: what introduces error comes first."""
+    """What is wrong, by implementation and target; what introduces an error comes first."""
     by_run: dict[str, list[Row]] = defaultdict(list)
     layers = set()
     for row in rows:
@@ -332,7 +334,7 @@ def findings(rows: Iterable[Row]) -> dict[str, list[Finding]]:
 
 
 def found_in(failed: list[Row], layers: int) -> list[Finding]:
-    """The findings of one run."""
+    """The findings for one implementation and target, from its failures."""
     groups: dict[tuple[str, bool, str], list[Row]] = defaultdict(list)
     rest = []
     ends = [row for row in failed if row.check == "process"]
@@ -364,83 +366,81 @@ def found_in(failed: list[Row], layers: int) -> list[Finding]:
 
 
 def in_decode_only(row: Row) -> bool:
-    """An operation that is right in prefill."""
+    """Whether a row blames an operation that is right in prefill."""
     return row.blame == row.scope + DECODE
 
 
 def is_segment(row: Row) -> bool:
-    """Judged together with all that comes between the nearest taps before it and here."""
+    """Whether a row judges all operations between the nearest preceding taps and its scope together."""
     return row.metric.startswith("segment")
 
 
 def crash(end: Row, lost: list[Row]) -> Finding:
-    """The worker's end, with what was lost by it."""
-    claim = f"ended before it was done: {len(lost)} measurements are lost." if lost else "failed."
+    """The worker process ended early, and these rows were lost with it."""
+    claim = f"ended early: {len(lost)} measurements are missing." if lost else "failed."
     return Finding("process", claim, f"It {ended(end)}.", "", end)
 
 
 def operation(group: list[Row], layers: int) -> Finding:
-    """One operation (or segment) in one or several layers that computes wrongly from its own input."""
+    """One operation (or segment), in one or several layers, that is wrong given its own input."""
     worst = max(group, key=severity)
     scopes = ", ".join(collapse((row.blame for row in group), layers))
     if worst.status == "missing":
-        claim = f"is promised, by TAPS or by the first call, but was not tapped (case {worst.case})."
+        claim = f"is expected, by TAPS or by the first call, but was not tapped (case {worst.case})."
         return Finding(scopes, claim, "", "", worst)
-    words = detail(worst)
-    where = f" (case {worst.case}, {words})" if words else f" (case {worst.case})"
+    text = detail(worst)
+    where = f" (case {worst.case}, {text})" if text else f" (case {worst.case})"
     if worst.value is None:
-        size = f"Its result is no number or never came at {worst.scope}{where}."
+        size = f"At worst, the result of {worst.scope} is missing or not finite{where}."
     else:
-        unit = "its own noise" if is_segment(worst) else "rounding units"
+        unit = "times its own noise" if is_segment(worst) else "rounding units"
         size = (
             f"At worst, {worst.scope} is off by {worst.value:.3g} {unit}{where}; "
-            f"honest rounding stays below {worst.limit:g}."
+            f"rounding alone stays below {worst.limit:g}."
         )
-    claim = "introduces an error: it is wrong even given its own input."
+    claim = "introduces an error: given its own input, its result is wrong."
     look = hint_for_kind(kind_of(worst.scope))
-    if is_segment(worst):  # its last operation need not be the one
-        claim = (
-            "is wrong: something between the nearest taps before it and this one introduces an error."
-        )
-        look = (
-            "all that lies between; tap more of it, and the verdict can name the operation that is wrong"
-        )
+    if is_segment(worst):  # any of its operations may be the wrong one
+        claim = "is wrong: an operation between the preceding taps and this one introduces an error."
+        look = "everything between these taps; with more taps, the verdict can name the operation"
     return Finding(scopes, claim, size, look, worst, diagnosis(worst))
 
 
 def severity(row: Row) -> float:
-    """NaN is worse than any number, and what never came shows least."""
+    """A key to sort failures by: NaN is above any number, a missing value below."""
     if row.status == "nan":
         return math.inf
     return -1.0 if row.value is None else row.value
 
 
 def mechanism(blame: str, group: list[Row]) -> Finding:
-    """A failure that no single operation explains, shown by the check that it is named after."""
-    telling = [row for row in group if row.check in CHECKS and CHECKS[row.check].blames == blame]
-    worst = max(telling or group, key=severity)
-    words = detail(worst)
+    """A failure that no single operation explains, shown by the check that blames this mechanism."""
+    own = [row for row in group if row.check in CHECKS and CHECKS[row.check].blames == blame]
+    worst = max(own or group, key=severity)
+    text = detail(worst)
     if worst.check == "load":
-        return Finding("", f"It could not be started: {words.rstrip('.')}.", "", "", worst)
-    where = " ".join(part for part in (check_name(worst.check), worst.case, worst.scope) if part)
-    size = words
+        return Finding("", f"It could not be started: {text.rstrip('.')}.", "", "", worst)
+    case = f"case {worst.case}" if worst.case else ""
+    where = ", ".join(part for part in (f"check {check_name(worst.check)}", case, worst.scope) if part)
+    size = text
     if worst.value is not None:
-        size = f"{worst.value:.3g} {worst.metric.replace('_', ' ')}, allowed {worst.limit:g}. {words}"
+        size = f"{worst.value:.3g} {worst.metric.replace('_', ' ')}, allowed {worst.limit:g}"
+        size += f"; {text}" if text else ""
     why = next((text for row in [worst, *group] if (text := diagnosis(row))), "")
-    count = f", in {len(group)} measurements" if len(group) > 1 else ""
-    size = f"At worst: {where}: {size.strip().rstrip('.')}."
+    count = f": {len(group)} measurements fail" if len(group) > 1 else ""
+    size = f"At worst ({where}): {size.strip().rstrip('.')}."
     return Finding(blame, f"is at fault{count}.", size, hint(blame, group), worst, why)
 
 
 def hint(blame: str, group: list[Row]) -> str:
-    """Where to look for a mechanism that is at fault."""
+    """Where to look for the cause when this mechanism is at fault."""
     tapped = any(row.check == "activations" for row in group)
-    if blame == "logits" and tapped:  # and no operation was found wrong
+    if blame == "logits" and tapped:  # no operation was found wrong
         blame = "activations"
     looks = {check.blames: check.look_at for check in CHECKS.values() if check.blames}
     return looks.get(blame, "")
 
 
 def hint_for_kind(kind: str) -> str:
-    """Where to look for an operation that is wrong by itself."""
+    """Where to look when an operation of this kind is wrong given its own input."""
     return CHECKS["local"].look_at_by_kind[kind]

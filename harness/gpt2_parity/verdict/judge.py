@@ -1,12 +1,12 @@
-"""The one place that judges: what was expected and what was measured go in, rows come out.
+"""The one place that judges: turns expected keys and measurements into rows.
 
-Verdicts of a row, one for each expected measurement and for everything else that came:
+There is a row for each expected measurement, and one for each unexpected one. Its verdict is one of:
 
     pass           within its limit
-    fail           beyond it, NaN, missing, or lost to an error or a crash
-    known          a failure that the ledger of known failures allows, and no further than it allows
+    fail           beyond its limit, NaN, missing, or lost to an error or a crash
+    known          a failure that is listed in the ledger and no larger than its entry allows
     inconclusive   the evidence cannot decide (near-ties); neither a pass nor a fail
-    unlocalised    a tap that the implementation does not offer would have shown it
+    unlocalised    not measured: it needs a tap that the implementation does not offer
     skipped        a target that this implementation does not offer
 """
 
@@ -28,7 +28,7 @@ NO_LIMIT = "it has no limit, so it cannot be judged"
 
 
 def expected(plan: Plan) -> Expected:
-    """Everything that a run must measure. Raises ValueError where a check promises a key twice."""
+    """Every key that a run must measure. Raises ValueError if a check expects a key twice."""
     keys = {name: list(check.expected(plan)) for name, check in CHECKS.items()}
     for name, wanted in keys.items():
         if len(set(wanted)) != len(wanted):
@@ -45,7 +45,7 @@ class Judge:
 
     @classmethod
     def of(cls, row: Row) -> "Judge":
-        """The judge of a row's implementation and target."""
+        """The judge for a row's implementation, target and model."""
         return cls(row.implementation, Target(row.device, row.dtype), row.model)
 
     def rows(
@@ -55,9 +55,9 @@ class Judge:
         errors: Mapping[str, str],
         lost: str = "",
     ) -> list[Row]:
-        """A row for every expected measurement and one for everything else that came.
+        """A row for every expected measurement and for every unexpected one, with blame.
 
-        errors: what ended a check early, by check. lost: what ended the whole run early, if it did.
+        errors: by check, the error that ended it early. lost: why the whole run ended early, or "".
         """
         found: dict[tuple[str, Key], list[Measurement]] = defaultdict(list)
         for check, measurement in measured:
@@ -84,7 +84,7 @@ class Judge:
         return self._fail(check, ("", "", ""), "error", {"error": error, **evidence})
 
     def skipped(self, offered: Iterable[Target]) -> Row:
-        """A target that was asked for and is not offered."""
+        """The row of a target that was requested and is not offered."""
         evidence = {"offered": [str(target) for target in offered]}
         return self._plain(("", "", ""), "load", "skipped", "not_asked", evidence)
 
@@ -128,7 +128,7 @@ class Judge:
         return row._replace(limit=limit.most if limit and math.isfinite(limit.most) else None)
 
     def _unseen(self, plan: Plan) -> list[Row]:
-        """A row for every tap that this implementation does not offer, and what rests on it alone."""
+        """A row for every tap that is not offered, and for every check that needs such a tap."""
         return [
             self._plain(("", scope, ""), name, "unlocalised", "not_asked", {})
             for name, check in CHECKS.items()
@@ -138,7 +138,7 @@ class Judge:
 
 
 def share(value: float, limit: Limit) -> float | None:
-    """The share of the limit that a value uses; None beyond a limit of zero, or without one."""
+    """The share of the limit that a value uses; None if there is no limit, or it is 0 and exceeded."""
     if math.isinf(limit.most):
         return None
     if limit.most == 0:
@@ -149,7 +149,7 @@ def share(value: float, limit: Limit) -> float | None:
 def absence(
     check: str, key: Key, errors: Mapping[str, str], lost: str, tapped: Collection[str]
 ) -> tuple[str, dict[str, Any]]:
-    """Status and evidence of a measurement that never came."""
+    """Status and evidence of a missing measurement."""
     if check in errors:
         return "error", {"error": errors[check]}
     if lost:

@@ -1,14 +1,14 @@
-"""Known disagreements: a ledger that is strict both ways.
+"""Known failures, listed in a file (the ledger).
 
-One id a line, with how far it may go and the reason why it is there:
+Unlisted failures fail; so do entries that no longer occur. The file has one entry a line:
 
     # target              | check | blame          | at most | reason
     mine-cpu-float32      | local | h0/mlp/gelu    | 500     | erf GELU until release 2.1
 
-The first three are as results.json has them (implementation-device-dtype, check, blame) and match
-exactly. "at most" is in limits: a failure of 500 times its limit is known, one of 501 times is not;
-"lost" stands for a measurement that is missing, NaN or infinite. Where the limit is 0 it is the count
-itself. A line that is not needed any more is a failure.
+The first three fields are those of results.json (implementation-device-dtype, check, blame) and match
+exactly. "at most" is a multiple of the limit: with 500, a failure of 500 times its limit is known, and
+one of 501 times is not. "lost" also allows measurements that are missing, NaN or infinite. Where the
+limit is zero, "at most" is the number of violations.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,18 +19,18 @@ from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.contract.rows import Row, label
 from gpt2_parity.verdict.judge import Judge
 
-ROOM = 2.0  # in what is suggested: other fresh tokens give other figures
-REASON = "..."  # in what is suggested
+ROOM = 2.0  # factor on suggested values of "at most": other fresh tokens give other figures
+REASON = "..."  # placeholder for the reason in suggested lines
 FORM = "target | check | blame | at most | reason"
 
 
 class Known(NamedTuple):
-    """One line."""
+    """One entry."""
 
     target: str
     check: str
     blame: str
-    at_most: float  # in limits; infinite: lost measurements too
+    at_most: float  # multiple of the limit; infinite: lost measurements too
     reason: str
     line: int
 
@@ -40,32 +40,35 @@ class Known(NamedTuple):
 
 
 def read(path: Path) -> list[Known]:
-    """The lines of a ledger. Raises CannotJudge, naming the line, for a malformed or double one."""
+    """The entries of a ledger.
+
+    Raises CannotJudge if the file cannot be read, or has a malformed or duplicate line, which it names.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise CannotJudge(f"ledger {path}: cannot be read ({error})") from error
-    found: list[Known] = []
+    entries: list[Known] = []
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             known = parse(line, number, path)
-            if known.id in {other.id for other in found}:
-                raise CannotJudge(f"{path}:{number}: {' | '.join(known.id)} is there twice")
-            found.append(known)
-    return found
+            if known.id in {other.id for other in entries}:
+                raise CannotJudge(f"{path}:{number}: {' | '.join(known.id)} is listed twice")
+            entries.append(known)
+    return entries
 
 
 def parse(line: str, number: int, path: Path) -> Known:
-    """One line. Raises CannotJudge where it is not what FORM says."""
+    """One entry from its line. Raises CannotJudge if the line does not have the form FORM."""
     parts = [part.strip() for part in line.split("|", 4)]
     if len(parts) != 5 or not all(parts):
-        raise CannotJudge(f"{path}:{number}: expected {FORM}, all five")
+        raise CannotJudge(f"{path}:{number}: expected five fields: {FORM}")
     try:
         at_most = float("inf") if parts[3] == "lost" else float(parts[3])
     except ValueError:
         at_most = 0.0
     if parts[4] == REASON:
-        raise CannotJudge(f"{path}:{number}: {REASON} stands where the reason is to be")
+        raise CannotJudge(f"{path}:{number}: replace {REASON} by the reason")
     if not at_most > 1:
         raise CannotJudge(
             f'{path}:{number}: "at most" is {parts[3]!r}, expected a number above 1, or lost'
@@ -74,9 +77,9 @@ def parse(line: str, number: int, path: Path) -> Known:
 
 
 def apply(rows: Sequence[Row], ledger: Sequence[Known]) -> list[Row]:
-    """The rows, with failures that the ledger knows marked as known, and a failure for every stale line.
+    """The rows with listed failures marked as known, plus a failure for every stale entry.
 
-    A line about a target that these rows do not have is left alone: it was not examined.
+    An entry about a target that these rows do not contain is ignored: the target was not examined.
     """
     by_id = {known.id: known for known in ledger}
     needed: set[tuple[str, str, str]] = set()
@@ -92,7 +95,7 @@ def apply(rows: Sequence[Row], ledger: Sequence[Known]) -> list[Row]:
 
 
 def accept(row: Row, known: Known) -> Row:
-    """A failure as the ledger has it: known, or, where it has grown, still a failure that says so."""
+    """A listed failure: known if it is as small as its entry allows, otherwise still a failure."""
     if size(row) <= known.at_most:
         evidence = {**row.evidence, "known": {"reason": known.reason, "line": known.line}}
         return row._replace(verdict="known", evidence=evidence)
@@ -101,14 +104,17 @@ def accept(row: Row, known: Known) -> Row:
 
 
 def size(row: Row) -> float:
-    """How far a failure goes, in limits; infinite where nothing was measured."""
+    """How large a failure is: a multiple of its limit, or the value itself where the limit is 0.
+
+    Infinite where nothing finite was measured.
+    """
     if row.value is not None and row.limit == 0:
         return row.value
     return float("inf") if row.ratio is None else row.ratio
 
 
 def complain(rows: Iterable[Row], known: Known) -> Row | None:
-    """A failure for a line that nothing needed, where its target was examined."""
+    """A failure for an entry that matched nothing; None if its target was not examined."""
     for row in rows:
         if label(row) == known.target and row.verdict != "skipped":
             stale = {"line": known.line, "id": list(known.id)}
@@ -117,7 +123,7 @@ def complain(rows: Iterable[Row], known: Known) -> Row | None:
 
 
 def suggest(rows: Iterable[Row]) -> list[str]:
-    """Lines for what fails in these rows, but for the reasons, which are a person's to give."""
+    """Ledger lines for the failures in these rows. A person must fill in the reasons."""
     worst: dict[tuple[str, str, str], float] = {}
     for row in rows:
         if row.verdict == "fail" and row.check != "ledger":
