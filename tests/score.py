@@ -113,7 +113,7 @@ def diagnoses(rows: Iterable[Row]) -> list[str]:
 
     Gradients are not explained, but traced to where the backward pass goes wrong.
     """
-    failed = (row for row in rows if row.verdict == "fail" and row.check != "gradients")
+    failed = (row for row in rows if row.verdict == "fail" and "wrong_from" not in row.evidence)
     return sorted({row.mistake or "?" for row in failed if explain.diagnosis(row)})
 
 

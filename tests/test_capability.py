@@ -153,9 +153,7 @@ def test_it_is_documented_and_reported(world, verified, tmp_path):
     limits = parity("list", "--limits", env=environment).stdout
     assert "log_probabilities" in limits
     assert parity("new", "mine", env=environment, cwd=tmp_path).returncode == 0
-    assert (
-        "# Optional: def log_probabilities(model, tokens): return" in (tmp_path / "mine.py").read_text()
-    )
+    assert "# Optional: log_probabilities(model, tokens) returns" in (tmp_path / "mine.py").read_text()
 
 
 def test_without_the_distribution_nothing_of_it_is_there():

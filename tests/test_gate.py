@@ -10,6 +10,7 @@ import pytest
 
 from commands import SPECIMEN, module, parity
 from faults import named, write
+from gpt2_parity.checks.registry import CAPABILITIES
 from gpt2_parity.contract.interface import CannotJudge, ContractBroken, Target
 from gpt2_parity.contract.rows import Row, exit_code
 from gpt2_parity.implementation import signatures, template
@@ -36,7 +37,10 @@ def test_an_attribute_that_a_file_lacks_is_named_with_the_file(tmp_path):
 
 
 def test_the_specimen_keeps_the_contract():
-    assert signatures.check(like_numpy()) == [Target("cpu", "float32"), Target("cpu", "float64")]
+    assert signatures.check(like_numpy(), CAPABILITIES) == [
+        Target("cpu", "float32"),
+        Target("cpu", "float64"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +63,7 @@ def test_the_specimen_keeps_the_contract():
 )
 def test_a_complaint_names_the_function_and_its_signature(changes, complaint):
     with pytest.raises(ContractBroken) as refused:
-        signatures.check(like_numpy(**changes))
+        signatures.check(like_numpy(**changes), CAPABILITIES)
     assert complaint in str(refused.value)
 
 
@@ -70,7 +74,7 @@ def test_all_complaints_are_reported_at_once():
 
 
 def test_optional_functions_may_be_lacking():
-    assert signatures.check(like_numpy(generate=None))
+    assert signatures.check(like_numpy(generate=None), CAPABILITIES)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +149,7 @@ def test_the_skeleton_overwrites_nothing_and_its_gate_says_what_is_missing(tmp_p
 @pytest.mark.parametrize("name", ["../up", "a-b", "1st", "", "a/b", "x.y"])
 def test_a_skeleton_has_the_name_of_a_module(name, tmp_path):
     with pytest.raises(CannotJudge, match="not a name"):
-        template.write(name, tmp_path)
+        template.write(name, tmp_path, CAPABILITIES)
 
 
 def test_the_skeleton_filled_with_the_specimens_body_passes(tmp_path):

@@ -5,31 +5,14 @@ an edit of a specimen's text. Each module has one kind of mistake and adds its f
 shelf.py.
 """
 
-from . import (  # noqa: F401 (importing them fills the lists)
-    activation,
-    attention,
-    batch,
-    cache,
-    cache_buffers,
-    cuda,
-    embedding,
-    generate,
-    gradients,
-    half_precision,
-    layer_norm,
-    lengths,
-    one_layer,
-    precision,
-    products,
-    refusals,
-    results,
-    state,
-    structure,
-    taps,
-    weights,
-)
+import importlib
+import pkgutil
+
 from .plain import Plain
 from .shelf import BLACK_BOX, FAULTS, IN_LAYER, ON_CUDA, Fault, named, plant, source, write
+
+for _module in pkgutil.iter_modules(__path__):  # importing a file of faults adds them to the lists
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
     "BLACK_BOX",

@@ -27,11 +27,14 @@ def found() -> list[Check]:
 def in_order(checks: Iterable[Check]) -> dict[str, Check]:
     """Checks by name, each one later than the check that its field ``after`` names.
 
+    Checks that declare themselves last come at the end.
+
     Raises ValueError for two checks of one name, and if ``after`` names a check that does not exist.
     """
-    waiting = sorted(checks, key=lambda check: check.name)
-    if len({check.name for check in waiting}) < len(waiting):
-        raise ValueError(f"two checks have the same name: {[check.name for check in waiting]}")
+    both = sorted(checks, key=lambda check: check.name)
+    if len({check.name for check in both}) < len(both):
+        raise ValueError(f"two checks have the same name: {[check.name for check in both]}")
+    waiting = [check for check in both if not check.last]
     ordered: dict[str, Check] = {}
 
     def place(after: str) -> None:
@@ -42,7 +45,7 @@ def in_order(checks: Iterable[Check]) -> dict[str, Check]:
     place("")
     if lost := [check.name for check in waiting if check.name not in ordered]:
         raise ValueError(f"checks {lost} come after a check that does not exist")
-    return ordered
+    return ordered | {check.name: check for check in both if check.last}
 
 
 CHECKS: dict[str, Check] = in_order(found())

@@ -1,8 +1,12 @@
 """The declaration of a check.
 
 The rest of the package derives from these declarations: how optional functions are called, the skeleton
-of ``parity new``, the calls that bad_tokens makes, the table of limits, the order of mechanisms, the
-hints and the tables of the documents.
+of ``parity new``, the calls that bad_tokens makes, the table of limits, the order of mechanisms and the
+hints. A test compares the README's table of checks with them. tests/test_capability.py has a complete
+example of a check with a capability, from outside the package.
+
+A measurement's evidence is a small JSON object. Keys that verdict/explain.py knows (PHRASES) become
+sentences; any other is shown as its name and its value.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -49,9 +53,13 @@ class Check(NamedTuple):
     measure: Callable[[Any, Plan], Iterator[Measurement]]
     limits: Mapping[str, Limit | LimitByKind]  # by metric; a metric without one cannot be judged
     after: str = ""  # the check that it follows; the most informative checks run first
+    last: bool = False  # runs after all others: it may leave the process unusable
     blames: str = ""  # the mechanism that is at fault if no single operation is; empty: none
     blames_by_scope: Mapping[str, str] = {}  # by first failing scope, where that is more specific
-    precedence: int = 0  # if several mechanisms fail, the one with the lowest is at fault
+    # If several mechanisms fail, the one with the lowest precedence is at fault: determinism 10, taps 20,
+    # weights 30, causality 40, batch 50, kv_cache 60, lengths 70, greedy 80, logits 90, activations 100,
+    # gradients 110, sizes 120, overflow 130, bad_tokens 140. A new capability fits between 100 and 120.
+    precedence: int = 0
     look_at: str = ""  # completes the sentence "Look at ..."
     look_at_by_kind: Mapping[str, str] = {}  # the same by kind of operation, if one is at fault
     own_blame: Mapping[str, OwnBlame] = {}  # by metric

@@ -98,8 +98,9 @@ def explain(error: BaseException) -> str:
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
     file, line = (frames[-1].filename, frames[-1].lineno) if frames else ("", 0)
+    message = str(error)
     if isinstance(error, SyntaxError):  # raised where the module was imported
-        file, line = error.filename or "", error.lineno
+        file, line, message = error.filename or "", error.lineno, error.msg
     where = f" at {Path(file).name}:{line}" if file else ""
-    text = " ".join(str(error).split())
+    text = " ".join(message.split())
     return f"{type(error).__name__}{where}: {text}"[:500]

@@ -43,8 +43,6 @@ def quoted(text: str | list[int]) -> str:
 
 
 def _generated(e: Mapping[str, Any]) -> str:
-    if "golden" not in e:
-        return quoted(e["text"])
     return f"{quoted(e['text'])}, golden {quoted(e['golden'])}; {first_difference(e)}"
 
 
@@ -71,27 +69,44 @@ def _call(e: Mapping[str, Any]) -> str:
     return ids if e["function"] == "forward" else f"{ids} in {e['function']}"
 
 
-# The key that identifies a kind of evidence, the other keys that belong to it, and the function that
-# words it. Evidence that is not listed here is shown as its name and its value.
-PHRASES: tuple[tuple[str, tuple[str, ...], Callable[[Mapping[str, Any]], str]], ...] = (
-    ("greatest_difference", (), lambda e: f"greatest difference {number(e['greatest_difference'])}"),
-    ("at", ("got", "right"), _operation),
-    ("recomputed_from", (),
-     lambda e: f"recomputed from {', '.join(e['recomputed_from']) or 'the tokens'}"),
-    ("token", ("position", "channel"), _looked_up),
-    ("length", (), lambda e: f"{e['length']} tokens"),
-    ("cut_at", (), lambda e: f"cut at {e['cut_at']}"),
-    ("measured", ("declared", "wider"), _precision),
-    ("overwritten", (), lambda e: ", ".join(e["overwritten"])),
-    ("near_ties", ("positions",),
-     lambda e: f"{e['near_ties']} of {e['positions']} positions are within the noise"),
-    ("text", ("golden", "first_difference"), _generated),
-    ("likeliest", ("asked_for_one_token", "id", "row", "new_token"), _by_forward),
-    ("accepted", (), lambda e: f"{_call(e['accepted'])} were accepted"),
-    ("refused_with", (), lambda e: f"refused: {e['refused_with']}"),
-    ("refused", ("good_tokens_fail",),
-     lambda e: f"after {_call(e['refused'])} were refused, good tokens fail: {e['good_tokens_fail']}"),
-)  # fmt: skip
+class Phrase(NamedTuple):
+    """How evidence with certain keys is worded."""
+
+    keys: tuple[str, ...]  # all of them must be there
+    word: Callable[[Mapping[str, Any]], str]
+    optional: tuple[str, ...] = ()  # more keys that it words
+
+
+# Evidence that no phrase fits is shown as its name and its value.
+PHRASES = (
+    Phrase(
+        ("greatest_difference",), lambda e: f"greatest difference {number(e['greatest_difference'])}"
+    ),
+    Phrase(("at", "got", "right"), _operation),
+    Phrase(
+        ("recomputed_from",),
+        lambda e: f"recomputed from {', '.join(e['recomputed_from']) or 'the tokens'}",
+    ),
+    Phrase(("token", "position"), _looked_up, ("channel",)),
+    Phrase(("length",), lambda e: f"{e['length']} tokens"),
+    Phrase(("cut_at",), lambda e: f"cut at {e['cut_at']}"),
+    Phrase(("measured", "declared"), _precision, ("wider",)),
+    Phrase(("overwritten",), lambda e: ", ".join(e["overwritten"])),
+    Phrase(
+        ("near_ties", "positions"),
+        lambda e: f"{e['near_ties']} of {e['positions']} positions are within the noise",
+    ),
+    Phrase(("text", "golden", "first_difference"), _generated),
+    Phrase(("text",), lambda e: quoted(e["text"])),
+    Phrase(("likeliest", "id", "row", "new_token"), _by_forward),
+    Phrase(("likeliest", "id", "row", "asked_for_one_token"), _by_forward),
+    Phrase(("accepted",), lambda e: f"{_call(e['accepted'])} were accepted"),
+    Phrase(("refused_with",), lambda e: f"refused: {e['refused_with']}"),
+    Phrase(
+        ("refused", "good_tokens_fail"),
+        lambda e: f"after {_call(e['refused'])} were refused, good tokens fail: {e['good_tokens_fail']}",
+    ),
+)
 ELSEWHERE = {  # keys that other functions word
     "version_1",
     "version_1_diagnosis",
@@ -110,10 +125,14 @@ def seen(evidence: Mapping[str, Any]) -> str:
     """A check's evidence as text."""
     left = {key: value for key, value in evidence.items() if key not in ELSEWHERE}
     parts = []
-    for key, others, phrase in PHRASES:
-        if key in left:
-            parts.append(phrase(left))
-            left = {name: value for name, value in left.items() if name not in (key, *others)}
+    for phrase in PHRASES:
+        if left.keys() >= set(phrase.keys):
+            try:
+                parts.append(phrase.word(left))
+            except (KeyError, TypeError, ValueError, AttributeError):
+                continue  # another check's evidence, which means something else by these names
+            worded = (*phrase.keys, *phrase.optional)
+            left = {name: value for name, value in left.items() if name not in worded}
     parts += [f"{name.replace('_', ' ')} {value}" for name, value in left.items()]
     return "; ".join(parts)
 
@@ -352,7 +371,7 @@ def found_in(failed: list[Row], layers: int) -> list[Finding]:
     alone: dict[str, list[Row]] = defaultdict(list)
     inherited = []
     for row in rest:
-        apart = row.check in ("bad_tokens", "load") or (row.check != "precision" and own_blame(row))
+        apart = row.check == "load" or (row.check != "precision" and own_blame(row))
         if apart or not found:
             alone[row.blame or row.check].append(row)
         else:
@@ -376,9 +395,13 @@ def is_segment(row: Row) -> bool:
 
 
 def crash(end: Row, lost: list[Row]) -> Finding:
-    """The worker process ended early, and these rows were lost with it."""
-    claim = f"ended early: {len(lost)} measurements are missing." if lost else "failed."
-    return Finding("process", claim, f"It {ended(end)}.", "", end)
+    """The worker process ended early, or nothing worked any more; these rows were lost with it."""
+    missing = f"{len(lost)} measurements are missing."
+    if end.evidence.get("since"):
+        return Finding("", f"It {ended(end)}.", missing if lost else "", "", end)
+    return Finding(
+        "process", f"ended early: {missing}" if lost else "failed.", f"It {ended(end)}.", "", end
+    )
 
 
 def operation(group: list[Row], layers: int) -> Finding:
