@@ -28,7 +28,7 @@ def show(
         console.print(limits_table())
         return
     for title, rows in {
-        f"implementations in {discovery.IMPLS}: --impl NAME; all of them are verified if none is named": [
+        f"implementations in {discovery.IMPLS}: --impl NAME; all are verified if none is named": [
             (name, docline(name)) for name in discovery.default_names()
         ],
         "baselines: --impl NAME; verified only if named": [

@@ -56,9 +56,9 @@ class Check(NamedTuple):
     last: bool = False  # runs after all others: it may leave the process unusable
     blames: str = ""  # the mechanism that is at fault if no single operation is; empty: none
     blames_by_scope: Mapping[str, str] = {}  # by first failing scope, where that is more specific
-    # If several mechanisms fail, the one with the lowest precedence is at fault: determinism 10, taps 20,
-    # weights 30, causality 40, batch 50, kv_cache 60, lengths 70, greedy 80, logits 90, activations 100,
-    # gradients 110, sizes 120, overflow 130, bad_tokens 140. A new capability fits between 100 and 120.
+    # If several mechanisms fail, the one with the lowest precedence is at fault: determinism 10, taps
+    # 20, weights 30, causality 40, batch 50, kv_cache 60, lengths 70, greedy 80, logits 90, activations
+    # 100, gradients 110, sizes 120, overflow 130, bad_tokens 140. A new capability fits in 101 to 119.
     precedence: int = 0
     look_at: str = ""  # completes the sentence "Look at ..."
     look_at_by_kind: Mapping[str, str] = {}  # the same by kind of operation, if one is at fault

@@ -10,9 +10,9 @@ from gpt2_parity.files import atomic
 
 TEXT = '''"""NAME: GPT-2. Verify it with: parity gate NAME.py
 
-Fill in load and forward; parity reports what is missing. The NumPy specimen, gpt2_numpy.py, is a complete
-example to copy from; parity list says in which folder it is. The whole contract: docs/contract.md in the
-repository of gpt2-parity.
+Fill in load and forward; parity reports what is missing. The NumPy specimen, gpt2_numpy.py, is a
+complete example to copy from; parity list says in which folder it is. The whole contract is in
+docs/contract.md of the repository of gpt2-parity.
 
 GPT-2 in short: layer norm with epsilon 1e-5 before attention and before the MLP, scores divided by
 sqrt(n_embd / n_head), the tanh form of GELU, a last layer norm, wte transposed as the head.
