@@ -614,7 +614,7 @@ def _loop(name: str) -> Callable[[World], object]:
 
 
 for name, spoil, command, named in [
-    *[(f"{option}={value}", nothing, (*VERIFY, option, value), f"{option} ")
+    *[(f"{option}={value}", nothing, (*VERIFY, option, value), f"{option[2:]} ")
       for option in ("--timeout", "--memory") for value in ("nan", "-1", "0", "-inf", "inf", "-1e308")],
     *[(f"impl-{i}", nothing, ("verify", "--impl", value), "implementation ")
       for i, value in enumerate(("", ".", "..", "...", "a..b", ".numpy", "numpy.", "no/such", "../x", "/", "x.py", "\0",

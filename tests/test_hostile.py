@@ -29,11 +29,11 @@ from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.contract.rows import Measurement, Results, Row
 from gpt2_parity.files import atomic, digest, safetensors_mmap, strict_json
-from gpt2_parity.implementation import discovery
+from gpt2_parity.implementation import discovery, second_oracle
 from gpt2_parity.model import catalogue, checkpoint, synthetic
-from gpt2_parity.reference import build_golden, golden
+from gpt2_parity.reference import golden
 from gpt2_parity.report import files, results
-from gpt2_parity.run import runner
+from gpt2_parity.run import preparation, runner
 from hostile import CASES, NO_JSON, USAGE, World, flipped, put, seal
 
 TINY = HParams(n_vocab=16, n_ctx=8, n_embd=8, n_head=2, n_layer=1)
@@ -115,8 +115,8 @@ def enter(root: Path, monkeypatch) -> World:
     monkeypatch.setattr(catalogue, "GOLDEN", root / "golden")
     monkeypatch.setenv("PARITY_HOME", str(root / "home"))
     monkeypatch.setattr(tempfile, "tempdir", str(root / "tmp"))
-    monkeypatch.setattr(build_golden, "tensorflow", unexpected)
-    monkeypatch.setattr(runner, "fresh_case", unexpected)
+    monkeypatch.setattr(second_oracle, "tensorflow", unexpected)
+    monkeypatch.setattr(preparation, "fresh_case", unexpected)
     return World(root)
 
 
@@ -304,13 +304,10 @@ def test_results_that_are_no_json_are_refused(name, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        *[({"schema": value}, "not results of schema") for value in (0, 2, "1", 1.0, True, None, [1])],
-        *[({"rows": value}, "lacks its rows") for value in (None, {}, "x", 1)],
-        *[
-            ({"rows": [value]}, "row 0 has not the columns")
-            for value in (None, {}, [], {"verdict": "pass"})
-        ],
-        *[({"environment": value}, "lacks its rows or its env") for value in (None, [], "x")],
+        *[({"schema": value}, "not results of schema") for value in (0, 3, "2", 2.0, True, None, [2])],
+        *[({"rows": value}, r"at `\$\.rows`") for value in (None, {}, "x", 1)],
+        *[({"rows": [value]}, r"at `\$\.rows\[0\]") for value in (None, {}, [], {"verdict": "pass"})],
+        *[({"environment": value}, r"at `\$\.environment`") for value in (None, [], "x")],
     ],
 )
 def test_results_of_another_form_are_refused(change, message, tmp_path):
