@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2_parity.contract.interface import CannotJudge
-from gpt2_parity.contract.rows import Row, exit_code
+from gpt2_parity.contract.rows import exit_code
 from gpt2_parity.files import atomic
 from gpt2_parity.implementation import discovery
 from gpt2_parity.model import catalogue
@@ -110,7 +110,7 @@ def line(name: str, model: str) -> list[str]:
     if len(refused):
         return [f"`{name}`", "", model, "untested", "", escape(refused.detail.iloc[0]), ""]
     version = frame.attrs["versions"][DISTRIBUTIONS.get(name, name)]
-    verdict = VERDICTS[exit_code(Row(*row) for row in frame.itertuples(index=False))]
+    verdict = VERDICTS[exit_code(results.load(out).rows)]
     silent = int((frame[frame.check == "activations"].verdict == "unlocalised").sum())
     hidden = f"all {silent} operations" if silent else "nothing"
     return [f"`{name}`", version, model, verdict, worst(frame), escape(found(frame)), hidden]

@@ -254,20 +254,30 @@ def test_the_command_repeats_the_run(runs):
     assert repeated.attrs["implementation_sha256"] == frame.attrs["implementation_sha256"]
 
 
+NOT_TEXT = ("value", "limit", "ratio", "status", "evidence")
 HOSTILE = "$\\foo$ <script>alert(1)</script><img src=x onerror=alert(1)>\"'&]]>--> #010101 \x00\x1b"
 
 
 @pytest.mark.parametrize(
-    "field", [name for name in Row._fields if name not in ("value", "limit", "ratio")]
+    ("field", "value"),
+    [
+        *(
+            (n, HOSTILE)
+            for n in Row._fields
+            if n not in ("value", "limit", "ratio", "status", "evidence")
+        ),
+        ("evidence", {HOSTILE: HOSTILE}),
+        ("evidence", {"text": HOSTILE, "golden": HOSTILE, "first_difference": HOSTILE}),
+    ],
 )
-def test_hostile_text_is_inert_wherever_it_stands(field):
-    rows = [row(), row(**{field: HOSTILE})]
+def test_hostile_text_is_inert_wherever_it_stands(field, value):
+    rows = [row(), row(**{field: value})]
     if field not in ("check", "scope"):  # where the page has tables of their own for these
         rows.append(
-            row(check="local", scope="h0/mlp/gelu", metric="rounding_units")._replace(**{field: HOSTILE})
+            row(check="local", scope="h0/mlp/gelu", metric="rounding_units")._replace(**{field: value})
         )
         rows.append(
-            row(check="greedy", scope="free_running", metric="wrong_tokens")._replace(**{field: HOSTILE})
+            row(check="greedy", scope="free_running", metric="wrong_tokens")._replace(**{field: value})
         )
     inert(page_of(rows))
 
@@ -517,7 +527,7 @@ def test_results_of_schema_1_are_still_read(tmp_path):
     assert [row.status for row in found] == ["measured", "nan", "missing", "not_asked"]
     assert [row.mistake for row in found] == ["erf_gelu", "", "", ""]
     assert [explain.detail(row) for row in found] == [row["detail"] for row in rows]
-    assert "erf instead of tanh GELU explains it" in page_of(found)
+    assert "<b>erf instead of tanh GELU</b> explains it" in page_of(found)
 
 
 def test_a_run_without_files_draws_nothing():

@@ -5,6 +5,7 @@ The other files of this folder register theirs when they are imported, specific 
 ones.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -75,7 +76,7 @@ class Match(NamedTuple):
         if self.explains:
             evidence = {**measurement.evidence, "explained": facts}
             return measurement._replace(mistake=self.name, evidence=evidence)
-        nearest = {"mistake": self.name, **facts} if self.name else {}
+        nearest = {"mistake": self.name, **facts} if self.name and math.isfinite(self.after) else {}
         return measurement._replace(evidence={**measurement.evidence, "nearest": nearest})
 
 
