@@ -44,7 +44,7 @@ def text_of(detail: str, verdict: str, rows: list[Row]) -> Text:
         same = common_beginning(generated, evidence["golden"])
         rest = explain.quoted(evidence["golden"][len(same) :])
         note = f"{explain.first_difference(evidence)}. Golden continues: {rest}"
-    except (KeyError, TypeError, ValueError):  # a file from elsewhere, with other evidence by these names
+    except (KeyError, TypeError, ValueError):  # another check's evidence by the same names
         return Text("", "", who(rows), verdict, detail)
     return Text(same, generated[len(same) :], who(rows), verdict, note)
 
