@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import nox
@@ -91,7 +92,8 @@ def asv(session: nox.Session) -> None:
 @nox.session(default=False, venv_backend="none")
 def faults(session: nox.Session) -> None:
     """Prove the verifier with planted faults and honest variants; `-- --seeds 20 --large` for all."""
-    session.run("nox", "-s", "tests", "--install-only", external=True)  # it needs what the tests need
+    # it needs what the tests need
+    session.run(sys.executable, "-m", "nox", "-s", "tests", "--install-only", external=True)
     python = Path(".nox", "tests", "bin", "python")
     words = session.posargs or ["--seeds", "2"]
     session.run(str(python), "tests/score.py", *words, env=kernels(session, python), external=True)

@@ -620,7 +620,7 @@ for name, spoil, command, named in [
       for i, value in enumerate(("", ".", "..", "...", "a..b", ".numpy", "numpy.", "no/such", "../x", "/", "x.py", "\0",
                                  "/dev/null", "/dev/null/x.py", "~/x.py", "x" * 5000, "x" * 5000 + ".py",
                                  "\u202etorch", "\ud83d\ude00", "\udc80", "\udc80.py", "a\nb", "\x1b[2J", "[bold]",
-                                 "__main__.x", "json.nonesuch", "-", "numpy,torch", "NUMPY", "gpt2_numpy", "*"))],
+                                 "__main__.x", "json.nonesuch", "-", "numpy,torch", "NUMPY", "*"))],
     ("impl-folder.py", lambda w: (w.root / "folder.py").mkdir(), ("verify", "--impl", "{root}/folder.py"), "folder.py"),
     ("impl-loop.py", _loop("loop.py"), ("verify", "--impl", "{root}/loop.py"), "loop.py"),
     ("impl-folder", nothing, ("verify", "--impl", "{root}/golden"), "golden"),

@@ -257,7 +257,7 @@ def test_an_honest_variant_does_not_alarm(name):
 )
 def test_an_honest_torch_variant_does_not_alarm(name):
     pytest.importorskip("torch")
-    assert try_variant(name, "outliers", seeds=2).alarms == []
+    assert try_variant(name, "outliers", seeds=1).alarms == []
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

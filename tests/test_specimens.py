@@ -1,7 +1,6 @@
 """Properties of the specimens themselves; the checks establish that they are right."""
 
 import ast
-import importlib.util
 import json
 import re
 import subprocess
@@ -367,10 +366,6 @@ def test_jax_gradients_match_differences_of_the_loss():
             index = (3, 2)  # a position that is in use
         slope = (loss_at(name, index, 1e-4) - loss_at(name, index, -1e-4)) / 2e-4
         assert float(grads[name][index]) == pytest.approx(slope, rel=2e-3, abs=2e-6), name
-
-
-def test_the_spec_of_a_specimen_is_found_without_importing_it():
-    assert importlib.util.find_spec("impls.gpt2_torch") is not None
 
 
 def test_a_finder_that_must_be_told_the_target_is_told_it(monkeypatch):
