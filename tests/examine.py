@@ -14,7 +14,8 @@ def examine(
     """Judged rows of a module; only: the names of the cases to use (all, if None)."""
     if only:
         records = [record for record in prepared.records if record.name in only]
-        prepared = prepared._replace(records=records)
+        fresh = [case for case in prepared.fresh if case.name in only]
+        prepared = prepared._replace(records=records, fresh=fresh)
     state = prepared.state(module.__name__, "micro")
     in_process.measure(state, module, target, prepared)
     return state.rows

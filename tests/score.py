@@ -73,8 +73,7 @@ def prepared(model: str, seed: int) -> Prepared:
             catalogue.locate(model), seed, Path(tempfile.mkdtemp(prefix="parity-"))
         )
     loaded = checkpoint.load(catalogue.locate(model).checkpoint)  # a shape: the fresh case is enough
-    fresh = records.make_record(records.fresh_case(loaded.hparams, seed), loaded.params, loaded.hparams)
-    return Prepared(loaded, [fresh], {})
+    return Prepared(loaded, [], [records.fresh_case(loaded.hparams, seed)], None, {})
 
 
 class Score(NamedTuple):

@@ -307,12 +307,14 @@ def test_a_file_that_verifies_itself_when_imported_is_refused_and_starts_no_more
 
 def test_progress_is_called_with_the_checks_that_are_done(right, monkeypatch):
     calls = []
-    gpt2_parity.gate(in_memory(), **ONE, isolated=False, progress=lambda *call: calls.append(call))
-    assert calls[0] == ("golden", "", 0)
-    assert calls[-1][:2] == ("SimpleNamespace", "cpu-float32")
-    counts = [done for name, _, done in calls if name == "SimpleNamespace"]
-    assert counts == sorted(counts)
+    gpt2_parity.gate(in_memory(), **ONE, isolated=False, progress=calls.append)
+    assert [update.step for update in calls[:3]] == ["prepares", "starts", "checks"]
+    counts = [update.done for update in calls if update.step == "checks"]
+    assert counts == [*range(len(counts))]
     assert counts[-1] >= 10
+    end = calls[-1]
+    assert end[:3] == ("ends", "SimpleNamespace", "cpu-float32")
+    assert (end.outcome, end.targets_left, end.starting) == ("PASS", 0, 0)
 
 
 def test_resuming_needs_an_interrupted_run(wrong, tmp_path):

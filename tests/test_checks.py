@@ -508,7 +508,7 @@ def test_a_promise_of_unknown_taps_fails(prepared):
 
 def test_memorised_golden_logits_do_not_pass(prepared):
     """Right answers for every golden case, without computing anything: the fresh case finds out."""
-    known = {record.tokens.tobytes(): record.logits for record in prepared.records[:-1]}
+    known = {record.tokens.tobytes(): record.logits for record in prepared.records}
 
     def parrot(real, model, tokens, past=None, tap=None):
         logits, present = real(model, np.zeros_like(tokens), past, tap)

@@ -181,7 +181,7 @@ def test_an_honest_black_box_passes_and_no_mistake_is_looked_for(prepared, monke
 
 def test_every_mistake_tried_on_a_whole_model_is_on_the_shelf_and_changes_it(prepared):
     assert {mistake.name for mistake in MISTAKES} >= whole_model.NAMES
-    record = next(record for record in prepared.records if record.name == "fresh")
+    record = next(record for record in prepared.at("float32") if record.name == "fresh")
     checkpoint = prepared.checkpoint
     right = oracle.forward(checkpoint.params, checkpoint.hparams, record.tokens)
     loaded = SimpleNamespace(params=checkpoint.params, hparams=checkpoint.hparams)

@@ -43,7 +43,7 @@ def test_the_gradient_is_the_slope_of_the_loss():
 def test_tensorflow_in_float64_agrees_with_the_gradient(prepared):
     """Automatic differentiation against derivation by hand, within the noise of float64."""
     pytest.importorskip("tensorflow")
-    checkpoint, tokens = prepared.checkpoint, prepared.records[-1].tokens
+    checkpoint, tokens = prepared.checkpoint, prepared.at("float32")[-1].tokens
     impl = find("tensorflow").load()
     model = impl.load(checkpoint.params, checkpoint.hparams, device="cpu", dtype="float64")
     value, grads = impl.loss_and_grads(model, tokens)
@@ -89,7 +89,7 @@ def test_a_forward_spoilt_by_the_loss_is_seen_by_this_check_alone(prepared):
 
     offered = {"load": real.load, "numpy": real.numpy, "__name__": "wrapped"}
     impl = SimpleNamespace(**offered, forward=forward, loss_and_grads=loss_and_grads, TAPS=())
-    checkpoint, record = prepared.checkpoint, prepared.records[-1]
+    checkpoint, record = prepared.checkpoint, prepared.at("float32")[-1]
     loaded = Loaded.load(impl, FLOAT32, checkpoint.weights, checkpoint.hparams, [record])
     found = {each.scope: each for each in CHECKS["gradients"].measure(loaded, loaded.plan(CAPABILITIES))}
     assert found["forward_after"].value > 1e3

@@ -21,7 +21,7 @@ from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.contract.plan import CaseShape, Plan
 from gpt2_parity.contract.rows import STATUSES, VERDICTS, Measurement, Results, Row
 from gpt2_parity.contract.rows import label as label_of
-from gpt2_parity.report import files, results, texts, verdicts
+from gpt2_parity.report import durations, files, results, texts, verdicts
 from gpt2_parity.report import page as pages
 from gpt2_parity.report import runs as folders
 from gpt2_parity.report.markdown import MOST_BYTES
@@ -547,3 +547,25 @@ def test_a_page_is_small_and_names_no_folder_of_whoever_made_it(runs):
 
 def test_the_picture_of_the_readme_is_there_and_small():
     assert 10_000 < (DOCS / "images" / "planted_fault.png").stat().st_size < 200_000
+
+
+def test_the_page_shows_where_the_time_went(runs):
+    document = json.loads((runs["clean"] / results.NAME).read_text())
+    measured = document["environment"]["seconds_by_check"]
+    header, *rows = Page((runs["clean"] / "report.html").read_text()).tables["durations"]
+    assert {row[0] for row in rows} == measured.keys()
+    for label, *cells, total in rows:
+        shown = dict(zip((name.replace(" ", "_") for name in header[1:]), cells, strict=False))
+        assert set(shown) == measured[label].keys() >= {"load", "logits", "greedy"}
+        assert all(
+            float(shown[name]) == pytest.approx(s, rel=0.06) for name, s in measured[label].items()
+        )
+        assert float(total) == pytest.approx(sum(measured[label].values()), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "value", [3, [], {"numpy-cpu-float32": 3}, {"numpy-cpu-float32": {"logits": "x"}}]
+)
+def test_seconds_that_are_none_are_left_out(value):
+    run = folders.Run("it", Results([], {"seconds": 1.0, "seconds_by_check": value}))
+    assert durations.durations([run]) is None

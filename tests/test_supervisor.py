@@ -54,7 +54,7 @@ def start(tmp_path):
         paths = os.pathsep.join([str(tmp_path), *sys.path])
         environment = supervisor.environment(resources.threads) | {"PYTHONPATH": paths}
         worker = WorkerProcess(
-            "stub_worker", {}, tmp_path / "stub", resources, environment, requests=True
+            "stub_worker", {}, tmp_path / "stub", resources, environment, replies=True
         )
         started.append(worker)
         assert worker.receive() == {}
@@ -137,7 +137,7 @@ from gpt2_parity.run import supervisor
 folder = Path(sys.argv[1])
 worker = supervisor.WorkerProcess(
     "stub_worker", {}, folder / "stub", supervisor.Resources(), supervisor.environment(None),
-    requests=True,
+    replies=True,
 )
 worker.receive()
 print(worker.process.pid, flush=True)

@@ -388,5 +388,4 @@ def prepare(checkpoint: Checkpoint, seed: int) -> Prepared:
         records.Case("prompt", full[:, :10], 4),
         records.fresh_case(checkpoint.hparams, seed),
     ]
-    found = [records.make_record(case, checkpoint.params, checkpoint.hparams) for case in cases]
-    return Prepared(checkpoint, found, {})
+    return Prepared(checkpoint, [], cases, None, {})

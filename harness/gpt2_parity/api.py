@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpt2_parity.contract.interface import CannotJudge, Target
-from gpt2_parity.contract.plan import Progress
-from gpt2_parity.contract.rows import Results, Row, exit_code
+from gpt2_parity.contract.progress import Progress
+from gpt2_parity.contract.rows import OUTCOMES, Results, Row, exit_code
 from gpt2_parity.files.output_folder import alone, replacing, writable
 from gpt2_parity.implementation import given as implementation_given
 from gpt2_parity.implementation.given import Given
@@ -37,7 +37,6 @@ __all__ = ["CannotJudge", "Verdict", "gate", "read", "resume", "verify"]
 
 JOURNAL = "journal"  # in the folder out, while a run is under way
 DEFAULT = Resources()
-OUTCOMES = {0: "PASS", 1: "FAIL", 2: "NO VERDICT"}  # by exit code
 
 
 class Verdict:
@@ -129,6 +128,7 @@ def verify(
     timeout: float = DEFAULT.seconds,
     memory: float = DEFAULT.gigabytes,
     threads: int | None = DEFAULT.threads,
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Verify one implementation, or each of a list, against the golden record of a model.
@@ -147,8 +147,10 @@ def verify(
         cannot be kept, and giving them raises CannotJudge.
     timeout: seconds that the start, and each check, may take.
     memory: GiB of its own memory that an implementation may use.
-    threads: processors that each implementation may use; None: all.
-    progress: called with the implementation, the target ("" at its start) and the number of checks done.
+    threads: processors that each worker may use; None: one for a small model, and for a large one the
+        share of a worker.
+    jobs: workers at once; None: as many as processors and memory carry.
+    progress: called with an Update (contract/progress.py) at each step, from several threads.
 
     A crash, a hang, or running out of memory is that implementation's failure and raises nothing. Raises
     CannotJudge where no verdict is possible: a bad argument, a missing or damaged file, a target that
@@ -164,6 +166,7 @@ def verify(
         require=require_device,
         resources=requests.resources(timeout, memory, threads),
         ledger=Path(ledger).resolve() if ledger is not None else None,
+        jobs=requests.jobs(jobs),
     )
     if isolated:
         implementation_given.refuse_memory(given)
@@ -182,7 +185,7 @@ def gate(implementation: Any, **options: Any) -> Verdict:
     return verify(implementation, **options)
 
 
-def resume(out: Path | str, progress: Progress | None = None) -> Verdict:
+def resume(out: Path | str, progress: Progress | None = None, jobs: int | None = None) -> Verdict:
     """Continue a run that was interrupted, in its folder out; finished checks are not repeated.
 
     Raises CannotJudge where there is none, and where what it depends on has changed since.
@@ -191,7 +194,8 @@ def resume(out: Path | str, progress: Progress | None = None) -> Verdict:
     if (out / results.NAME).is_file() and not (out / JOURNAL).exists():
         raise CannotJudge(f"{out}: its run is complete, there is nothing to resume")
     refuse_recursion()
-    return judged(requests.interrupted(out / JOURNAL), out, progress, resumed=True)
+    request = requests.interrupted(out / JOURNAL)._replace(jobs=requests.jobs(jobs))
+    return judged(request, out, progress, resumed=True)
 
 
 def read(path: Path | str) -> Verdict:

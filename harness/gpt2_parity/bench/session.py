@@ -185,9 +185,9 @@ def made_with(session: Session, baseline: str, started: float) -> dict[str, Any]
     offered = {target for participant in participants for target in participant.offered}
     gemm = [rate.gemm for rate in session.rates if rate.gemm is not None]
     return runner.environment(
-        setup.model,
+        setup.model.name,
         setup.expected.checkpoint,
-        setup.expected.records,
+        [record.name for record in setup.expected.records],
         settings.seed,
         versions,
         offered,

@@ -55,5 +55,5 @@ class Setup:
             self.folder / f"{job['name']}-{time.monotonic_ns()}",
             self.settings.resources._replace(threads=threads),
             environment(threads, bare=not job["implementation"]),
-            requests=True,
+            replies=True,
         )

@@ -21,9 +21,9 @@ from gpt2_parity.contract.plan import Key, Plan
 from gpt2_parity.contract.rows import Evidence, Measurement
 from gpt2_parity.implementation import auxiliary_models
 from gpt2_parity.implementation.loaded import Loaded, describe
-from gpt2_parity.reference import gradient, noise
+from gpt2_parity.reference import gradient, noise, truth
 from gpt2_parity.reference.distance import differing, max_abs
-from gpt2_parity.reference.records import Record
+from gpt2_parity.reference.records import FRESH, Record
 
 METRIC = "noise_units"
 GRADIENT = Limit(
@@ -109,10 +109,10 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
     for case in cases[:-1]:
         yield from way_back(loaded, records[case])
     for name in OTHERS:
-        with auxiliary_models.beside(loaded, name) as (other, record):
-            if name == OTHERS[0]:  # the model under test, while another one is loaded
-                yield from way_back(loaded, last)
-            yield from way_back(other, record)
+        other, record = auxiliary_models.beside(loaded, name)
+        if name == OTHERS[0]:  # the model under test, while another one is loaded
+            yield from way_back(loaded, last, keep=plan.affords(PASSES * last.tokens.size))
+        yield from way_back(other, record)
     after = gradients(loaded, held)
     overwritten = [name for name, given in before.items() if differing(after[name], given)]
     share = len(overwritten) / len(before)
@@ -121,11 +121,21 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
     yield Measurement(last.name, AFTER, METRIC, units)
 
 
-def way_back(loaded: Loaded, record: Record) -> Iterator[Measurement]:
-    """Measure the loss on a record's tokens and its gradients, from the last layer to the first."""
+def truths(loaded: Loaded, record: Record, keep: bool) -> Iterator[tuple[str, np.ndarray, float]]:
+    """The loss and every gradient of a record, each with its noise unit; kept where that is cheap."""
+    arguments = (loaded.params, loaded.hparams, record.tokens, loaded.target.dtype)
+    if not keep or (record.name == FRESH and loaded.folder is None):
+        return gradient.measure(*arguments, seed=0)
+    return truth.gradients(*arguments, loaded.folder if record.name == FRESH else None)
+
+
+def way_back(loaded: Loaded, record: Record, keep: bool = True) -> Iterator[Measurement]:
+    """Measure the loss on a record's tokens and its gradients, from the last layer to the first.
+
+    keep: whether their truth is kept for other workers; that of a large model fills the disk.
+    """
     given, first = loss_and_grads(loaded, record.tokens), ""
-    truth = gradient.measure(loaded.params, loaded.hparams, record.tokens, loaded.target.dtype, seed=0)
-    for name, want, unit in truth:
+    for name, want, unit in truths(loaded, record, keep):
         if name not in given:
             continue  # the judge reports it as missing
         difference = max_abs(given[name], want)

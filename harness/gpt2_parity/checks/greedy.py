@@ -132,11 +132,11 @@ def after_refusal(loaded: Loaded) -> Measurement:
 def beside_others(loaded: Loaded) -> Iterator[Measurement]:
     """The next token of the model under test beside another one, and whole texts of the others."""
     for name in OTHERS:
-        with auxiliary_models.beside(loaded, name) as (other, record):
-            if name == OTHERS[0]:
-                yield by_forward(loaded, *half(loaded), 1)._replace(scope=BESIDES)
-            n_new = other.hparams.n_ctx - record.tokens.shape[1]
-            yield by_forward(other, record, record.tokens, n_new)
+        other, record = auxiliary_models.beside(loaded, name)
+        if name == OTHERS[0]:
+            yield by_forward(loaded, *half(loaded), 1)._replace(scope=BESIDES)
+        n_new = other.hparams.n_ctx - record.tokens.shape[1]
+        yield by_forward(other, record, record.tokens, n_new)
 
 
 def is_held(case: CaseShape, plan: Plan) -> bool:

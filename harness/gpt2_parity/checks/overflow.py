@@ -22,8 +22,8 @@ def expected(plan: Plan) -> Iterable[Key]:
 
 def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
     for case in LARGE:
-        with auxiliary_models.beside(loaded, case) as (other, record):
-            yield from both_ways(other, chunk_cuts(record.tokens.shape[1]))
+        other, record = auxiliary_models.beside(loaded, case)
+        yield from both_ways(other, chunk_cuts(record.tokens.shape[1]))
 
 
 CHECK = Check(

@@ -30,14 +30,13 @@ def expected(plan: Plan) -> Iterable[Key]:
 def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
     last = loaded.records[-1]
     want = loaded.logits(last)  # while no other model is loaded
-    with auxiliary_models.beside(loaded) as (other, record):
-        yield from both_ways(other, chunk_cuts(record.tokens.shape[1]))
-        ways = (loaded.forward(last.tokens)[0], loaded.in_chunks(last.tokens, [1]))
-        units = float(np.max([loaded.units(got, want, last) for got in ways]))  # NaN stays NaN
-        yield Measurement(SECOND, BESIDES, "noise_units", units)
+    other, record = auxiliary_models.beside(loaded)
+    yield from both_ways(other, chunk_cuts(record.tokens.shape[1]))
+    ways = (loaded.forward(last.tokens)[0], loaded.in_chunks(last.tokens, [1]))
+    units = float(np.max([loaded.units(got, want, last) for got in ways]))  # NaN stays NaN
+    yield Measurement(SECOND, BESIDES, "noise_units", units)
     for name, cuts in {DEEP: [], LONG: LATE}.items():
-        with auxiliary_models.beside(loaded, name) as (other, _):
-            yield from both_ways(other, cuts)
+        yield from both_ways(auxiliary_models.beside(loaded, name)[0], cuts)
 
 
 CHECK = Check(

@@ -42,7 +42,16 @@ MemoryOption = Annotated[
     typer.Option(help="GiB of memory allowed to each implementation, not counting the mapped weights."),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option(help="Processors that each implementation may use. Default: all.", min=1)
+    int | None,
+    typer.Option(
+        help="Processors that each worker may use. Default: one for a small model; for a large one, the "
+        "workers share all.",
+        min=1,
+    ),
+]
+JobsOption = Annotated[
+    int | None,
+    typer.Option(help="Workers at once. Default: as many as processors and memory carry.", min=1),
 ]
 LedgerOption = Annotated[
     Path | None,

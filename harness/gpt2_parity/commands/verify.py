@@ -12,6 +12,7 @@ from gpt2_parity.api import Verdict
 from gpt2_parity.checks.registry import CAPABILITIES
 from gpt2_parity.commands.options import (
     DEFAULT,
+    JobsOption,
     LedgerOption,
     MemoryOption,
     ModelOption,
@@ -21,7 +22,7 @@ from gpt2_parity.commands.options import (
     ThreadsOption,
     TimeoutOption,
 )
-from gpt2_parity.contract.plan import Progress
+from gpt2_parity.contract.progress import Progress
 from gpt2_parity.implementation import discovery, template
 from gpt2_parity.report import results, terminal
 
@@ -41,6 +42,7 @@ def verify(
     timeout: TimeoutOption = DEFAULT.seconds,
     memory: MemoryOption = DEFAULT.gigabytes,
     threads: ThreadsOption = None,
+    jobs: JobsOption = None,
     ledger: LedgerOption = None,
 ) -> None:
     """Verify implementations against the golden records, each in a process of its own."""
@@ -54,6 +56,7 @@ def verify(
             timeout=timeout,
             memory=memory,
             threads=threads,
+            jobs=jobs,
             ledger=ledger,
             progress=progress,
         ),
@@ -81,6 +84,7 @@ def gate(
     timeout: TimeoutOption = DEFAULT.seconds,
     memory: MemoryOption = DEFAULT.gigabytes,
     threads: ThreadsOption = None,
+    jobs: JobsOption = None,
     ledger: LedgerOption = None,
 ) -> None:
     """Gate one implementation in CI: run every check on it and exit with the verdict."""
@@ -95,6 +99,7 @@ def gate(
             timeout=timeout,
             memory=memory,
             threads=threads,
+            jobs=jobs,
             ledger=ledger,
             progress=progress,
         ),
@@ -104,9 +109,10 @@ def gate(
 
 def resume(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="The --out folder of the interrupted run.")],
+    jobs: JobsOption = None,
 ) -> None:
     """Continue an interrupted verify or gate; checks that were finished are not repeated."""
-    finish(lambda progress: api.resume(out, progress), out)
+    finish(lambda progress: api.resume(out, progress, jobs), out)
 
 
 def new(

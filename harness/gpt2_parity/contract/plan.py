@@ -1,7 +1,6 @@
 """The plan of a run: what it must measure, fixed before anything is measured."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 from gpt2_parity.contract.architecture import HParams, parameter_shapes
@@ -10,7 +9,6 @@ from gpt2_parity.contract.capability import Capability
 FURTHER = 64  # tokens that generate makes beyond the golden ones: by then, caches that grow have grown
 AFFORDABLE = 1e11  # FLOPs, a few seconds in float64; all tokens of micro take 2e9, of 124M 1e13
 
-Progress = Callable[[str, str, int], None]  # implementation, target or "", number of checks done
 Key = tuple[str, str, str]  # case, scope, metric: what a check promises to measure
 
 

@@ -101,3 +101,6 @@ def exit_code(rows: Iterable[Row]) -> int:
     if not verdicts or any(not each & {"pass", "known"} for each in verdicts.values()):
         return 2
     return 0
+
+
+OUTCOMES = {0: "PASS", 1: "FAIL", 2: "NO VERDICT"}  # by exit code

@@ -29,3 +29,23 @@ def lock(path: Path) -> Iterator[bool | None]:
             # before the release, so that no other process can lock a file that is then removed
             path.unlink(missing_ok=True)
             file.release()
+
+
+@contextmanager
+def waiting(path: Path) -> Iterator[None]:
+    """Hold a lock file, after waiting until no other process holds it. The file stays.
+
+    Where the file system has no locks, nothing is held: two processes may then do the same work.
+    """
+    from filelock import FileLock
+
+    file = FileLock(path)
+    try:
+        file.acquire()
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        file.release()

@@ -50,6 +50,7 @@ class MappedArrays(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, path: Path):
+        self.path = path
         with _naming(path):
             self.descriptor = os.open(path, os.O_RDONLY)
             weakref.finalize(self, os.close, self.descriptor)

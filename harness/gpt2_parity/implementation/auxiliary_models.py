@@ -10,9 +10,7 @@ are narrow. deep_model has 124M's n_layer and n_vocab, long_model its n_ctx.
 """
 
 import functools
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +18,12 @@ import numpy as np
 
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.rows import Measurement
-from gpt2_parity.files import safetensors_mmap
+from gpt2_parity.files import digest
+from gpt2_parity.files.safetensors_mmap import MappedArrays
 from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.model import synthetic
-from gpt2_parity.reference import records
-from gpt2_parity.reference.records import Record
+from gpt2_parity.reference import kept, truth
+from gpt2_parity.reference.records import Case, Record
 
 SIZES = HParams(n_vocab=301, n_ctx=96, n_embd=192, n_head=3, n_layer=2)
 
@@ -55,23 +54,28 @@ OTHERS = {
 }
 
 
-@contextmanager
-def beside(loaded: Loaded, name: str = SECOND) -> Iterator[tuple[Loaded, Record]]:
+def beside(loaded: Loaded, name: str = SECOND) -> tuple[Loaded, Record]:
     """The same implementation with an auxiliary model loaded as well, and the record of that model.
 
     The case of the record has the name of the model.
     """
-    params, record = truth(loaded.target.dtype, name)
-    with tempfile.TemporaryDirectory(prefix="parity-other-") as folder:
-        weights = Path(folder, synthetic.WEIGHTS)
-        safetensors_mmap.write(weights, params)
-        yield Loaded.load(loaded.impl, loaded.target, weights, OTHERS[name].hparams, [record]), record
+    hparams, shape, _ = OTHERS[name]
+    params = MappedArrays(weights(name))
+    tokens = np.random.default_rng(0).integers(0, hparams.n_vocab, shape).astype(np.int32)
+    case = Case(name, tokens, 0)
+    record = truth.record(case, params, hparams, loaded.target.dtype)
+    return Loaded.load(loaded.impl, loaded.target, params.path, hparams, [record]), record
 
 
-@functools.cache
-def truth(dtype: str, name: str) -> tuple[Mapping[str, np.ndarray], Record]:
-    """The weights of an auxiliary model by checkpoint name, and its record with noise at one dtype."""
-    hparams, shape, biases = OTHERS[name]
+def weights(name: str) -> Path:
+    """The safetensors file of an auxiliary model's weights, which are generated once."""
+    made_from = {"what": "weights", **OTHERS[name]._asdict(), "code": digest.sha256(Path(__file__))}
+    return kept.entry(made_from, functools.partial(generate, name))
+
+
+def generate(name: str) -> dict[str, np.ndarray]:
+    """The weights of an auxiliary model by checkpoint name."""
+    hparams, _, biases = OTHERS[name]
     params = synthetic.generate(hparams)
     if "ln_f/b" in biases:
         params["wte"][:, 0] += 1  # a component that all tokens share: one bias moves all logits
@@ -80,8 +84,7 @@ def truth(dtype: str, name: str) -> tuple[Mapping[str, np.ndarray], Record]:
         for scope in scopes:
             for element, value in elements.items():
                 params[scope + leaf][element] = value
-    tokens = np.random.default_rng(0).integers(0, hparams.n_vocab, shape).astype(np.int32)
-    return params, records.make_record(records.Case(name, tokens, 0), params, hparams, [dtype])
+    return params
 
 
 def both_ways(other: Loaded, cuts: list[int]) -> Iterator[Measurement]:

@@ -5,7 +5,7 @@ evidence) and checked for the contract's shapes. It receives its own copies: if 
 tokens, those that it is judged by do not change.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,14 +50,17 @@ class Loaded:
         impl: Any,
         model: Any,
         target: Target,
-        params: Mapping[str, np.ndarray],
+        params: safetensors_mmap.MappedArrays,
         hparams: HParams,
         records: Sequence[Record],
         decode: Callable[[Sequence[int]], str] = str,
+        folder: Path | None = None,
     ):
+        """folder: for truths about the fresh case, which are shared by all workers of a run."""
         self.impl, self.model, self.target = impl, model, target
         self.params, self.hparams = params, hparams
         self.records, self.text = records, decode
+        self.folder = folder
         self._logits: dict[str, np.ndarray] = {}
         self._latest: tuple[str, Tapped] | None = None
 
@@ -67,7 +70,8 @@ class Loaded:
     ) -> "Loaded":
         """Load the model from a mapping of its own, which is freed if the implementation copies it."""
         model = impl.load(weight_layout.params_for(impl, weights), hparams, **target._asdict())
-        return cls(impl, model, target, safetensors_mmap.MappedArrays(weights), hparams, *rest, **named)
+        params = safetensors_mmap.MappedArrays(weights)
+        return cls(impl, model, target, params, hparams, *rest, **named)
 
     def plan(self, capabilities: Sequence[Capability]) -> Plan:
         """The plan of a run: its cases, its taps, and the given capabilities that it offers.

@@ -46,9 +46,12 @@ FALL = 2.0  # the factor by which the difference must at least fall
 class BlackBox(Protocol):
     """The part of implementation/loaded.py that is needed here."""
 
-    params: Mapping[str, np.ndarray]
     hparams: HParams
     target: Target
+
+    @property
+    def params(self) -> Mapping[str, np.ndarray]:
+        """The weights by checkpoint name."""
 
     def logits(self, record: Record) -> np.ndarray:
         """Its logits [batch, n, n_vocab] for the tokens of a record."""

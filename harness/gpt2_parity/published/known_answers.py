@@ -115,7 +115,7 @@ def start(
     }
     environment = supervisor.environment(resources.threads)
     module = "gpt2_parity.published.worker"
-    return WorkerProcess(module, job, folder / "worker", resources, environment, requests=True)
+    return WorkerProcess(module, job, folder / "worker", resources, environment, replies=True)
 
 
 def load_failure(worker: WorkerProcess) -> str:

@@ -8,7 +8,7 @@ import contextvars
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
@@ -30,6 +30,11 @@ def allowed() -> int:
     return min(MOST, max(blas, default=1))
 
 
+def alone() -> Any:
+    """A context in which BLAS uses one thread; as a function, from when it is called."""
+    return controller().limit(limits=1, user_api="blas")
+
+
 def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """The results of work(item), in the order of the items, computed in parallel threads.
 
@@ -40,6 +45,5 @@ def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         return [work(item) for item in items]
     contexts = [contextvars.copy_context() for _ in items]  # so that np.errstate applies in the threads
     # set here and in each thread: a BLAS that is built on OpenMP has a limit per thread
-    alone = functools.partial(controller().limit, limits=1, user_api="blas")
     with alone(), ThreadPoolExecutor(count, initializer=alone) as pool:
         return list(pool.map(lambda context, item: context.run(work, item), contexts, items))

@@ -24,6 +24,12 @@ class Case(NamedTuple):
     tokens: np.ndarray  # int32 [batch, n]
     n_new: int  # greedy tokens to record
 
+    @property
+    def shape(self) -> CaseShape:
+        """Its name and sizes."""
+        batch, n = self.tokens.shape
+        return CaseShape(self.name, batch, n, self.n_new)
+
 
 class Record(NamedTuple):
     """One case and the right results for it; reference/golden.py lists the arrays and their shapes."""

@@ -9,6 +9,7 @@ from gpt2_parity.contract.rows import Row
 from gpt2_parity.files import atomic
 from gpt2_parity.report import plots, results
 from gpt2_parity.report.cells import number
+from gpt2_parity.report.durations import durations
 from gpt2_parity.report.noise import noise
 from gpt2_parity.report.operations import panels
 from gpt2_parity.report.precision import precision
@@ -50,6 +51,7 @@ def html(runs: Sequence[Run]) -> str:
         precision=precision(found),
         contestants=sorted(timed, key=lambda contestant: list(STATES).index(contestant.state)),
         speed=speed(runs),
+        durations=durations(runs),
         runs=[made_with(run) for run in runs],
     )
 

@@ -1,6 +1,7 @@
 """Terminal output: progress bars during a run, then a table and what is wrong."""
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,8 @@ from rich.progress import (
 from rich.table import Table
 
 from gpt2_parity.checks.registry import CHECKS
-from gpt2_parity.contract.plan import Progress as Report
+from gpt2_parity.contract.progress import Progress as Report
+from gpt2_parity.contract.progress import Update
 from gpt2_parity.contract.rows import Results, Row, exit_code, label
 from gpt2_parity.report import results
 from gpt2_parity.verdict import explain
@@ -36,21 +38,68 @@ SHOWN = 8  # paragraphs for each target; the files have every failure
 
 @contextmanager
 def progress(console: Console) -> Iterator[Report]:
-    """A progress bar for each implementation and target, which advances with each check."""
+    """Show a run: bars on a terminal; elsewhere, as in CI, a line for each start and each end."""
+    if not console.is_terminal:
+        yield lambda update: say(console, update)
+        return
     shape = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*shape, console=console, transient=True) as bars:
-        tasks = {}
+    with Progress(*shape, TimeRemainingColumn(), console=console, transient=True) as bars:
+        yield Bars(bars).show
 
-        def report(name: str, target: str, done: int) -> None:
-            text = escape(f"{name} {target or 'starting'}")
-            if text not in tasks:
-                tasks[text] = bars.add_task(text, total=len(CHECKS) if target else None)
-            bars.update(tasks[text], completed=done, visible=True)
-            for other, task in tasks.items():  # hide "starting" once the next progress is reported
-                if other.endswith(" starting") and other != text:
-                    bars.update(task, visible=False)
 
-        yield report
+class Bars:
+    """A bar for each implementation that starts and for each target, and one for the whole run."""
+
+    def __init__(self, bars: Progress):
+        self.bars = bars
+        self.tasks: dict[str, TaskID] = {}
+        self.ended = 0  # targets
+        self.lock = threading.Lock()  # several workers report at once
+        self.whole = bars.add_task("all", total=None)
+
+    def show(self, update: Update) -> None:
+        with self.lock:
+            self._show(update)
+
+    def _show(self, update: Update) -> None:
+        if update.step == "prepares":
+            return
+        starting = f"{update.implementation} starts"
+        if update.step == "starts":
+            self.tasks[starting] = self.bars.add_task(escape(starting), total=None)
+        elif task := self.tasks.pop(starting, None):
+            self.bars.remove_task(task)
+        self.ended += update.step == "ends"
+        checks = (self.ended + update.targets_left) * len(CHECKS)
+        self.bars.update(
+            self.whole, completed=self._done(update), total=None if update.starting else checks
+        )
+
+    def _done(self, update: Update) -> int:
+        """Advance the bar of a target; return the number of checks done on all targets."""
+        name = f"{update.implementation}-{update.target}"
+        if update.target and name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(escape(name), total=len(CHECKS))
+        if update.target:
+            self.bars.update(self.tasks[name], completed=update.done, visible=update.step != "ends")
+        known = {task.id: task for task in self.bars.tasks}
+        return int(sum(known[task].completed for task in self.tasks.values() if known[task].total))
+
+
+def say(console: Console, update: Update) -> None:
+    """Print a line where an implementation starts and where a target ends."""
+    if update.step == "starts":
+        console.print(f"{update.implementation} starts", markup=False, highlight=False)
+    elif update.step == "ends":
+        name = "-".join(part for part in (update.implementation, update.target) if part)
+        left = [counted(update.targets_left, "target")]
+        left += [counted(update.starting, "implementation")] if update.starting else []
+        text = f"{name}: {update.outcome} in {update.seconds:.1f} s, {' and '.join(left)} left"
+        console.print(text, markup=False, highlight=False)
+
+
+def counted(count: int, name: str) -> str:
+    return f"{count} {name}" + "s" * (count != 1)
 
 
 @contextmanager

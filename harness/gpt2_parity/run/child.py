@@ -64,12 +64,17 @@ def channel() -> tuple[Iterator[str], Callable[[dict[str, Any]], None]]:
 
     After this, print() writes to standard error, so that no output of user code is taken for a reply.
     """
-    requests, replies = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    incoming, replies = requests(), os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return incoming, writer(replies)
+
+
+def requests() -> Iterator[str]:
+    """The lines that the supervisor sends. After this, standard input is empty for user code."""
+    incoming = os.fdopen(os.dup(0))
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
-    os.dup2(2, 1)
-    send = writer(replies)
-    return requests, send
+    return incoming
 
 
 def writer(file: Any) -> Callable[[dict[str, Any]], None]:

@@ -3,6 +3,7 @@
 Nothing protects the caller here: a crash ends this process, and time and memory have no limit.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from gpt2_parity.run import worker
 from gpt2_parity.run.child import explain
 from gpt2_parity.run.journal import RunState
 from gpt2_parity.run.preparation import Prepared
+from gpt2_parity.run.supervisor import Handle
 
 
 def measure(
@@ -25,30 +27,21 @@ def measure(
     target: Target,
     prepared: Prepared,
     decode: Callable[[Sequence[int]], str] = str,
-    journal: Callable[..., None] | None = None,
+    handle: Handle | None = None,
 ) -> bool:
     """Run every check on one target. state handles the events, and then has the judged rows.
 
-    journal receives each event as worker.measure sends it; by default events go to state directly.
-    Returns False if the implementation stopped working, so that every call raises.
+    handle receives each event instead of state. Returns False if the implementation stopped working, so
+    that every call raises.
     """
 
-    def to_state(event: str, **data: Any) -> None:
-        state.handle(event, data)
+    def send(event: str, **data: Any) -> None:
+        (handle or state.handle)(event, data)
 
-    send = journal or to_state
-    checkpoint = prepared.checkpoint
     send("begin", target=target)
+    load = functools.partial(prepared.load, implementation, target, decode)
     with np.errstate():  # an implementation that changes NumPy's error handling changes it for itself
-        works = worker.measure(
-            implementation,
-            target,
-            checkpoint.weights,
-            checkpoint.hparams,
-            prepared.records,
-            decode,
-            send,
-        )
+        works = worker.measure(load, target, send)
     if works:
         send("end", target=target)
     return works
@@ -59,37 +52,29 @@ def examine(
     load: Callable[[], Any],
     wanted: Sequence[Target],
     prepared: Prepared,
-    progress: Callable[[int], None],
-    offers: Callable[[], None],
+    handle: Handle,
 ) -> None:
     """Load an implementation and run every check on each wanted target (all, if none is named).
 
-    progress is called with the number of checks done on the current target. offers is called as soon
-    as the state knows which targets are offered; it may raise to refuse the run.
+    handle receives every event and passes it on to state; it may raise to refuse the run.
     """
-
-    def journal(event: str, **data: Any) -> None:
-        state.handle(event, data)
-        if state.current:
-            progress(len(state.checked))
-
     try:
         implementation = load()
         offered = signatures.check(implementation, CAPABILITIES)
     except (Exception, SystemExit) as error:
-        journal("lost", target=None, message=explain(error))
+        handle("lost", {"target": None, "message": explain(error)})
         return
-    journal("hello", targets=offered, versions=worker.versions())
-    offers()
+    handle("hello", {"targets": offered, "versions": worker.versions()})
     if not offered:
-        journal("lost", target=None, message="targets() is empty: it cannot run on this machine")
-    tokenizer = tokenizer_of(Path(prepared.job["tokenizer"]), prepared.checkpoint.hparams)
+        message = "targets() is empty: it cannot run on this machine"
+        handle("lost", {"target": None, "message": message})
+    tokenizer = tokenizer_of(Path(prepared.job["tokenizer"]), prepared.hparams)
     decode = tokenizer.decode if tokenizer else str
     stopped: Target | None = None
     for target in state.left(wanted) or ():
         if stopped:
-            journal("begin", target=target)
+            handle("begin", {"target": target})
             message = f"not examined: it stopped working on {stopped}, in the same process"
-            journal("lost", target=target, message=message)
-        elif not measure(state, implementation, target, prepared, decode, journal):
+            handle("lost", {"target": target, "message": message})
+        elif not measure(state, implementation, target, prepared, decode, handle):
             stopped = target

@@ -1,7 +1,8 @@
-"""The state of one implementation's run: a fold over the events of its journal.
+"""The state of one implementation's run: a fold over the events of its journals.
 
 The same events give the same rows, whether they are handled live or read back after the run was killed:
-that is what makes a run resumable.
+that is what makes a run resumable. Targets may be examined at the same time by several workers, each
+with a journal of its own, so every event that belongs to a target names it.
 
     hello     the targets that the implementation offers, and the versions that it runs on
     begin     a target begins
@@ -9,8 +10,8 @@ that is what makes a run resumable.
     checking  a check begins
     measured  one measurement of the check
     error     why the check ended early
-    checked   the check is done
-    broken    why a target could not be started
+    checked   the check is done, and how many seconds it took
+    broken    why a target could not be started, or (without a target) the implementation itself
     end       the target is done
     lost      why the work ended early, and on which target; written by the parent of a worker that
               ended, or by a worker in which every call raises
@@ -27,94 +28,126 @@ from gpt2_parity.contract.rows import Measurement, Row
 from gpt2_parity.verdict.judge import Judge
 
 
-class RunState:
-    """One implementation's run: the targets that it offers, its progress, and the rows judged so far."""
+class TargetState:
+    """One target: what was measured so far and, once it has ended, its rows."""
 
-    def __init__(self, name: str, model: str, hparams: HParams, cases: tuple[CaseShape, ...]):
-        self.name, self.model, self.hparams, self.cases = name, model, hparams, cases
-        self.offered: list[Target] | None = None
-        self.versions: dict[str, str] = {}
-        self.rows: list[Row] = []
-        self.current: Target | None = None
-        self.ended: list[Target] = []
-        self.over = False  # it ended before it reported its targets
-        self._clear()
-
-    def _clear(self) -> None:
+    def __init__(self) -> None:
         self.plan: Plan | None = None
         self.measured: list[tuple[str, Measurement]] = []
         self.errors: dict[str, str] = {}
         self.broken = ""
         self.checking = ""
-        self.checked: list[str] = []
+        self.seconds: dict[str, float] = {}  # by check that is done; "load": until the first check
+        self.rows: list[Row] = []
+        self.ended = False
 
-    def handle(self, event: str, data: dict[str, Any]) -> None:
-        """Handle one event. Raises ValueError, KeyError or TypeError if it is malformed."""
-        match event:
-            case "hello":
-                self.offered = [Target(*target) for target in data["targets"]]
-                self.versions = data["versions"]
-            case "begin":
-                self._begin(Target(*data["target"]))
-            case "plan":
-                offers = tuple(each for each in CAPABILITIES if each.name in data["offers"])
-                self.plan = Plan(self.hparams, self.cases, tuple(data["taps"]), offers)
-            case "checking":
-                self.checking = data["check"]
-            case "measured":
-                self.measured.append((data["check"], Measurement(**data["measurement"])))
-            case "error":
-                self.errors[data["check"]] = data["message"]
-            case "checked":
-                self.checking = ""
-                self.checked.append(data["check"])
-            case "broken":
-                self.broken = data["message"]
-            case "end":
-                self._close("")
-            case "lost":
-                self._lose(
-                    data["target"] and Target(*data["target"]), data["message"], data.get("since", "")
-                )
-            case _:
-                raise ValueError(f"unknown event {event!r}")
+    @property
+    def checked(self) -> list[str]:
+        """The checks that are done."""
+        return [name for name in self.seconds if name != "load"]
 
-    def _begin(self, target: Target) -> None:
-        if target == self.current:  # resumed: keep the measurements of finished checks
-            self.measured = [each for each in self.measured if each[0] in self.checked]
-            self.errors = {check: text for check, text in self.errors.items() if check in self.checked}
-            self.broken = ""
-        else:
-            self._clear()
-        self.current = target
+    def begin(self) -> None:
+        """Begin, or begin again after a resume: keep the measurements of finished checks only."""
+        self.measured = [each for each in self.measured if each[0] in self.seconds]
+        self.errors = {check: text for check, text in self.errors.items() if check in self.seconds}
+        self.broken = self.checking = ""
 
-    def _close(self, lost: str, since: str = "") -> None:
-        """Judge the current target.
+    def close(self, judge: Judge, lost: str, since: str) -> None:
+        """Judge what was measured.
 
         lost: why it ended early, or "". since: the check since which every call has raised, or "".
         """
-        target = self.current or Target("", "")
-        judge = Judge(self.name, target, self.model)
         if self.plan is None:
-            self.rows.append(judge.failure("load", self.broken or lost or "it never started"))
+            self.rows = [judge.failure("load", self.broken or lost or "it never started")]
         else:
-            self.rows += judge.rows(self.plan, self.measured, self.errors, lost)
+            self.rows = judge.rows(self.plan, self.measured, self.errors, lost)
             if lost:
                 when = {"since": since} if since else {"during": self.checking}
                 self.rows.append(judge.failure("process", lost, **when))
-        self.ended.append(target)
-        self.current = None
-        self._clear()
+        self.measured, self.ended = [], True
+
+
+class RunState:
+    """One implementation's run: the targets that it offers, and the state of each."""
+
+    def __init__(self, name: str, model: str, hparams: HParams, cases: tuple[CaseShape, ...]):
+        self.name, self.model, self.hparams, self.cases = name, model, hparams, cases
+        self.offered: list[Target] | None = None
+        self.versions: dict[str, str] = {}
+        self.broken = ""
+        self.over = False  # it ended before it reported its targets
+        self.targets: dict[Target, TargetState] = {}
+        self._others: list[Row] = []  # of no target, and of targets that are not offered
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of all targets that have ended, in the order in which they are offered."""
+        ended = [row for target in self._in_order() for row in self.targets[target].rows]
+        return ended + self._others
+
+    def _in_order(self) -> list[Target]:
+        offered = [target for target in self.offered or () if target in self.targets]
+        return offered + [target for target in self.targets if target not in offered]
+
+    @property
+    def ended(self) -> list[Target]:
+        return [target for target in self._in_order() if self.targets[target].ended]
+
+    def handle(self, event: str, data: dict[str, Any]) -> None:
+        """Handle one event. Raises ValueError, KeyError or TypeError if it is malformed."""
+        target = Target(*data["target"]) if data.get("target") else None
+        match event, target:
+            case "hello", None:
+                self.offered = [Target(*offered) for offered in data["targets"]]
+                self.versions = data["versions"]
+            case "broken", None:
+                self.broken = data["message"]
+            case "begin", Target():
+                self.targets.setdefault(target, TargetState()).begin()
+            case "lost", _:
+                self._lose(target, data["message"], data.get("since", ""))
+            case "end", Target():
+                self._close(target)
+            case _, Target() if target in self.targets:
+                self._measure(self.targets[target], event, data)
+            case _:
+                raise ValueError(f"unknown event {event!r}")
+
+    def _measure(self, state: TargetState, event: str, data: dict[str, Any]) -> None:
+        """Handle an event within a target."""
+        match event:
+            case "plan":
+                offers = tuple(each for each in CAPABILITIES if each.name in data["offers"])
+                state.plan = Plan(self.hparams, self.cases, tuple(data["taps"]), offers)
+                state.seconds["load"] = float(data["seconds"])
+            case "checking":
+                state.checking = data["check"]
+            case "measured":
+                state.measured.append((data["check"], Measurement(**data["measurement"])))
+            case "error":
+                state.errors[data["check"]] = data["message"]
+            case "checked":
+                state.checking = ""
+                state.seconds[data["check"]] = float(data["seconds"])
+            case "broken":
+                state.broken = data["message"]
+            case _:
+                raise ValueError(f"unknown event {event!r}")
+
+    def _close(self, target: Target, lost: str = "", since: str = "") -> None:
+        state = self.targets.setdefault(target, TargetState())
+        state.close(Judge(self.name, target, self.model), lost, since)
 
     def _lose(self, target: Target | None, message: str, since: str) -> None:
-        if target in self.ended:  # all its checks were done when the process failed
-            judge = Judge(self.name, target, self.model)
-            self.rows.append(judge.failure("process", message))
-            return
         if target is None:
             self.over = True
-        self.current = target
-        self._close(message, since)
+            judge = Judge(self.name, Target("", ""), self.model)
+            self._others.append(judge.failure("load", self.broken or message))
+        elif target in self.ended:  # all its checks were done when the process failed
+            judge = Judge(self.name, target, self.model)
+            self.targets[target].rows.append(judge.failure("process", message))
+        else:
+            self._close(target, message, since)
 
     def left(self, wanted: Sequence[Target]) -> list[Target] | None:
         """The wanted targets (all, if none is named) still to be examined; None if not known yet."""
@@ -132,4 +165,4 @@ class RunState:
         """Add a row, neither pass nor fail, for each requested target, none of which is offered."""
         for target in targets:
             judge = Judge(self.name, target, self.model)
-            self.rows.append(judge.skipped(self.offered or ()))
+            self._others.append(judge.skipped(self.offered or ()))

@@ -30,6 +30,7 @@ class Request(NamedTuple):
     require: str = ""  # a device that every implementation must offer
     resources: Resources = Resources()
     ledger: Path | None = None  # file of known disagreements
+    jobs: int | None = None  # workers at once; None: as many as cores and memory carry
 
 
 class Recorded(msgspec.Struct, forbid_unknown_fields=True):
@@ -167,3 +168,10 @@ def resources(timeout: float, memory: float, threads: int | None = None) -> Reso
     if threads is not None and threads < 1:
         raise CannotJudge(f"threads {threads}: expected 1 or more")
     return Resources(timeout, memory, threads)
+
+
+def jobs(count: int | None) -> int | None:
+    """The number of workers at once. Raises CannotJudge unless it is positive or None."""
+    if count is not None and count < 1:
+        raise CannotJudge(f"jobs {count}: expected 1 or more")
+    return count

@@ -4,9 +4,9 @@ Each worker gets a session of its own, limits on memory, time and output, and a 
 other end we hold, so that the worker ends when we do. Its environment carries a mark, which identifies
 the processes that it leaves behind. child.py is the worker's side.
 
-A verification reads the events that its worker writes to a journal file (supervise); a killed run is
-resumed from that file. A benchmark and a comparison with published values send requests
-(WorkerProcess.request).
+A verification reads the events that its worker writes to a journal file (supervise), and sends it a
+target to examine; a killed run is resumed from that file. A benchmark and a comparison with published
+values send requests (WorkerProcess.request).
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from gpt2_parity.files import atomic
 from gpt2_parity.run import cores
 
 Handle = Callable[[str, dict[str, Any]], None]  # an event and its data
+Claim = Callable[[], Mapping[str, Any] | None]  # what a worker has to do; None: nothing, it ends
 MARK = "PARITY_WORKER"
 # At first use JAX would allocate three quarters of a GPU: another framework would not get enough, and
 # that share would be measured as the implementation's memory.
@@ -79,16 +81,16 @@ class WorkerProcess:
         resources: Resources,
         environment: Mapping[str, str],
         *,
-        requests: bool = False,
+        replies: bool = False,
     ):
         """Start ``python -P -m MODULE PATH.json LIFELINE``.
 
-        path: PATH.json holds the job, PATH.txt what the worker prints. requests: whether the worker
-        reads requests from its standard input; otherwise that is empty.
+        path: PATH.json holds the job, PATH.txt what the worker prints. replies: whether the worker
+        replies to requests on its standard output.
         """
         self.resources = resources
         self.output, job_path = (path.with_name(path.name + suffix) for suffix in (".txt", ".json"))
-        atomic.write_text(job_path, json.dumps({**job, "cores": resources.cores}))
+        atomic.write_text(job_path, json.dumps({"cores": resources.cores, **job}))
         self.mark = secrets.token_hex(16)
         self._partial = b""
         their_end, self._lifeline = os.pipe()
@@ -96,8 +98,8 @@ class WorkerProcess:
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module, str(job_path), str(their_end)],
-                stdin=subprocess.PIPE if requests else subprocess.DEVNULL,
-                stdout=subprocess.PIPE if requests else output,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE if replies else output,
                 stderr=output,
                 start_new_session=True,
                 pass_fds=(their_end,),
@@ -108,12 +110,19 @@ class WorkerProcess:
 
     def request(self, op: str, **arguments: Any) -> dict[str, Any]:
         """Send a request and wait for its reply. Raises Refused or Lost, as receive does."""
-        assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps({"op": op, **arguments}).encode() + b"\n")
+            self.send({"op": op, **arguments})
         except OSError:
             raise Lost(self._end("")) from None
         return self.receive()
+
+    def send(self, message: Mapping[str, Any] | None) -> None:
+        """Write a message to the worker's standard input; None: close it. Raises OSError if it ended."""
+        assert self.process.stdin is not None
+        if message is None:
+            self.process.stdin.close()
+        else:
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> dict[str, Any]:
         """Wait for the next reply.
@@ -192,36 +201,50 @@ class WorkerProcess:
         return ""
 
 
-def supervise(job: dict[str, Any], journal: Path, resources: Resources, handle: Handle) -> str:
+def supervise(
+    job: Mapping[str, Any],
+    journal: Path,
+    resources: Resources,
+    handle: Handle,
+    claim: Claim,
+    stop: threading.Event,
+) -> str:
     """Run one verification worker from start to end. handle is called with every event of its journal.
 
-    Returns why the worker ended early, with its last output, or "" if it did not.
+    Once the worker has reported its targets, claim says which one it examines; with None it ends. If
+    stop is set, it is killed. Returns why it ended early, with its last output, or "" if it did not.
     """
     journal.touch()
     with journal.open(encoding="utf-8", errors="replace") as lines:
-        lines.seek(0, os.SEEK_END)  # the caller has handled what an earlier worker wrote
         worker = WorkerProcess(
             "gpt2_parity.run.worker",
-            job | {"journal": str(journal)},
+            {**job, "journal": str(journal)},
             journal.with_suffix(""),
             resources,
-            environment(resources.threads),
+            environment(resources.threads or job["threads"], given=resources.threads is not None),
         )
         try:
-            stopped = follow(lines, worker, handle)
+            stopped = follow(lines, worker, handle, claim, stop)
             left_behind = [] if stopped else survivors(worker.mark)
         finally:
             worker.kill()
     return worker.exit_reason(stopped, left_behind)
 
 
-def environment(threads: int | None) -> dict[str, str]:
-    """A worker's environment: ours, plus the number of threads that numerical libraries may start."""
+def environment(threads: int | None, given: bool = True) -> dict[str, str]:
+    """A worker's environment: ours, plus the number of threads that numerical libraries may start.
+
+    given: whether the user chose that number, so that it takes precedence over our environment.
+    """
     counts = {} if threads is None else dict.fromkeys(THREADS, str(threads))
-    return {**SHARE_THE_GPU, **os.environ, **counts}
+    return (
+        {**SHARE_THE_GPU, **os.environ, **counts} if given else {**SHARE_THE_GPU, **counts, **os.environ}
+    )
 
 
-def follow(lines: TextIO, worker: WorkerProcess, handle: Handle) -> str:
+def follow(
+    lines: TextIO, worker: WorkerProcess, handle: Handle, claim: Claim, stop: threading.Event
+) -> str:
     """Handle events until the worker ends. Returns "", or why the worker must be stopped."""
     since, doing = time.monotonic(), "the start"
     for event in events(lines, worker.process):
@@ -234,7 +257,10 @@ def follow(lines: TextIO, worker: WorkerProcess, handle: Handle) -> str:
             if kind != "measured":  # a check that measures for ever must exceed its time
                 since = time.monotonic()
                 doing = DOING.get(kind, doing).format(**event)
-        elif reason := worker.excess(doing, since):
+            if kind == "hello":
+                with contextlib.suppress(OSError):  # it has ended; the next turn reports that
+                    worker.send(claim())
+        elif reason := "the run ended" if stop.is_set() else worker.excess(doing, since):
             return reason
     return ""
 

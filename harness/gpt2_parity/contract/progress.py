@@ -1,0 +1,26 @@
+"""What a run reports while it is under way."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Update(NamedTuple):
+    """One step of a run.
+
+    step: "prepares"  the golden records are read
+          "starts"    an implementation starts
+          "checks"    a target begins, or one of its checks is done
+          "ends"      a target has ended
+    """
+
+    step: str
+    implementation: str = ""
+    target: str = ""
+    done: int = 0  # checks of this target
+    seconds: float = 0.0  # since this target began
+    outcome: str = ""  # PASS, FAIL or NO VERDICT, once the target has ended
+    targets_left: int = 0  # in all implementations that have reported their targets
+    starting: int = 0  # implementations that have not reported their targets yet
+
+
+Progress = Callable[[Update], None]

@@ -1,0 +1,118 @@
+"""The schedule of a run: what is examined next, by how many workers at once, and with how many threads.
+
+A unit of work is one target of one implementation, in a process of its own: so what is measured does not
+depend on the schedule. Only the first process of an implementation starts without a target, to report
+which there are.
+"""
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import psutil
+
+from gpt2_parity.contract.architecture import HParams, parameter_shapes
+from gpt2_parity.contract.interface import Target
+from gpt2_parity.run import cores
+from gpt2_parity.run.journal import RunState
+
+SMALL = 10_000_000  # weights; the products of smaller models are too short for several threads
+FRAMEWORK = 1.5  # GiB that a framework needs beside the weights
+COPIES = 4  # of the weights that a worker may hold, in float32
+
+
+class Unit(NamedTuple):
+    """One implementation, and its target; None: it has not reported its targets yet."""
+
+    implementation: int
+    target: Target | None
+
+
+class Schedule:
+    """Hands out units. Several threads use it at once."""
+
+    def __init__(self, states: Sequence[RunState], wanted: Sequence[Target]):
+        self.states, self.wanted = states, wanted
+        self.changed = threading.Condition()
+        self.starting: set[int] = set()  # implementations that may still report targets
+        self.taken: set[tuple[int, Target]] = set()
+        self.stopped = threading.Event()
+
+    def next(self) -> Unit | None:
+        """A unit for a new worker, after waiting for one if need be; None if there will be no more."""
+        with self.changed:
+            while not self.stopped.is_set():
+                if unit := self._new() or self._unit():
+                    return unit
+                if not self.starting and not self._waiting():
+                    return None
+                self.changed.wait()
+        return None
+
+    def claim(self, i: int) -> Target | None:
+        """A target for the first worker of implementation i, which has reported them; None: it ends."""
+        with self.changed:
+            self.starting.discard(i)
+            unit = None if self.stopped.is_set() else self._unit([i])
+            self.changed.notify_all()
+            return unit and unit.target
+
+    def release(self, i: int) -> None:
+        """A worker of implementation i has ended."""
+        with self.changed:
+            self.starting.discard(i)
+            self.changed.notify_all()
+
+    def stop(self) -> None:
+        """Hand out nothing more."""
+        with self.changed:
+            self.stopped.set()
+            self.changed.notify_all()
+
+    def _new(self) -> Unit | None:
+        """An implementation that no worker has started yet."""
+        for i, state in enumerate(self.states):
+            if state.left(self.wanted) is None and i not in self.starting:
+                self.starting.add(i)
+                return Unit(i, None)
+        return None
+
+    def _unit(self, of: Sequence[int] | None = None) -> Unit | None:
+        """A target that nobody has taken, first of the implementation that has most of them left."""
+        free = self._free(range(len(self.states)) if of is None else of)
+        for unit in sorted(free, key=lambda unit: -sum(unit[0] == each[0] for each in free)):
+            if not self._busy(unit[1]):
+                self.taken.add(unit)
+                return Unit(*unit)
+        return None
+
+    def _free(self, of: Sequence[int]) -> list[tuple[int, Target]]:
+        known = ((i, target) for i in of for target in self.states[i].left(self.wanted) or ())
+        return [unit for unit in known if unit not in self.taken]
+
+    def _busy(self, target: Target) -> bool:
+        """Whether a device other than the CPU is in use: its memory is for one at a time."""
+        using = {each for i, each in self.taken if each not in self.states[i].ended}
+        return target.device != "cpu" and target.device in {each.device for each in using}
+
+    def _waiting(self) -> bool:
+        """Whether a target waits for its device."""
+        return bool(self._free(range(len(self.states))))
+
+
+class Shares(NamedTuple):
+    """How many workers run at once, and the threads of each; None: as its libraries choose."""
+
+    jobs: int
+    threads: int | None
+
+
+def shares(hparams: HParams, jobs: int | None, threads: int | None) -> Shares:
+    """The workers that cores and memory carry, unless jobs or threads say otherwise."""
+    available = len(cores.available())
+    weights = sum(math.prod(shape) for shape in parameter_shapes(hparams).values())
+    gigabytes = FRAMEWORK + COPIES * 4 * weights / 2**30
+    carried = int(psutil.virtual_memory().available / 2**30 / gigabytes)
+    chosen = jobs or max(1, min(available // (threads or 1), carried))
+    return Shares(chosen, threads or (1 if weights < SMALL else max(1, available // chosen)))
