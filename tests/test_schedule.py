@@ -157,7 +157,7 @@ def test_without_a_terminal_a_line_tells_of_each_start_and_each_end():
         Update("prepares"),
         Update("starts", "numpy", starting=2),
         Update("checks", "numpy", "cpu-float32", 3),
-        Update("ends", "numpy", "cpu-float32", 15, 3.21, "PASS", 2, 1),
+        Update("ends", "numpy", "cpu-float32", 15, 3.21, "", "PASS", 2, 1),
         Update("ends", "torch", outcome="FAIL", targets_left=1),
     ) == [
         "numpy starts",
@@ -171,7 +171,7 @@ def test_on_a_terminal_bars_show_what_is_under_way():
     with console.capture() as capture, terminal.progress(console) as report:
         report(Update("starts", "numpy", starting=1))
         report(Update("checks", "numpy", "cpu-float32", 3, targets_left=2))
-        report(Update("ends", "numpy", "cpu-float32", 15, 3.21, "PASS", 1))
+        report(Update("ends", "numpy", "cpu-float32", 15, 3.21, "", "PASS", 1))
     shown = capture.get()
     assert "numpy starts" in shown
     assert "numpy-cpu-float32" in shown

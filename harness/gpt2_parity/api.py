@@ -129,6 +129,7 @@ def verify(
     memory: float = DEFAULT.gigabytes,
     threads: int | None = DEFAULT.threads,
     jobs: int | None = None,
+    first: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Verdict:
     """Verify one implementation, or each of a list, against the golden record of a model.
@@ -150,6 +151,7 @@ def verify(
     threads: processors that each worker may use; None: one for a small model, and for a large one the
         share of a worker.
     jobs: workers at once; None: as many as processors and memory carry.
+    first: checks to run before the others; the verdict does not depend on it.
     progress: called with an Update (contract/progress.py) at each step, from several threads.
 
     A crash, a hang, or running out of memory is that implementation's failure and raises nothing. Raises
@@ -166,6 +168,7 @@ def verify(
         require=require_device,
         resources=requests.resources(timeout, memory, threads),
         ledger=Path(ledger).resolve() if ledger is not None else None,
+        first=first,
         jobs=requests.jobs(jobs),
     )
     if isolated:

@@ -54,6 +54,12 @@ CAPABILITIES: tuple[Capability, ...] = tuple(
 )
 
 
+def beginning_with(first: Iterable[str]) -> dict[str, Check]:
+    """All checks, some of them first; those that declare themselves last stay at the end."""
+    early = {name: CHECKS[name] for name in first if name in CHECKS and not CHECKS[name].last}
+    return early | CHECKS
+
+
 def by_precedence() -> list[Check]:
     """The checks that blame a mechanism, in the order in which mechanisms are blamed."""
     return sorted((check for check in CHECKS.values() if check.blames), key=lambda c: c.precedence)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.markup import escape
@@ -22,6 +22,7 @@ from gpt2_parity.commands.options import (
     ThreadsOption,
     TimeoutOption,
 )
+from gpt2_parity.commands.watch import watch_file
 from gpt2_parity.contract.progress import Progress
 from gpt2_parity.implementation import discovery, template
 from gpt2_parity.report import results, terminal
@@ -86,25 +87,30 @@ def gate(
     threads: ThreadsOption = None,
     jobs: JobsOption = None,
     ledger: LedgerOption = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Gate again whenever the file changes: what failed first, then what is quick.",
+        ),
+    ] = False,
 ) -> None:
     """Gate one implementation in CI: run every check on it and exit with the verdict."""
-    finish(
-        lambda progress: api.gate(
-            implementation,
-            model=model,
-            targets=target,
-            require_device=require_device,
-            out=out,
-            seed=seed,
-            timeout=timeout,
-            memory=memory,
-            threads=threads,
-            jobs=jobs,
-            ledger=ledger,
-            progress=progress,
-        ),
-        out,
-    )
+    options: dict[str, Any] = {
+        "model": model,
+        "targets": target,
+        "require_device": require_device,
+        "out": out,
+        "seed": seed,
+        "timeout": timeout,
+        "memory": memory,
+        "threads": threads,
+        "jobs": jobs,
+        "ledger": ledger,
+    }
+    if watch:
+        watch_file(implementation, options)
+    finish(lambda progress: api.gate(implementation, **options, progress=progress), out)
 
 
 def resume(

@@ -9,7 +9,7 @@ class Update(NamedTuple):
 
     step: "prepares"  the golden records are read
           "starts"    an implementation starts
-          "checks"    a target begins, or one of its checks is done
+          "checks"    a target begins, or one of its checks is done, which check and outcome then name
           "ends"      a target has ended
     """
 
@@ -18,7 +18,8 @@ class Update(NamedTuple):
     target: str = ""
     done: int = 0  # checks of this target
     seconds: float = 0.0  # since this target began
-    outcome: str = ""  # PASS, FAIL or NO VERDICT, once the target has ended
+    check: str = ""
+    outcome: str = ""  # of the check, or of the whole target: PASS, FAIL or NO VERDICT
     targets_left: int = 0  # in all implementations that have reported their targets
     starting: int = 0  # implementations that have not reported their targets yet
 

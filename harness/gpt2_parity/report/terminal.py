@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from rich.table import Table
 from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.contract.progress import Progress as Report
 from gpt2_parity.contract.progress import Update
-from gpt2_parity.contract.rows import Results, Row, exit_code, label
+from gpt2_parity.contract.rows import OUTCOMES, Results, Row, exit_code, label
 from gpt2_parity.report import results
 from gpt2_parity.verdict import explain
 
@@ -33,18 +33,43 @@ if TYPE_CHECKING:  # a verdict does not need this module
     from gpt2_parity.report.compare import Comparison
 
 WORDS = {0: "[green]PASS[/green]", 1: "[bold red]FAIL[/bold red]", 2: "[yellow]NO VERDICT[/yellow]"}
+FAILED = OUTCOMES[1]
 SHOWN = 8  # paragraphs for each target; the files have every failure
 
 
 @contextmanager
-def progress(console: Console) -> Iterator[Report]:
-    """Show a run: bars on a terminal; elsewhere, as in CI, a line for each start and each end."""
+def progress(console: Console, awaited: Collection[str] | None = None) -> Iterator[Report]:
+    """Show a run: bars on a terminal; elsewhere, as in CI, a line for each start and each end.
+
+    awaited: also a line for each check that fails, and for each of these.
+    """
+
+    def show_check(update: Update) -> None:
+        if (
+            awaited is not None
+            and update.check
+            and (update.outcome == FAILED or update.check in awaited)
+        ):
+            name = f"{update.implementation}-{update.target} {update.check}"
+            console.print(f"{name}: {update.outcome}", markup=False, highlight=False)
+
     if not console.is_terminal:
-        yield lambda update: say(console, update)
+
+        def report(update: Update) -> None:
+            say(console, update)
+            show_check(update)
+
+        yield report
         return
     shape = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*shape, TimeRemainingColumn(), console=console, transient=True) as bars:
-        yield Bars(bars).show
+        shown = Bars(bars)
+
+        def advance(update: Update) -> None:
+            shown.show(update)
+            show_check(update)
+
+        yield advance
 
 
 class Bars:

@@ -102,6 +102,7 @@ class Examination:
             "implementation": self.request.implementations[i]._asdict(),
             "path": [entry for entry in sys.path if isinstance(entry, str)],
             "threads": self.shares.threads,
+            "first": list(self.request.first),
             "cores": cores.available()[slot * threads : (slot + 1) * threads],
         }
 

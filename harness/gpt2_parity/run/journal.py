@@ -46,6 +46,10 @@ class TargetState:
         """The checks that are done."""
         return [name for name in self.seconds if name != "load"]
 
+    def outcome(self, check: str, judge: Judge) -> str:
+        """PASS, FAIL or NO VERDICT on a check that is done; "" if it has nothing to measure."""
+        return judge.outcome(self.plan, check, self.measured, self.errors) if self.plan else ""
+
     def begin(self) -> None:
         """Begin, or begin again after a resume: keep the measurements of finished checks only."""
         self.measured = [each for each in self.measured if each[0] in self.seconds]

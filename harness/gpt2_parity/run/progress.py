@@ -8,6 +8,7 @@ from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.progress import Progress, Update
 from gpt2_parity.contract.rows import OUTCOMES, exit_code
 from gpt2_parity.run.journal import RunState
+from gpt2_parity.verdict.judge import Judge
 
 SHOWN = {"begin": "checks", "checked": "checks", "end": "ends", "lost": "ends"}  # event -> step
 
@@ -34,8 +35,13 @@ class Reporter:
         target = Target(*data["target"])
         known, began = state.targets[target], self.began.setdefault((i, target), time.monotonic())
         update = Update(step, state.name, str(target), len(known.checked), time.monotonic() - began)
-        ended = step == "ends"
-        self._send(update._replace(outcome=OUTCOMES[exit_code(known.rows)]) if ended else update)
+        if event == "checked":
+            judge = Judge(state.name, target, state.model)
+            outcome = known.outcome(data["check"], judge)
+            update = update._replace(check=data["check"], outcome=outcome)
+        elif step == "ends":
+            update = update._replace(outcome=OUTCOMES[exit_code(known.rows)])
+        self._send(update)
 
     def _send(self, update: Update) -> None:
         left = [state.left(self.wanted) for state in self.states]

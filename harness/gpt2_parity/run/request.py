@@ -30,6 +30,7 @@ class Request(NamedTuple):
     require: str = ""  # a device that every implementation must offer
     resources: Resources = Resources()
     ledger: Path | None = None  # file of known disagreements
+    first: Sequence[str] = ()  # checks that run before the others
     jobs: int | None = None  # workers at once; None: as many as cores and memory carry
 
 

@@ -8,14 +8,14 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpt2_parity.checks.registry import CAPABILITIES, CHECKS
+from gpt2_parity.checks.registry import CAPABILITIES, beginning_with
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.plan import Plan
 from gpt2_parity.contract.rows import plain
@@ -68,17 +68,22 @@ def run(job: dict[str, Any], requests: Iterator[str], journal: Journal) -> None:
     tokenizer = tokenizer_of(Path(job["tokenizer"]), prepared.hparams)
     decode = tokenizer.decode if tokenizer else str
     load = functools.partial(prepared.load, impl, target, decode)
-    if measure(load, target, journal, request["done"]):
+    if measure(load, target, journal, request["done"], job["first"]):
         journal("end", target=target)
 
 
 def measure(
-    load: Callable[[], Loaded], target: Target, journal: Journal, done: Collection[str] = ()
+    load: Callable[[], Loaded],
+    target: Target,
+    journal: Journal,
+    done: Collection[str] = (),
+    first: Sequence[str] = (),
 ) -> bool:
     """Run every check on one target, except those that are done. An exception ends only its check.
 
-    Returns False, without running the remaining checks, if an exception leaves the implementation so
-    broken that every call raises: their failures would blame the wrong mechanism.
+    first: checks that run before the others. Returns False, without running the remaining checks, if an
+    exception leaves the implementation so broken that every call raises: their failures would blame the
+    wrong mechanism.
     """
     started = time.perf_counter()
     try:
@@ -89,7 +94,7 @@ def measure(
         return True
     works = bool(done)  # whether anything was ever measured
     journal("plan", target=target, **plan_as_json(plan), seconds=since(started))
-    for name, check in CHECKS.items():
+    for name, check in beginning_with(first).items():
         if name in done:
             continue
         journal("checking", target=target, check=name)

@@ -20,7 +20,7 @@ from gpt2_parity.contract.architecture import tap_names
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.limits import Limit, limit_of
 from gpt2_parity.contract.plan import Key, Plan
-from gpt2_parity.contract.rows import Measurement, Row, plain
+from gpt2_parity.contract.rows import OUTCOMES, Measurement, Row, exit_code, plain
 from gpt2_parity.verdict.attribution import blame
 
 Expected = dict[str, list[Key]]  # by check
@@ -65,19 +65,48 @@ class Judge:
         tapped = {key[1] for check, key in found if check == "activations"}
         rows = []
         for check, keys in expected(plan).items():
-            for key in keys:
-                if got := found.pop((check, key), []):
-                    rows.append(self._row(check, key, got))
-                else:
-                    status, evidence = absence(check, key, errors, lost, tapped)
-                    rows.append(self._fail(check, key, status, evidence))
-            if check in errors and not any(row.verdict == "fail" for row in rows if row.check == check):
-                rows.append(self.failure(check, errors[check]))
+            given = {key: found.pop((check, key), []) for key in keys}
+            rows += self._of_check(check, given, errors, lost, tapped)
         for check, key in found:
             known = check == "activations" and key[1] in tap_names(plan.hparams.n_layer)
             reason = "not_promised" if known else "unknown_name"
             rows.append(self._fail(check, key, "unexpected", {"reason": reason}))
         return blame(rows) + self._unseen(plan)
+
+    def outcome(
+        self,
+        plan: Plan,
+        check: str,
+        measured: Iterable[tuple[str, Measurement]],
+        errors: Mapping[str, str],
+    ) -> str:
+        """PASS, FAIL or NO VERDICT on one check that is done; "" if it has nothing to measure."""
+        given: dict[Key, list[Measurement]] = {key: [] for key in CHECKS[check].expected(plan)}
+        for name, measurement in measured:
+            if name == check:
+                given.setdefault(measurement[:3], []).append(measurement)
+        rows = self._of_check(check, given, errors, "", set())
+        return OUTCOMES[exit_code(rows)] if rows else ""
+
+    def _of_check(
+        self,
+        check: str,
+        given: Mapping[Key, list[Measurement]],
+        errors: Mapping[str, str],
+        lost: str,
+        tapped: Collection[str],
+    ) -> list[Row]:
+        """The rows of one check. given: what was measured, by key; tapped: taps that came."""
+        rows = []
+        for key, got in given.items():
+            if got:
+                rows.append(self._row(check, key, got))
+            else:
+                status, evidence = absence(check, key, errors, lost, tapped)
+                rows.append(self._fail(check, key, status, evidence))
+        if check in errors and not any(row.verdict == "fail" for row in rows):
+            rows.append(self.failure(check, errors[check]))
+        return rows
 
     def failure(self, check: str, error: str, **evidence: Any) -> Row:
         """A failure that belongs to no single measurement."""
