@@ -3,6 +3,7 @@
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.rows import Row
 from gpt2_parity.run import in_process
+from gpt2_parity.run.journal import RunState
 from gpt2_parity.run.preparation import Prepared
 
 FLOAT32 = Target("cpu", "float32")
@@ -12,10 +13,17 @@ def examine(
     module, prepared: Prepared, target: Target = FLOAT32, only: set[str] | None = None
 ) -> list[Row]:
     """Judged rows of a module; only: the names of the cases to use (all, if None)."""
+    return examined(module, prepared, target, only).rows
+
+
+def examined(
+    module, prepared: Prepared, target: Target = FLOAT32, only: set[str] | None = None
+) -> RunState:
+    """The state of a module's run, with its rows and the seconds of each check."""
     if only:
         records = [record for record in prepared.records if record.name in only]
         fresh = [case for case in prepared.fresh if case.name in only]
         prepared = prepared._replace(records=records, fresh=fresh)
     state = prepared.state(module.__name__, "micro")
     in_process.measure(state, module, target, prepared)
-    return state.rows
+    return state

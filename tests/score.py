@@ -31,9 +31,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import faults
 import variants
-from examine import examine
+from examine import examine, examined
 from faults import FAULTS, IN_LAYER, Fault, plant
 from gpt2_parity.checks import local
+from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.contract.architecture import graph, kind_of
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.rows import Row, exit_code
@@ -86,6 +87,8 @@ class Score(NamedTuple):
     tripped: bool  # all the checks that must trip did
     blame: list[str]
     diagnosis: list[str]
+    checks: list[str]  # those that failed
+    seconds: dict[str, float]  # by check
 
     @property
     def right(self) -> bool:
@@ -135,14 +138,27 @@ def matches(found: str, pattern: str) -> bool:
 def score(fault: Fault, model: str, only: set[str] | None) -> Score:
     with tempfile.TemporaryDirectory() as folder:
         module = plant(fault, Path(folder))
-        rows = examine(module, prepared(model, SEED), Target(fault.device, fault.dtype), only)
+        target = Target(fault.device, fault.dtype)
+        state = examined(module, prepared(model, SEED), target, only)
+    rows = state.rows
     blame = culprits(rows, prepared(model, SEED).checkpoint.hparams.n_layer)
     found = diagnoses(rows)
     tripped = {row.check for row in rows if row.verdict == "fail"}
     diagnosed = found == [fault.diagnosis] if fault.diagnosis else None
     killed = exit_code(rows) == 1
     right = rightly(blame, fault.blame)
-    return Score(fault.name, killed, right, diagnosed, fault.trips <= tripped, blame, found)
+    seconds = state.targets[target].seconds
+    return Score(
+        fault.name,
+        killed,
+        right,
+        diagnosed,
+        fault.trips <= tripped,
+        blame,
+        found,
+        sorted(tripped),
+        seconds,
+    )
 
 
 def score_small(name: str) -> Score:
@@ -312,6 +328,20 @@ def show_faults(console: Console, title: str, scores: list[Score]) -> None:
     )
 
 
+def show_checks(console: Console, scores: list[Score]) -> None:
+    """What each check costs and what it finds: seconds, faults that it sees, and that it alone sees."""
+    table = Table(title="each check over all faults", title_justify="left")
+    for column in ("check", "seconds, median", "faults seen", "seen by it alone", "for instance"):
+        table.add_column(column)
+    for name in CHECKS:
+        seen = [score for score in scores if name in score.checks]
+        alone = [score.name for score in seen if score.checks == [name]]
+        taken = [score.seconds[name] for score in scores if name in score.seconds]
+        cells = (f"{np.median(taken):.2f}" if taken else "-", str(len(seen)), str(len(alone)))
+        table.add_row(name, *cells, ", ".join(alone[:2]))
+    console.print(table)
+
+
 def share(found: Iterable[bool]) -> str:
     listed = list(found)
     return f"{100 * sum(listed) / len(listed):.1f} %" if listed else "-"
@@ -441,6 +471,7 @@ def main() -> None:
         for fault in track(IN_LAYER, "shape:124M", console=console):
             large.append(told(score_large(fault.name), console))
     show_faults(console, f"planted faults on micro, {options.device}", scores)
+    show_checks(console, scores)
     if large:
         show_faults(console, "planted faults on shape:124M", large)
     if alarms:

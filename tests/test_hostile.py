@@ -431,12 +431,12 @@ def small_files(n_bytes: int):
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
 
 
-@pytest.mark.parametrize("room", [1000, 100_000])
-def test_a_full_disk_is_named_and_nothing_half_written(room, world, tmp_path):
-    """A real process without room: for the fresh record, and for generated weights."""
+@pytest.mark.parametrize(("room", "first"), [(1000, "run.json"), (100_000, ".safetensors")])
+def test_a_full_disk_is_named_and_nothing_half_written(room, first, world, tmp_path):
+    """A real process without room: for the journal, for the fresh record, and for generated weights."""
     environment = os.environ | {"TMPDIR": str(world.root / "tmp"), "PARITY_HOME": str(world.home)}
     for arguments, named in (
-        (["verify", "--impl", "numpy", "--out", str(world.root / "out")], "fresh.safetensors: cannot be written"),
+        (["verify", "--impl", "numpy", "--out", str(world.root / "out")], f"{first}: cannot be written"),
         (["verify", "--impl", "numpy", "--model", "shape:124M"], "weights.safetensors: cannot be written"),
     ):  # fmt: skip
         if "shape:124M" in arguments and room > 1000:

@@ -16,6 +16,7 @@ import numpy as np
 
 from gpt2_parity.contract.architecture import HParams, Op, graph
 from gpt2_parity.contract.interface import Tap
+from gpt2_parity.reference import parallel
 
 EPSILON = 1e-5
 VOCABULARY = 2**13  # rows of wte that the head converts at a time
@@ -161,20 +162,27 @@ def stream(
 
     tokens int32 [batch, n]; "which" is the index of the arithmetic; the last results are the logits
     [batch, n, n_vocab]. apply computes each operation; mistakes/whole_model.py replaces it. The
-    evaluations run side by side, one operation at a time, and a weight is converted when it is used. So
-    the memory beyond the mapped weights is one weight and the activations still needed.
+    evaluations run side by side, in threads, one operation at a time, and a weight is converted when it
+    is used. So the memory beyond the mapped weights is one weight for each thread and the activations
+    still needed.
     """
     ops = graph(hparams.n_layer)
     last_use = {name: op.name for op in ops for name in op.inputs}
     live: dict[str, list[np.ndarray]] = {}
+    n_threads = parallel.allowed()
     for op in ops:
         live[op.name] = []
-        for i, arithmetic in enumerate(arithmetics):
+
+        def evaluate(i: int, op: Op = op) -> np.ndarray:
             inputs = [live[name][i] for name in op.inputs]
-            value = apply(op, inputs, params, hparams, tokens, arithmetic)
-            if op.name in last_use:
-                live[op.name].append(value)
-            yield op.name, i, value
+            return apply(op, inputs, params, hparams, tokens, arithmetics[i])
+
+        for start in range(0, len(arithmetics), n_threads):  # all logits at once would fill the memory
+            some = range(start, min(start + n_threads, len(arithmetics)))
+            for i, value in zip(some, parallel.each(evaluate, some), strict=True):
+                if op.name in last_use:
+                    live[op.name].append(value)
+                yield op.name, i, value
         for name in op.inputs:
             if last_use[name] == op.name:
                 del live[name]

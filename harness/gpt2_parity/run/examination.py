@@ -113,6 +113,8 @@ class Examination:
             state = self.states[i]
             with self.lock:
                 state.handle(event, data)
+            if event == "cannot_judge":
+                raise CannotJudge(data["message"])
             if event == "hello":
                 refuse_absence(state, self.request.require)
                 self.make_fresh(target.dtype for target in state.left(self.request.targets) or ())

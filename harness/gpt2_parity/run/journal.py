@@ -13,6 +13,7 @@ with a journal of its own, so every event that belongs to a target names it.
     checked   the check is done, and how many seconds it took
     broken    why a target could not be started, or (without a target) the implementation itself
     end       the target is done
+    cannot_judge  why the run must end without a verdict
     lost      why the work ended early, and on which target; written by the parent of a worker that
               ended, or by a worker in which every call raises
 """
@@ -104,6 +105,8 @@ class RunState:
             case "hello", None:
                 self.offered = [Target(*offered) for offered in data["targets"]]
                 self.versions = data["versions"]
+            case "cannot_judge", None:
+                pass  # a resumed run tries again
             case "broken", None:
                 self.broken = data["message"]
             case "begin", Target():

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpt2_parity.checks.registry import CAPABILITIES, beginning_with
-from gpt2_parity.contract.interface import Target
+from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.contract.plan import Plan
 from gpt2_parity.contract.rows import plain
 from gpt2_parity.implementation import discovery, signatures
@@ -68,8 +68,11 @@ def run(job: dict[str, Any], requests: Iterator[str], journal: Journal) -> None:
     tokenizer = tokenizer_of(Path(job["tokenizer"]), prepared.hparams)
     decode = tokenizer.decode if tokenizer else str
     load = functools.partial(prepared.load, impl, target, decode)
-    if measure(load, target, journal, request["done"], job["first"]):
-        journal("end", target=target)
+    try:
+        if measure(load, target, journal, request["done"], job["first"]):
+            journal("end", target=target)
+    except CannotJudge as error:
+        journal("cannot_judge", message=str(error))
 
 
 def measure(
@@ -83,12 +86,14 @@ def measure(
 
     first: checks that run before the others. Returns False, without running the remaining checks, if an
     exception leaves the implementation so broken that every call raises: their failures would blame the
-    wrong mechanism.
+    wrong mechanism. Raises CannotJudge if the truth cannot be read or made.
     """
     started = time.perf_counter()
     try:
         loaded = load()
         plan = loaded.plan(CAPABILITIES)
+    except CannotJudge:  # a full disk, for example: that says nothing about the implementation
+        raise
     except (Exception, SystemExit) as error:
         journal("broken", target=target, message=explain(error))
         return True
@@ -104,6 +109,8 @@ def measure(
                 for found in check.measure(loaded, plan):
                     journal("measured", target=target, check=name, measurement=plain(found._asdict()))
                     works = True
+        except CannotJudge:
+            raise
         except (Exception, SystemExit) as error:
             journal("error", target=target, check=name, message=explain(error))
             if works and (reason := loaded.broken()):
