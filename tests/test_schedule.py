@@ -12,7 +12,7 @@ from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.progress import Update
 from gpt2_parity.model import synthetic
 from gpt2_parity.report import terminal
-from gpt2_parity.run import cores, schedule
+from gpt2_parity.run import cores, history, schedule
 from gpt2_parity.run.journal import RunState
 from gpt2_parity.run.schedule import Schedule, Unit, shares
 
@@ -35,13 +35,13 @@ def end(state: RunState, target: Target) -> None:
 
 
 def test_each_implementation_is_started_once_in_the_order_given():
-    plan = Schedule(states(3), ())
+    plan = Schedule(states(3), (), {})
     assert [plan.next() for _ in range(3)] == [Unit(0, None), Unit(1, None), Unit(2, None)]
 
 
 def test_the_first_worker_takes_a_target_and_others_the_rest():
     both = states(2)
-    plan = Schedule(both, ())
+    plan = Schedule(both, (), {})
     assert (plan.next(), plan.next()) == (Unit(0, None), Unit(1, None))
     hello(both[0], F32, BF16)
     hello(both[1], F32)
@@ -53,9 +53,35 @@ def test_the_first_worker_takes_a_target_and_others_the_rest():
     assert plan.next() is None
 
 
+def test_what_took_longest_starts_first_and_what_is_unknown_before_it():
+    three = states(3)
+    seconds = {"micro it0": {"cpu-float32": 1.0, "cpu-bfloat16": 5.0}, "micro it1": {"cpu-float32": 9.0}}
+    plan = Schedule(three, (), seconds)
+    assert [plan.next() for _ in range(3)] == [Unit(2, None), Unit(1, None), Unit(0, None)]
+    hello(three[0], F32, BF16)
+    assert plan.claim(0) == BF16
+
+
+def test_what_was_measured_is_remembered_beside_what_was_known(tmp_path, monkeypatch):
+    monkeypatch.setenv("PARITY_HOME", str(tmp_path))
+    assert history.read() == {}
+    one, two = states(2)
+    for state, target in ((one, F32), (two, F32), (one, BF16)):
+        hello(state, F32, BF16)
+        state.handle("begin", {"target": target})
+        state.targets[target].seconds = {"load": 1.0, "logits": 2.0}
+        history.add([state])
+    assert history.read() == {
+        "micro it1": {"cpu-float32": 3.0},
+        "micro it0": {"cpu-float32": 3.0, "cpu-bfloat16": 3.0},
+    }
+    (tmp_path / history.NAME).write_text("nonsense")
+    assert history.read() == {}
+
+
 def test_only_wanted_targets_are_handed_out():
     [state] = one = states(1)
-    plan = Schedule(one, [BF16])
+    plan = Schedule(one, [BF16], {})
     assert plan.next() == Unit(0, None)
     hello(state, F32, BF16)
     assert plan.claim(0) == BF16
@@ -64,7 +90,7 @@ def test_only_wanted_targets_are_handed_out():
 
 def test_an_idle_worker_waits_for_what_a_starting_implementation_will_offer():
     [state] = one = states(1)
-    plan = Schedule(one, ())
+    plan = Schedule(one, (), {})
     assert plan.next() == Unit(0, None)
     found: list[Unit | None] = []
     idle = threading.Thread(target=lambda: found.append(plan.next()))
@@ -79,7 +105,7 @@ def test_an_idle_worker_waits_for_what_a_starting_implementation_will_offer():
 
 def test_a_device_has_one_target_at_a_time():
     both = states(2)
-    plan = Schedule(both, ())
+    plan = Schedule(both, (), {})
     plan.next(), plan.next()
     hello(both[0], GPU, F32, GPU16)
     hello(both[1], GPU)
@@ -99,7 +125,7 @@ def test_a_device_has_one_target_at_a_time():
 def test_there_is_an_end_for_a_worker_that_waits():
     """A lost implementation has nothing left, and a stopped schedule hands out nothing."""
     [state] = one = states(1)
-    plan = Schedule(one, ())
+    plan = Schedule(one, (), {})
     plan.next()
     found: list[Unit | None] = []
     idle = threading.Thread(target=lambda: found.append(plan.next()))
@@ -108,7 +134,7 @@ def test_there_is_an_end_for_a_worker_that_waits():
     plan.release(0)
     idle.join(60)
     assert found == [None]
-    plan = Schedule(states(1), ())
+    plan = Schedule(states(1), (), {})
     plan.stop()
     assert plan.next() is None
 

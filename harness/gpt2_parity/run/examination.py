@@ -18,7 +18,7 @@ from typing import Any
 from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.contract.progress import Progress
 from gpt2_parity.reference import parallel
-from gpt2_parity.run import cores, in_process, supervisor
+from gpt2_parity.run import cores, history, in_process, supervisor
 from gpt2_parity.run.journal import RunState
 from gpt2_parity.run.preparation import Prepared
 from gpt2_parity.run.progress import Reporter
@@ -34,7 +34,7 @@ class Examination:
         self.request, self.prepared, self.journals = request, prepared, journals
         self.states = [prepared.state(each.name, request.model.name) for each in request.implementations]
         self.reporter = Reporter(self.states, request.targets, progress)
-        self.schedule = Schedule(self.states, request.targets)
+        self.schedule = Schedule(self.states, request.targets, history.read())
         self.shares = shares(prepared.hparams, request.jobs, request.resources.threads)
         self.lock = threading.Lock()  # for the states, and for what is below
         self.n_journals = 0
@@ -62,6 +62,7 @@ class Examination:
             finally:  # after Ctrl-C too, before the pool waits for its threads
                 self.schedule.stop()
                 self.ahead.shutdown(cancel_futures=True)
+        history.add(self.states)
 
     def work(self, slot: int) -> None:
         """Examine one unit after another, until there are no more."""

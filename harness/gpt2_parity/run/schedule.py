@@ -14,7 +14,7 @@ import psutil
 
 from gpt2_parity.contract.architecture import HParams, parameter_shapes
 from gpt2_parity.contract.interface import Target
-from gpt2_parity.run import cores
+from gpt2_parity.run import cores, history
 from gpt2_parity.run.journal import RunState
 
 SMALL = 10_000_000  # weights; the products of smaller models are too short for several threads
@@ -32,8 +32,9 @@ class Unit(NamedTuple):
 class Schedule:
     """Hands out units. Several threads use it at once."""
 
-    def __init__(self, states: Sequence[RunState], wanted: Sequence[Target]):
-        self.states, self.wanted = states, wanted
+    def __init__(self, states: Sequence[RunState], wanted: Sequence[Target], seconds: history.Seconds):
+        """seconds: what targets took the last time (run/history.py); the longest start first."""
+        self.states, self.wanted, self.seconds = states, wanted, seconds
         self.changed = threading.Condition()
         self.starting: set[int] = set()  # implementations that may still report targets
         self.taken: set[tuple[int, Target]] = set()
@@ -71,17 +72,22 @@ class Schedule:
             self.changed.notify_all()
 
     def _new(self) -> Unit | None:
-        """An implementation that no worker has started yet."""
-        for i, state in enumerate(self.states):
-            if state.left(self.wanted) is None and i not in self.starting:
-                self.starting.add(i)
-                return Unit(i, None)
-        return None
+        """An implementation that no worker has started yet: one of unknown length, or the longest."""
+        unknown = [
+            i
+            for i, state in enumerate(self.states)
+            if state.left(self.wanted) is None and i not in self.starting
+        ]
+        if not unknown:
+            return None
+        i = max(unknown, key=self._length)
+        self.starting.add(i)
+        return Unit(i, None)
 
     def _unit(self, of: Sequence[int] | None = None) -> Unit | None:
-        """A target that nobody has taken, first of the implementation that has most of them left."""
+        """A target that nobody has taken: one of unknown length, or the longest."""
         free = self._free(range(len(self.states)) if of is None else of)
-        for unit in sorted(free, key=lambda unit: -sum(unit[0] == each[0] for each in free)):
+        for unit in sorted(free, key=lambda unit: self._length(*unit), reverse=True):
             if not self._busy(unit[1]):
                 self.taken.add(unit)
                 return Unit(*unit)
@@ -90,6 +96,13 @@ class Schedule:
     def _free(self, of: Sequence[int]) -> list[tuple[int, Target]]:
         known = ((i, target) for i in of for target in self.states[i].left(self.wanted) or ())
         return [unit for unit in known if unit not in self.taken]
+
+    def _length(self, i: int, target: Target | None = None) -> float:
+        """Seconds that a target took the last time, or all of an implementation; unknown: infinite."""
+        known = self.seconds.get(history.name_of(self.states[i]), {})
+        if target is not None:
+            return known.get(str(target), math.inf)
+        return sum(known.values()) if known else math.inf
 
     def _busy(self, target: Target) -> bool:
         """Whether a device other than the CPU is in use: its memory is for one at a time."""
