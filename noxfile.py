@@ -136,7 +136,7 @@ def golden(session: nox.Session) -> None:
 @nox.session(default=False)
 def engines(session: nox.Session) -> None:
     """Install and verify other people's engines, and write docs/engines.md; `-- NAME...` for some."""
-    install(session, extras=("tensorflow",))  # reads the checkpoint and makes the golden of shape:124M
+    install(session, extras=("tensorflow",))  # makes the golden of shape:124M
     session.run("python", "docs/engines.py", "--install", *session.posargs, env=QUIET)
 
 
