@@ -22,9 +22,9 @@ QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def install(session: nox.Session, *groups: str, extras: tuple[str, ...] = FRAMEWORKS) -> None:
-    """Install the project in editable form, with pinned frameworks and dependency groups."""
+    """Install the project in editable form, with figures, pinned frameworks and dependency groups."""
     wanted = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), *groups)
-    project = f".[{','.join(extras)}]" if extras else "."
+    project = f".[{','.join(('report', *extras))}]"
     session.install("-c", "constraints.txt", "-e", project, *wanted)
 
 
@@ -136,7 +136,7 @@ def golden(session: nox.Session) -> None:
 @nox.session(default=False)
 def engines(session: nox.Session) -> None:
     """Install and verify other people's engines, and write docs/engines.md; `-- NAME...` for some."""
-    install(session, extras=("tensorflow",))  # reads the checkpoint and makes the golden of shape:124M
+    install(session, extras=("tensorflow",))  # makes the golden of shape:124M
     session.run("python", "docs/engines.py", "--install", *session.posargs, env=QUIET)
 
 

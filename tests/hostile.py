@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import tf_bundle
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.files import digest, safetensors_mmap
-from gpt2_parity.model import checkpoint
+from gpt2_parity.model import checkpoint, tf_index
 from gpt2_parity.reference import golden
 
 VERIFY = ("verify", "--impl", "numpy", "--seed", "1")
@@ -276,6 +277,39 @@ for name, size in {
         os.truncate(path, path.stat().st_size + by)
 
     add(f"data-{name}", _resize, BUILD, "model.ckpt.data-00000-of-00001: ")
+
+
+# The index, with right checksums, and without a manifest.
+
+
+def indexed(
+    tensors: Callable[[dict[str, tf_index.Tensor]], object] = lambda _: None,
+    pairs: Callable[[tf_bundle.Pairs], object] = lambda _: None,
+    kind: int = 0,
+) -> Callable[[World], None]:
+    def spoil(world: World) -> None:
+        said = tf_index.read(world.micro / checkpoint.INDEX)
+        tensors(said)
+        found = tf_bundle.pairs(said)
+        pairs(found)
+        put(world.micro / checkpoint.INDEX, tf_bundle.index(found, kind))
+
+    return spoil
+
+
+for name in ("two_shards", "slices", "giant_shape"):  # test_tf_variables.py has all of them
+    change, named = (tf_bundle.FORMS | tf_bundle.LIES)[name]
+    add(f"index-{name}", indexed(pairs=change), BUILD, named)
+for name, (change, named) in tf_bundle.PLACES.items():
+    add(f"index-{name}", indexed(tensors=change), BUILD, named)
+add("index-compressed", indexed(kind=1), BUILD, "model.ckpt.index: the block at byte 0 is compressed")
+add("index-garbled", lambda w: put(w.micro / checkpoint.INDEX, b"x" * 99), BUILD, "its footer is not")
+add(
+    "data-in-shards",
+    lambda w: (w.micro / checkpoint.DATA).rename(w.micro / "model.ckpt.data-00000-of-00002"),
+    BUILD,
+    "model.ckpt.data-00000-of-00002: the checkpoint is split over several data files (shards)",
+)
 
 
 # The vocabulary.

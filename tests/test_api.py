@@ -386,6 +386,26 @@ assert not sys.modules.keys() & heavy
         _ = gpt2_parity.nonesuch
 
 
+LATE = """
+import sys
+import gpt2_parity, gpt2_parity.cli
+late = {"pandas", "matplotlib", "jinja2", "requests", "tiktoken"}
+late |= {"transformers", "torch", "jax", "tensorflow"}
+assert not sys.modules.keys() & late, sys.modules.keys() & late
+if __name__ == "__main__":
+    assert gpt2_parity.gate("numpy", targets="cpu-float32").passed
+    assert not sys.modules.keys() & late, sys.modules.keys() & late
+    gpt2_parity.gate("numpy", targets="cpu-float32", out="out")
+    assert sys.modules.keys() & late == {"matplotlib", "jinja2"}, sys.modules.keys() & late
+"""
+
+
+def test_a_verdict_imports_only_what_it_needs(tmp_path, prepared):
+    """The command, too: what is imported late shows in every start of it."""
+    (tmp_path / "late.py").write_text(LATE)
+    subprocess.run([sys.executable, "late.py"], cwd=tmp_path, check=True)
+
+
 def test_python_dash_m_is_the_command():
     done = parity("--version")
     assert done.returncode == 0

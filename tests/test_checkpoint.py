@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gpt2_parity.contract.architecture import HParams, variable_shapes
+import tf_bundle
+from gpt2_parity.contract.architecture import HParams, parameter_shapes, variable_shapes
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.files import digest, safetensors_mmap
-from gpt2_parity.model import catalogue, checkpoint
+from gpt2_parity.model import catalogue, checkpoint, tf_variables
 
 MICRO = catalogue.GOLDEN / "micro"
 
@@ -47,30 +48,59 @@ def test_names_and_shapes_are_the_official_ones():
     assert shapes["ln_f/g"] == (768,)
 
 
-def test_what_is_loaded_is_what_tensorflow_reads(prepared):
-    loaded = prepared.checkpoint
-    code = (
-        "import sys; from pathlib import Path; from gpt2_parity.files import safetensors_mmap;"
-        "from gpt2_parity.model import checkpoint;"
-        "safetensors_mmap.write(Path(sys.argv[2]), checkpoint.read_variables(Path(sys.argv[1])))"
-    )
-    out = loaded.weights.with_name("raw.safetensors")
-    subprocess.run([sys.executable, "-c", code, MICRO, out], check=True, capture_output=True)
-    raw = safetensors_mmap.read(out)
-    assert raw.keys() == loaded.params.keys()
-    for name, value in raw.items():
-        np.testing.assert_array_equal(value.reshape(loaded.params[name].shape), loaded.params[name])
-    assert raw["h0/attn/c_attn/w"].ndim == 3  # stored with its leading 1
+def test_what_is_loaded_is_what_is_stored_without_the_leading_1(prepared):
+    """That this is what TensorFlow reads, test_tf_variables.py shows."""
+    stored = tf_variables.read(MICRO / checkpoint.INDEX, MICRO / checkpoint.DATA)
+    assert stored.keys() == prepared.checkpoint.params.keys()
+    for name, value in prepared.checkpoint.params.items():
+        assert value.tobytes() == stored[name].tobytes(), name
+        assert value.shape == parameter_shapes(prepared.checkpoint.hparams)[name]
 
 
-def test_the_second_load_imports_no_tensorflow(prepared):
-    code = (
-        "import sys; from gpt2_parity.model import catalogue, checkpoint;"
-        "checkpoint.load(catalogue.GOLDEN / 'micro');"
-        "print(sorted({'tensorflow', 'jax', 'torch'} & set(sys.modules)))"
+NO_FRAMEWORK = """
+import sys
+for name in ("tensorflow", "jax", "torch"):
+    sys.modules[name] = None  # importing it raises
+from gpt2_parity.model import catalogue, checkpoint, tf_variables
+print(checkpoint.load(catalogue.GOLDEN / "micro").weights)
+"""
+
+
+def test_the_first_load_needs_no_framework(tmp_path, monkeypatch):
+    monkeypatch.setenv("PARITY_HOME", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", NO_FRAMEWORK], check=True, capture_output=True, text=True
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "[]"
+    assert digest.sha256(Path(done.stdout.strip()))
+    assert checkpoint.load(MICRO).weights.parent == tmp_path / "weights"
+
+
+CONVERT = """
+import sys
+from pathlib import Path
+from gpt2_parity.model import checkpoint
+
+def most():
+    [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM:")]
+    return int(line.split()[1])
+
+folder = Path(sys.argv[1])
+hparams = checkpoint.read_hparams(folder / "hparams.json")
+before = most()
+checkpoint.convert(folder, hparams, folder / "weights.safetensors")
+print(most() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc (Linux)")
+def test_a_first_load_holds_one_weight_at_a_time(tmp_path):
+    """The largest weight has 8 MB, and there are 85. Of a checksum's step, 16 MiB, it fills a half."""
+    hparams = HParams(n_vocab=4096, n_ctx=256, n_embd=512, n_head=8, n_layer=6)
+    (tmp_path / "hparams.json").write_text(json.dumps(hparams._asdict()))
+    weights = tf_bundle.write(tmp_path / "model.ckpt", variable_shapes(hparams))
+    done = subprocess.run([sys.executable, "-c", CONVERT, tmp_path], check=True, capture_output=True)
+    assert weights > 80e6
+    assert int(done.stdout) * 1024 < 40e6
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="PSS is read from /proc (Linux)")
@@ -128,12 +158,12 @@ def test_a_missing_or_empty_file_is_named(name, how, copy):
 
 
 def test_a_corrupt_tensor_is_found_by_its_crc(copy):
-    """Without a manifest to compare with, TensorFlow's own checksums name the variable."""
+    """Without a manifest to compare with, the checkpoint's own checksums name the variable."""
     path = copy / checkpoint.DATA
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CannotJudge, match=r"cannot read variable model/\w+"):
+    with pytest.raises(CannotJudge, match=r"data-00000-of-00001: variable model/h2\S+ does not match"):
         checkpoint.load(copy)
 
 
@@ -145,9 +175,16 @@ def test_a_truncated_data_file_is_refused(copy, cut):
         checkpoint.load(copy)
 
 
+def test_shards_are_refused_by_name(copy):
+    (copy / checkpoint.DATA).rename(copy / "model.ckpt.data-00000-of-00002")
+    (copy / "model.ckpt.data-00001-of-00002").touch()
+    with pytest.raises(CannotJudge, match=r"data-00000-of-00002: .* several data files \(shards\)"):
+        checkpoint.load(copy)
+
+
 def test_a_garbled_index_is_refused(copy):
     (copy / checkpoint.INDEX).write_bytes(b"no index at all")
-    with pytest.raises(CannotJudge, match="index: TensorFlow cannot read it"):
+    with pytest.raises(CannotJudge, match=r"index: not an intact checkpoint index \(its footer"):
         checkpoint.load(copy)
 
 

@@ -37,8 +37,7 @@ from gpt2_parity.run import preparation, runner
 from hostile import CASES, NO_JSON, USAGE, World, flipped, put, seal
 
 TINY = HParams(n_vocab=16, n_ctx=8, n_embd=8, n_head=2, n_layer=1)
-INDEX_FLIPS, DATA_FLIPS = 10, 5  # given to TensorFlow's own reader
-UNREAD = 81  # bytes at the end of an index that no reader looks at: metaindex, padding of the footer
+INDEX_FLIPS, DATA_FLIPS = 10, 5
 ENTRY = "import sys; from gpt2_parity.cli import main; main()"
 
 
@@ -126,17 +125,11 @@ def world(pristine, tmp_path, monkeypatch) -> World:
     return enter(root, monkeypatch)
 
 
-@pytest.fixture
-def no_reader(monkeypatch):
-    """TensorFlow's reader is not to be reached: what stands before it must refuse."""
-    monkeypatch.setattr(checkpoint, "_in_child", unexpected)
-
-
 # The inputs of hostile.py.
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_hostile_input_is_refused_in_one_line_and_leaves_nothing(name, world, no_reader):
+def test_a_hostile_input_is_refused_in_one_line_and_leaves_nothing(name, world):
     spoil, command, named = CASES[name]
     spoil(world)
     refused(world, command, named)
@@ -167,18 +160,20 @@ def test_what_is_said_wrongly_is_shown_the_usage(command, world):
     assert listing(world.root) == before
 
 
-def test_tensorflows_reader_refuses_flipped_bits(world, monkeypatch):
-    """In this process, so that TensorFlow is imported once: without a manifest and without cached weights."""
-    monkeypatch.setattr(checkpoint, "_in_child", checkpoint.convert)
+def test_flipped_bits_are_refused_without_a_manifest(world):
+    """Each byte of the index, and of the data, is under a CRC32C."""
     shutil.rmtree(world.home / "weights")
     rng, tried = random.Random(20261123), set()
-    for file, n in ((checkpoint.INDEX, INDEX_FLIPS), (checkpoint.DATA, DATA_FLIPS)):
+    for file, n, named in (
+        (checkpoint.INDEX, INDEX_FLIPS, "not an intact checkpoint index"),
+        (checkpoint.DATA, DATA_FLIPS, "variable model/"),
+    ):
         good = (world.micro / file).read_bytes()
         for _ in range(n):
-            at, bit = rng.randrange(len(good) - UNREAD * (file == checkpoint.INDEX)), rng.randrange(8)
+            at, bit = rng.randrange(len(good)), rng.randrange(8)
             tried.add((file, at, bit))
             put(world.micro / file, flipped(good, at, bit))
-            refused(world, ("golden", "build"), f"micro/{file}: TensorFlow cannot read")
+            refused(world, ("golden", "build"), f"micro/{file}: {named}")
         put(world.micro / file, good)
     assert len(tried) == INDEX_FLIPS + DATA_FLIPS
 
@@ -192,7 +187,6 @@ def arena(pristine, tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         root = tmp_path_factory.mktemp("arena") / "world"
         shutil.copytree(pristine, root, copy_function=os.link)
-        monkeypatch.setattr(checkpoint, "_in_child", unexpected)
         yield enter(root, monkeypatch)
 
 
@@ -356,9 +350,6 @@ def test_a_cache_that_cannot_be_written_is_named(where, world, monkeypatch):
     (world.root / "loop").symlink_to("loop")
     (world.root / "dangling").symlink_to("nowhere")
     monkeypatch.setenv("PARITY_HOME", str(world.root / where))
-    monkeypatch.setattr(
-        checkpoint, "_in_child", lambda _, __, weights: safetensors_mmap.write(weights, {})
-    )
     place = ascii(str(world.root / where))[1:-1]
     said = refused(world, ("golden", "build"), "weights")
     assert place in said
@@ -368,8 +359,8 @@ def test_a_cache_that_cannot_be_written_is_named(where, world, monkeypatch):
 @pytest.mark.parametrize("text", ["", "0" * 64, "\n", b"\xff\xfe", b"\0" * 64])
 def test_a_cached_file_with_another_sha256_is_not_used(text, world, monkeypatch):
     put(next(world.home.glob("weights/*.sha256")), text)
-    monkeypatch.setattr(checkpoint, "_in_child", absent)
-    refused(world, ("verify", "--impl", "numpy"), "the first load needs TensorFlow")
+    monkeypatch.setattr(checkpoint, "convert", again)
+    refused(world, ("verify", "--impl", "numpy"), "read again")
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "longer", "folder", "loop"])
@@ -385,12 +376,12 @@ def test_a_damaged_cached_file_is_not_used(how, world, monkeypatch):
         case _:
             bad = {"cut": good[:-1], "flipped": flipped(good, len(good) - 1), "longer": good + b"x"}
             put(path, bad[how])
-    monkeypatch.setattr(checkpoint, "_in_child", absent)
-    refused(world, ("verify", "--impl", "numpy"), "the first load needs TensorFlow")
+    monkeypatch.setattr(checkpoint, "convert", again)
+    refused(world, ("verify", "--impl", "numpy"), "read again")
 
 
-def absent(directory, *_):
-    raise CannotJudge(f"{directory}: the first load needs TensorFlow's reader")
+def again(directory, *_):
+    raise CannotJudge(f"{directory}: read again")
 
 
 def test_a_cached_file_with_a_forged_sha256_must_still_fit(world):
@@ -573,25 +564,19 @@ import os, signal, sys
 from pathlib import Path
 from gpt2_parity.files import safetensors_mmap
 from gpt2_parity.model import checkpoint
-if sys.argv[3]:  # killed when half of the weights are written
+if sys.argv[2]:  # killed when half of the weights are written
     def half(path, arrays):
         path.write_bytes(b"half")
         print("half", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     safetensors_mmap._save = half
     checkpoint._intact = lambda weights: False  # though another was faster
-if sys.argv[2]:  # what TensorFlow would read, without its four seconds
-    squeezed = safetensors_mmap.read(Path(sys.argv[2]))
-    params = {name: a[None] if name.endswith("/w") else a for name, a in squeezed.items()}
-    checkpoint.read_variables = lambda directory: params
-    checkpoint._in_child = checkpoint.convert
 print(checkpoint.load(Path(sys.argv[1])).weights)
 """
 
 
-def load(pristine: Path, home: Path, *, quick: bool = True, killed: bool = False):
-    weights = next((pristine / "home").glob("weights/*.safetensors"))
-    words = [str(pristine / "golden" / "micro"), str(weights) * quick, "killed" * killed]
+def load(pristine: Path, home: Path, *, killed: bool = False):
+    words = [str(pristine / "golden" / "micro"), "killed" * killed]
     environment = os.environ | {"PARITY_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
         [sys.executable, "-c", LOADER, *words], stdout=subprocess.PIPE, text=True, env=environment
@@ -605,8 +590,7 @@ def whole(pristine: Path, home: Path) -> bool:
 
 
 def test_two_first_loads_at_once_are_both_right(pristine, tmp_path):
-    """With TensorFlow's reader, as it is."""
-    pair = [load(pristine, tmp_path, quick=False) for _ in range(2)]
+    pair = [load(pristine, tmp_path) for _ in range(2)]
     assert [(process.communicate()[0] != "", process.returncode) for process in pair] == [(True, 0)] * 2
     assert whole(pristine, tmp_path)
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -11,17 +10,19 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from rich.console import Console
 
 from commands import SPECIMEN, parity
 from faults import named, write
 from gallery import CRASH
 from gpt2_parity.checks.greedy import CAPABILITY as GENERATE
+from gpt2_parity.commands.report import note_on_figures
 from gpt2_parity.contract.architecture import HParams, tap_names
 from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.contract.plan import CaseShape, Plan
 from gpt2_parity.contract.rows import STATUSES, VERDICTS, Measurement, Results, Row
 from gpt2_parity.contract.rows import label as label_of
-from gpt2_parity.report import durations, files, results, texts, verdicts
+from gpt2_parity.report import durations, files, plots, results, texts, verdicts
 from gpt2_parity.report import page as pages
 from gpt2_parity.report import runs as folders
 from gpt2_parity.report.markdown import MOST_BYTES
@@ -530,12 +531,40 @@ def test_results_of_schema_1_are_still_read(tmp_path):
     assert "<b>erf instead of tanh GELU</b> explains it" in page_of(found)
 
 
-def test_a_run_without_files_draws_nothing():
-    """matplotlib takes a second to import: a verdict does not wait for it."""
-    modules = "gpt2_parity.cli, gpt2_parity.run.runner, gpt2_parity.report.terminal"
-    code = f"import sys, {modules}; print('matplotlib' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+@pytest.fixture
+def without(monkeypatch):
+    """A function that makes a module look as if it were not installed."""
+    return lambda name: monkeypatch.setitem(sys.modules, name, None)
+
+
+def test_without_matplotlib_the_page_has_its_tables_and_says_what_is_missing(runs, without, tmp_path):
+    name = "fault"
+    drawn = Page((runs[name] / "report.html").read_text())
+    without("matplotlib")
+    pages.write([runs[name]], tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text())
+    assert drawn.tags["svg"] > 5
+    assert page.tags["svg"] == 0
+    assert page.tables == drawn.tables
+    assert page.tags["details"] == drawn.tags["details"]
+    assert Counter(page.attributes)["open", None] > Counter(drawn.attributes)["open", None]  # the tables
+    assert plots.MISSING in page.words
+    assert plots.MISSING not in drawn.words
+
+
+def test_without_matplotlib_the_command_says_so(runs, without, capsys):
+    note_on_figures(Console())
+    assert capsys.readouterr().out == ""
+    without("matplotlib")
+    note_on_figures(Console())
+    assert capsys.readouterr().out.strip() == plots.MISSING
+
+
+def test_without_pandas_a_frame_says_what_to_install(runs, without):
+    assert len(results.read(runs["clean"]))
+    without("pandas")
+    with pytest.raises(CannotJudge, match=r'a frame needs pandas: pip install "gpt2-parity\[report\]"'):
+        results.read(runs["clean"])
 
 
 def test_a_page_is_small_and_names_no_folder_of_whoever_made_it(runs):

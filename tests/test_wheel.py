@@ -9,9 +9,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from commands import SPECIMEN
 
@@ -28,6 +31,11 @@ import golden, harness, impls, tests
 from harness.something import OWN
 assert OWN == "this project's own"
 assert {module.OWNER for module in (golden, harness, impls, tests)} == {"this project"}
+"""
+BLOCKED = """
+import sys
+for name in ("tensorflow", "torch", "jax", "pandas", "matplotlib"):
+    assert sys.modules[name] is None, name  # this test is about an installation without them
 """
 
 
@@ -86,12 +94,14 @@ def project(tmp_path_factory) -> Path:
     return root
 
 
-def run(installed: Path, project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(
+    installed: Path, project: Path, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """The installed command, in the project's folder."""
     return subprocess.run(
         [sys.executable, str(installed / "bin" / "parity"), *arguments],
         cwd=project,
-        env=os.environ | {"PYTHONPATH": str(installed)},
+        env=os.environ | {"PYTHONPATH": str(installed)} | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -135,6 +145,48 @@ def test_what_the_project_has_of_our_names_is_its_own(installed, project, prepar
     done = run(installed, project, "gate", "other.py", "--target", "cpu-float32")
     assert done.returncode == 1
     assert "No module named 'harness.gpt2_parity'" in done.stdout
+
+
+OPTIONAL = ("tensorflow", "torch", "jax", "transformers", "pandas", "matplotlib")
+
+
+def closure(name: str, seen: set[str]) -> set[str]:
+    """The distributions that a distribution needs here, without extras, by normalised name."""
+    wanted = {canonicalize_name(name)} - seen
+    seen |= wanted
+    for text in metadata.requires(name) or [] if wanted else []:
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            closure(requirement.name, seen)
+    return seen
+
+
+def test_a_base_install_brings_no_framework_and_nothing_large(wheel):
+    [name] = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith("METADATA")]
+    own = metadata.PathDistribution(zipfile.Path(wheel, f"{name.partition('/')[0]}/")).requires
+    base = [Requirement(text) for text in own if "extra ==" not in text]
+    seen: set[str] = set()
+    for requirement in base:
+        closure(requirement.name, seen)
+    assert {"numpy", "jinja2", "tiktoken", "regex"} <= seen  # tiktoken needs regex
+    assert not {each for each in seen if each.startswith(("nvidia", *OPTIONAL))}
+    assert {"jax", "jaxlib"} <= closure("jax", set())  # a framework would be seen
+
+
+def test_a_gate_without_what_is_optional_writes_all_files(installed, project, tmp_path):
+    """A numpy backend, in a new cache, so that the checkpoint is read there for the first time."""
+    blocked = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in OPTIONAL)
+    (tmp_path / "sitecustomize.py").write_text(blocked)  # importing them raises, in workers as well
+    (project / "blocked.py").write_text(f"{SPECIMEN}\n{BLOCKED}")
+    command = ("gate", "blocked.py", "--target", "cpu-float32", "--out", str(tmp_path / "out"))
+    home, path = str(tmp_path / "home"), f"{installed}{os.pathsep}{tmp_path}"
+    done = run(installed, project, *command, PARITY_HOME=home, PYTHONPATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "home" / "weights").glob("*.safetensors"))) >= 1
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"results.json", "junit.xml", "report.md", "report.html"}
+    assert "Its figures need matplotlib: pip install" in done.stdout
+    assert "<svg" not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_an_installed_parity_finds_its_specimens_and_not_the_projects(installed, project, prepared):

@@ -30,7 +30,7 @@ from gpt2_parity.run.request import Request, parse_target
 from gpt2_parity.run.supervisor import Resources
 from gpt2_parity.verdict import explain, known_failures
 
-if TYPE_CHECKING:  # pandas takes half a second to import; a verdict does not need it
+if TYPE_CHECKING:  # pandas is optional
     import pandas as pd
 
 __all__ = ["CannotJudge", "Verdict", "gate", "read", "resume", "verify"]
@@ -71,7 +71,10 @@ class Verdict:
         return self.exit_code == 0
 
     def frame(self) -> "pd.DataFrame":
-        """The rows as a pandas frame, one row a measurement; frame.attrs has the environment."""
+        """The rows as a pandas frame, one row a measurement; frame.attrs has the environment.
+
+        Raises CannotJudge where pandas is not installed.
+        """
         return results.frame(self.results)
 
     def explain(self) -> str:
@@ -84,10 +87,10 @@ class Verdict:
     def report(self, path: Path | str) -> None:
         """Write report.html to a path that ends in .html, or all four files of a run into a folder.
 
-        Raises CannotJudge where that cannot be written.
+        Without matplotlib the page has tables only. Raises CannotJudge where that cannot be written.
         """
         from gpt2_parity.files import atomic
-        from gpt2_parity.report import files, page, runs  # import matplotlib, which takes a second
+        from gpt2_parity.report import files, page, runs  # jinja2 and matplotlib are not needed before
 
         path = Path(path)
         if path.suffix == ".html":
@@ -270,7 +273,7 @@ def into(
     # a journal that is resumed stays where it is, even where resuming it is refused
     with nullcontext() if resumed else replacing(out, [JOURNAL]):
         found = runner.verify(request, out / JOURNAL if objects is None else None, progress, objects)
-    from gpt2_parity.report import files  # imports matplotlib, which takes a second
+    from gpt2_parity.report import files  # jinja2 and matplotlib are not needed before
 
     files.write(found, out)
     shutil.rmtree(out / JOURNAL, ignore_errors=objects is not None)

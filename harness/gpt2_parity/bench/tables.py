@@ -15,7 +15,7 @@ from rich.table import Table
 from gpt2_parity.bench.session import Report
 from gpt2_parity.bench.workload import Outcome, TimedRow
 from gpt2_parity.files import atomic
-from gpt2_parity.report import markdown, runs
+from gpt2_parity.report import markdown, results, runs
 from gpt2_parity.report.cells import quantity
 
 if TYPE_CHECKING:
@@ -51,12 +51,10 @@ def write(out: Path, outcome: Outcome) -> None:
 def read(directory: Path | str) -> "pd.DataFrame":
     """The rows of a benchmark as a tidy frame; frame.attrs has the environment.
 
-    Raises CannotJudge where bench.json is missing, not JSON, or of another schema.
+    Raises CannotJudge where bench.json is missing, not JSON, or of another schema, and without pandas.
     """
-    import pandas as pd
-
     found = runs.read_bench(Path(directory) / runs.BENCH)
-    frame = pd.DataFrame(found["rows"], columns=list(TimedRow._fields))
+    frame: pd.DataFrame = results.pandas().DataFrame(found["rows"], columns=list(TimedRow._fields))
     frame.attrs = found["environment"]
     return frame
 

@@ -19,6 +19,7 @@ from gpt2_parity.commands.options import (
     parse_target,
     resources,
 )
+from gpt2_parity.commands.report import note_on_figures
 from gpt2_parity.files.output_folder import alone, replacing, writable
 from gpt2_parity.implementation import discovery
 from gpt2_parity.model import catalogue
@@ -69,11 +70,12 @@ def bench(
             tables.write(out, outcome)
             draw(out)
             console.print(f"  written: {out}/{', '.join(tables.FILES)}", highlight=False)
+            note_on_figures(console)
     raise typer.Exit(session.exit_code(outcome.rows))
 
 
 def draw(out: Path) -> None:
     """Write the page of all results in out: this benchmark, and a verification if one is there."""
-    from gpt2_parity.report import page  # what draws takes a second to import
+    from gpt2_parity.report import page  # not needed without --out
 
     page.write([out], out / "report.html")

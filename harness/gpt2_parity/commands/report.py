@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.files.output_folder import writable
@@ -23,13 +24,23 @@ def report(
     ] = None,
 ) -> None:
     """Write report.html from the results of one or several runs, benchmarks included."""
-    from gpt2_parity.report import page  # imports matplotlib, which takes a second
+    from gpt2_parity.report import page  # jinja2 is needed only here
 
     target = out or runs[0] / "report.html"
     if target.suffix != ".html":
         raise CannotJudge(f"{target}: the report is one file; give it a name that ends in .html")
     page.write(runs, target)
-    terminal.console().print(f"written: {target}", highlight=False, soft_wrap=True)
+    console = terminal.console()
+    console.print(f"written: {target}", highlight=False, soft_wrap=True)
+    note_on_figures(console)
+
+
+def note_on_figures(console: Console) -> None:
+    """Say so if a page that was written has no figures, and how to get them."""
+    from gpt2_parity.report import plots
+
+    if not plots.can_draw():
+        console.print(f"  {plots.MISSING}", highlight=False, markup=False, soft_wrap=True)
 
 
 def compare(
@@ -43,7 +54,7 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder for compare.md and compare.html.")] = None,
 ) -> None:
     """Show what is better, worse, slower, new or gone between two runs; exit 1 on a regression."""
-    from gpt2_parity.report import compare as comparison  # imports matplotlib, which takes a second
+    from gpt2_parity.report import compare as comparison  # likewise
 
     if out is not None:
         writable(out)

@@ -22,6 +22,7 @@ from gpt2_parity.commands.options import (
     ThreadsOption,
     TimeoutOption,
 )
+from gpt2_parity.commands.report import note_on_figures
 from gpt2_parity.commands.watch import watch_file
 from gpt2_parity.contract.progress import Progress
 from gpt2_parity.implementation import discovery, template
@@ -139,6 +140,7 @@ def finish(judge: Callable[[Progress], Verdict], out: Path | None) -> NoReturn:
     terminal.show(console, verdict.results)
     if out is not None:
         console.print(f"  written: {out}/{', '.join(results.FILES)}", highlight=False)
+        note_on_figures(console)
     if verdict.ledger and (lines := verdict.ledger_lines()):
         console.print("  not in the ledger:", highlight=False)
         for line in lines:

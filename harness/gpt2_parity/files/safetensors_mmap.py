@@ -14,7 +14,7 @@ import math
 import mmap
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -143,13 +143,13 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     # arrays of wider elements first, so that each array is aligned to its own element size
-    ordered = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))
-    header = json.dumps(_entries(ordered), separators=(",", ":")).encode()
+    names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    header = json.dumps(_entries(names, arrays), separators=(",", ":")).encode()
     header += b" " * (-(8 + len(header)) % ALIGNED)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        for array in ordered.values():
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        for name in names:  # looked up only now: what is mapped is freed once it is written
+            file.write(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
         if file.tell() >= LARGE:
             _forget(file)
 
@@ -167,13 +167,14 @@ def _forget(file: BinaryIO) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _entries(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+def _entries(names: Sequence[str], arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     """The header: an entry for each array, in the order in which the arrays are written."""
-    names = {dtype: name for name, dtype in DTYPES.items()}
+    dtypes = {dtype: name for name, dtype in DTYPES.items()}
     entries, at = {}, 0
-    for name, array in arrays.items():
-        if array.dtype.str not in names:
+    for name in names:
+        array = arrays[name]
+        if array.dtype.str not in dtypes:
             raise ValueError(f"{name!r} is {array.dtype}; supported are {', '.join(DTYPES)}")
         offsets = [at, at := at + array.nbytes]
-        entries[name] = {"dtype": names[array.dtype.str], "shape": array.shape, "data_offsets": offsets}
+        entries[name] = {"dtype": dtypes[array.dtype.str], "shape": array.shape, "data_offsets": offsets}
     return entries

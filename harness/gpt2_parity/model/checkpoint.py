@@ -1,8 +1,8 @@
-"""Load OpenAI's TensorFlow checkpoint.
+"""Load OpenAI's TensorFlow checkpoint, without TensorFlow.
 
-The first time, TensorFlow's own reader reads it in a separate process and verifies each tensor's CRC32C.
-The weights are checked and kept as a memory-mapped safetensors file in a per-user cache, keyed by the
-content of the checkpoint. Later loads neither import TensorFlow nor copy a weight.
+The first time, the index and each tensor's CRC32C are verified. The weights are checked and kept as a
+memory-mapped safetensors file in a per-user cache, keyed by the content of the checkpoint. That load
+holds one weight in memory at a time; later loads copy none.
 """
 
 import math
@@ -17,8 +17,8 @@ import platformdirs
 
 from gpt2_parity.contract.architecture import HParams, parameter_shapes, variable_shapes
 from gpt2_parity.contract.interface import CannotJudge
-from gpt2_parity.files import atomic, digest, fresh_process, safetensors_mmap, strict_json
-from gpt2_parity.model import synthetic
+from gpt2_parity.files import atomic, digest, safetensors_mmap, strict_json
+from gpt2_parity.model import synthetic, tf_variables
 
 DATA, INDEX = "model.ckpt.data-00000-of-00001", "model.ckpt.index"
 FILES = ("checkpoint", "encoder.json", "hparams.json", DATA, INDEX, "model.ckpt.meta", "vocab.bpe")
@@ -58,7 +58,7 @@ def load(directory: Path, expected: Mapping[str, str] | None = None) -> Checkpoi
     _fits(directory, hparams)
     weights = home() / "weights" / f"{found[DATA][:16]}{found[INDEX][:16]}.safetensors"
     if not _intact(weights):
-        _in_child(directory, hparams, weights)
+        convert(directory, hparams, weights)
     params = safetensors_mmap.read(weights)
     check(params, hparams, weights, squeezed=True)
     return Checkpoint(hparams, params, weights, found)
@@ -66,6 +66,7 @@ def load(directory: Path, expected: Mapping[str, str] | None = None) -> Checkpoi
 
 def hashes(directory: Path) -> dict[str, str]:
     """SHA-256 of a checkpoint's files by name. Raises CannotJudge if one is missing or empty."""
+    _refuse_shards(directory)
     for name in files(directory):
         path = directory / name
         if not path.is_file() or path.stat().st_size == 0:
@@ -73,6 +74,16 @@ def hashes(directory: Path) -> dict[str, str]:
                 f"{path}: missing or empty; a checkpoint is the files {', '.join(files(directory))}"
             )
     return {name: digest.sha256(directory / name) for name in files(directory)}
+
+
+def _refuse_shards(directory: Path) -> None:
+    """Raise CannotJudge, naming one, if there are several data files instead of one."""
+    if not (directory / DATA).exists():
+        for path in sorted(directory.glob("model.ckpt.data-*-of-*")):
+            raise CannotJudge(
+                f"{path}: the checkpoint is split over several data files (shards). Only one is read, "
+                f"{DATA}; save the checkpoint with TensorFlow again, unsharded"
+            )
 
 
 def files(directory: Path) -> tuple[str, ...]:
@@ -135,47 +146,12 @@ def check(
             raise CannotJudge(f"{source}: variable model/{name} has values that are NaN or infinite")
 
 
-def _in_child(directory: Path, hparams: HParams, weights: Path) -> None:
-    """Convert in a separate process, which frees TensorFlow's 700 MB when it ends."""
-    died = f"{directory}: the process reading the checkpoint died"
-    fresh_process.call(died, convert, directory, hparams, weights)
-
-
 def convert(directory: Path, hparams: HParams, weights: Path) -> None:
-    """Read with TensorFlow, check, and write the weights file and its SHA-256 beside it."""
-    params = read_variables(directory)
-    check(params, hparams, directory / INDEX)
-    squeezed = {name: w[0] if name.endswith("/w") else w for name, w in params.items()}
-    safetensors_mmap.write(weights, squeezed)
+    """Read and check every variable; write the weights file, one by one, and its SHA-256 beside it."""
+    stored = tf_variables.read(directory / INDEX, directory / DATA)
+    check(stored, hparams, directory / INDEX)
+    safetensors_mmap.write(weights, stored.squeezed())
     atomic.write_text(weights.with_suffix(".sha256"), digest.sha256(weights))
-
-
-def read_variables(directory: Path) -> dict[str, np.ndarray]:
-    """Every variable of the checkpoint, as stored (w [1, n_in, n_out]), by name without "model/".
-
-    Raises CannotJudge if TensorFlow is absent or cannot read the checkpoint.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise CannotJudge(
-            f"{directory}: the first load needs TensorFlow's reader; pip install tensorflow ({error})"
-        ) from error
-    try:
-        reader = tf.train.load_checkpoint(str(directory / "model.ckpt"))
-        names = sorted(reader.get_variable_to_shape_map())
-    except Exception as error:  # TensorFlow raises many unrelated types for a corrupt file
-        raise CannotJudge(f"{directory / INDEX}: TensorFlow cannot read it ({error})") from error
-    params = {}
-    for name in names:
-        try:
-            params[name.removeprefix("model/")] = np.asarray(reader.get_tensor(name))
-        except Exception as error:
-            raise CannotJudge(
-                f"{directory / DATA}: TensorFlow cannot read variable {name} ({error})"
-            ) from error
-    return params
 
 
 def _intact(weights: Path) -> bool:

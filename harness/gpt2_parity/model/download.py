@@ -21,7 +21,7 @@ import urllib3
 from gpt2_parity.contract.architecture import variable_shapes
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.files import atomic, digest, locks
-from gpt2_parity.model import checkpoint, tf_index
+from gpt2_parity.model import checkpoint, tf_index, tf_variables
 from gpt2_parity.model.published_files import PublishedFile, Release
 
 TRIES = 6  # attempts in a row without a new byte before giving up
@@ -289,7 +289,7 @@ def wrong_files(folder: Path, release: Release) -> dict[str, str]:
     for name, tensor in release.tensors.items():
         if tensors[name][:3] != tensor[:3]:
             return {checkpoint.INDEX: f"places model/{name} elsewhere, or with another CRC32C"}
-    if damaged := tf_index.damaged(folder / checkpoint.DATA, tensors):
+    if damaged := tf_variables.damaged(folder / checkpoint.DATA, tensors):
         named = ", ".join(f"model/{name}" for name in damaged[:3])
         return {checkpoint.DATA: f"{len(damaged)} tensors do not match their CRC32C: {named}"}
     return {}

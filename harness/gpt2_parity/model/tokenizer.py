@@ -5,9 +5,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import tiktoken
-from tiktoken.load import data_gym_to_mergeable_bpe_ranks
-
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.files import strict_json
@@ -23,6 +20,9 @@ class Tokenizer:
 
     def __init__(self, directory: Path, n_vocab: int):
         """Raises CannotJudge if the files are missing, disagree, or do not have n_vocab entries."""
+        import tiktoken  # a verdict needs it only in the worker
+        from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+
         vocab, encoder = directory / "vocab.bpe", directory / "encoder.json"
         # tiktoken caches by path and would not notice a changed file.
         os.environ["TIKTOKEN_CACHE_DIR"] = ""

@@ -44,6 +44,7 @@ def html(runs: Sequence[Run]) -> str:
         targets=sorted(found, key=lambda target: list(STATES).index(target.state)),
         matrix=matrix(found),
         columns=[name.replace("_", " ") for name in results.columns(rows)],
+        missing="" if plots.can_draw() else plots.MISSING,
         keys={part: keys(part, found) for part in ("operations", "noise")},
         panels=panels([(target.style, target.rows) for target in found]),
         noise=noise(found),

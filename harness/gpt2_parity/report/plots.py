@@ -3,22 +3,31 @@
 A figure has no colours of its own: matplotlib gets placeholder colours, each of which becomes a
 ``var(--name)``, so that the style sheet decides about light, dark and print. Shape, dash and hatch
 distinguish series without colour. Text stays text, in the page's font.
+
+matplotlib and what it needs are 100 MB, so they are optional (the extra "report"). Without them each
+figure is empty; the page has the numbers of all figures in tables, too.
 """
 
+import importlib.util
 import io
 import math
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import NullLocator
+if TYPE_CHECKING:  # matplotlib takes a second to import, and is optional
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
+Given = ParamSpec("Given")
+
+MISSING = (
+    "report.html has tables only. Its figures need matplotlib: "
+    'pip install "gpt2-parity[report]", then: parity report DIR'
+)
 SVG = "http://www.w3.org/2000/svg"
 HREF = "{http://www.w3.org/1999/xlink}href"
 COLOURS = 8
@@ -76,8 +85,31 @@ class Bar(NamedTuple):
     caption: str
 
 
-def draw(width: float, height: float) -> tuple[Figure, Axes]:
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def drawn(function: Callable[Given, str]) -> Callable[Given, str]:
+    """Make a function that returns a figure draw it in our style, and return "" without matplotlib."""
+
+    @wraps(function)
+    def styled(*args: Given.args, **kwargs: Given.kwargs) -> str:
+        if not can_draw():
+            return ""
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return function(*args, **kwargs)
+
+    return styled
+
+
+def draw(width: float, height: float) -> "tuple[Figure, Axes]":
     """An empty figure of that width and height in points, with one pair of axes."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     layout = ConstrainedLayoutEngine(w_pad=2 / 72, h_pad=2 / 72)
     figure = Figure(figsize=(width / 72, height / 72), layout=layout)
     figure.patch.set_visible(False)
@@ -86,6 +118,7 @@ def draw(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+@drawn
 def by_layer(
     name: str,
     lines: Sequence[Line],
@@ -99,31 +132,30 @@ def by_layer(
     positions: their labels. limits: one number for all positions, or one for each. span: the lower and
     upper end of the scale. caption: the figure's accessible name.
     """
-    with matplotlib.rc_context(STYLE):
-        figure, axes = draw(300, 190)
-        low, high = span
-        n = len(positions)
-        edges = [-0.5, n - 0.5] if len(limits) == 1 else [i + d for i in range(n) for d in (-0.5, 0.5)]
-        heights = [limit for limit in limits for _ in (0, 1)]
-        axes.fill_between(edges, heights, high, color=BAD, alpha=0.09, linewidth=0)
-        axes.plot(edges, heights, color=BAD, linewidth=1.2, dashes=(5, 3))
-        axes.annotate(
-            "limit" if len(limits) > 1 else f"limit {limits[0]:g}",
-            (edges[0], heights[0]), (4, 3), textcoords="offset points", color=BAD, fontsize=9,
-        )  # fmt: skip
-        for line in lines:
-            trace(axes, line, low, high)
-        axes.set_yscale("log")
-        axes.set_ylim(low, high)
-        axes.set_xlim(-0.5, n - 0.5)
-        step = max(1, math.ceil(n / 12)) if positions[0].isdigit() else 1
-        axes.set_xticks(range(0, n, step), positions[::step])
-        axes.grid(visible=False, axis="x")
-        decades(axes.yaxis, low, high)
-        return svg(figure, name, caption)
+    figure, axes = draw(300, 190)
+    low, high = span
+    n = len(positions)
+    edges = [-0.5, n - 0.5] if len(limits) == 1 else [i + d for i in range(n) for d in (-0.5, 0.5)]
+    heights = [limit for limit in limits for _ in (0, 1)]
+    axes.fill_between(edges, heights, high, color=BAD, alpha=0.09, linewidth=0)
+    axes.plot(edges, heights, color=BAD, linewidth=1.2, dashes=(5, 3))
+    axes.annotate(
+        "limit" if len(limits) > 1 else f"limit {limits[0]:g}",
+        (edges[0], heights[0]), (4, 3), textcoords="offset points", color=BAD, fontsize=9,
+    )  # fmt: skip
+    for line in lines:
+        trace(axes, line, low, high)
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.set_xlim(-0.5, n - 0.5)
+    step = max(1, math.ceil(n / 12)) if positions[0].isdigit() else 1
+    axes.set_xticks(range(0, n, step), positions[::step])
+    axes.grid(visible=False, axis="x")
+    decades(axes.yaxis, low, high)
+    return svg(figure, name, caption)
 
 
-def trace(axes: Axes, line: Line, low: float, high: float) -> None:
+def trace(axes: "Axes", line: Line, low: float, high: float) -> None:
     """One line with its markers; a failure without a number is a cross at the upper edge."""
     values = [math.nan if v is None else min(max(v, low * 1.2), high / 1.2) for v in line.values]
     colour, marker = SERIES[line.style % COLOURS], MARKERS[line.style % len(MARKERS)]
@@ -145,6 +177,8 @@ def trace(axes: Axes, line: Line, low: float, high: float) -> None:
 
 def decades(axis: Any, low: float, high: float) -> None:
     """Label an axis at powers of ten, at most six of them."""
+    from matplotlib.ticker import NullLocator
+
     first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
     step = max(1, math.ceil((last - first + 1) / 6))
     powers = range(first, last + 1, step)
@@ -152,6 +186,7 @@ def decades(axis: Any, low: float, high: float) -> None:
     axis.set_minor_locator(NullLocator())
 
 
+@drawn
 def against_noise(
     name: str, cases: Sequence[str], lines: Sequence[Line], limit: float, caption: str
 ) -> str:
@@ -160,66 +195,61 @@ def against_noise(
     known = [v for line in lines for v in line.values if v is not None]
     low = 10.0 ** math.floor(math.log10(max(min([0.5, *known]), 1e-3)))
     high = 10.0 ** math.ceil(math.log10(max([limit * 2, *known]) * 1.2))
-    with matplotlib.rc_context(STYLE):
-        figure, axes = draw(380, 70 + 24 * len(cases))
-        axes.axvspan(limit, high, color=BAD, alpha=0.09, linewidth=0)
-        axes.axvline(limit, color=BAD, linewidth=1.2, dashes=(5, 3))
-        axes.axvline(1, color=MUTED, linewidth=1.2)
-        top = axes.get_xaxis_transform()
-        axes.text(
-            1, 1.02, "noise floor", transform=top, ha="center", va="bottom", color=MUTED, fontsize=9
-        )
-        axes.text(limit, 1.02, f"limit {limit:g}", transform=top, ha="left", va="bottom", color=BAD,
-                  fontsize=9)  # fmt: skip
-        for i, line in enumerate(lines):
-            shift = 0.0 if len(lines) == 1 else 0.4 * (i / (len(lines) - 1) - 0.5)
-            points = [(v, y + shift) for y, v in enumerate(line.values) if v is not None]
-            axes.plot(
-                [max(v, low) for v, _ in points], [y for _, y in points], linestyle="",
-                marker=MARKERS[line.style % len(MARKERS)], color=SERIES[line.style % COLOURS],
-                markersize=6, markeredgecolor=PAGE, markeredgewidth=0.6,
-            )  # fmt: skip
-            none = [y + shift for y, v in enumerate(line.values) if v is None and line.bad[y]]
-            axes.plot([high / 1.3] * len(none), none, "x", color=BAD, markersize=6, markeredgewidth=1.6)
-        axes.set_xscale("log")
-        axes.set_xlim(low, high)
-        axes.set_ylim(len(cases) - 0.5, -0.5)
-        axes.set_yticks(range(len(cases)), [plain(case) for case in cases])
-        decades(axes.xaxis, low, high)
-        axes.set_xlabel("noise units")
-        return svg(figure, name, caption)
+    figure, axes = draw(380, 70 + 24 * len(cases))
+    axes.axvspan(limit, high, color=BAD, alpha=0.09, linewidth=0)
+    axes.axvline(limit, color=BAD, linewidth=1.2, dashes=(5, 3))
+    axes.axvline(1, color=MUTED, linewidth=1.2)
+    top = axes.get_xaxis_transform()
+    axes.text(1, 1.02, "noise floor", transform=top, ha="center", va="bottom", color=MUTED, fontsize=9)
+    axes.text(limit, 1.02, f"limit {limit:g}", transform=top, ha="left", va="bottom", color=BAD,
+              fontsize=9)  # fmt: skip
+    for i, line in enumerate(lines):
+        shift = 0.0 if len(lines) == 1 else 0.4 * (i / (len(lines) - 1) - 0.5)
+        points = [(v, y + shift) for y, v in enumerate(line.values) if v is not None]
+        axes.plot(
+            [max(v, low) for v, _ in points], [y for _, y in points], linestyle="",
+            marker=MARKERS[line.style % len(MARKERS)], color=SERIES[line.style % COLOURS],
+            markersize=6, markeredgecolor=PAGE, markeredgewidth=0.6,
+        )  # fmt: skip
+        none = [y + shift for y, v in enumerate(line.values) if v is None and line.bad[y]]
+        axes.plot([high / 1.3] * len(none), none, "x", color=BAD, markersize=6, markeredgewidth=1.6)
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.set_ylim(len(cases) - 0.5, -0.5)
+    axes.set_yticks(range(len(cases)), [plain(case) for case in cases])
+    decades(axes.xaxis, low, high)
+    axes.set_xlabel("noise units")
+    return svg(figure, name, caption)
 
 
+@drawn
 def bars(name: str, found: Sequence[Bar], caption: str) -> str:
     """Horizontal bars from zero, each with its name above it, its interval, and its roofline."""
     numbers = [n for bar in found for n in (bar.value, bar.high) if n is not None]
     right = max(numbers, default=1.0) * 1.03
-    with matplotlib.rc_context(STYLE):
-        figure, axes = draw(300, 14 + 32 * len(found))
-        for y, bar in enumerate(found):
-            axes.text(0, y - 0.24, plain(bar.name), ha="left", va="bottom", fontsize=9.5)
-            axes.text(
-                right, y - 0.24, plain(bar.caption), ha="right", va="bottom", fontsize=9.5, color=MUTED
-            )
-            if bar.value is None:
-                continue
-            colour = SERIES[bar.style % COLOURS]
-            axes.barh(
-                y, bar.value, height=0.4, facecolor=colour, edgecolor=PAGE,
-                hatch=HATCHES[bar.style % len(HATCHES)], linewidth=0,
-            )  # fmt: skip
-            if bar.low is not None and bar.high is not None:
-                axes.plot(
-                    [bar.low, bar.high], [y, y], color=INK, linewidth=1.2, marker="|", markersize=5
-                )
-            if bar.best is not None:
-                ends = [y - 0.2, y + 0.3]
-                axes.plot([bar.best] * 2, ends, color=PAGE, linewidth=4, solid_capstyle="butt")
-                axes.plot([bar.best] * 2, ends, color=INK, linewidth=1.6, dashes=(2, 1))
-        axes.set_xlim(0, right)
-        axes.set_ylim(len(found) - 0.6, -0.75)
-        axes.set_axis_off()
-        return svg(figure, name, caption)
+    figure, axes = draw(300, 14 + 32 * len(found))
+    for y, bar in enumerate(found):
+        axes.text(0, y - 0.24, plain(bar.name), ha="left", va="bottom", fontsize=9.5)
+        axes.text(
+            right, y - 0.24, plain(bar.caption), ha="right", va="bottom", fontsize=9.5, color=MUTED
+        )
+        if bar.value is None:
+            continue
+        colour = SERIES[bar.style % COLOURS]
+        axes.barh(
+            y, bar.value, height=0.4, facecolor=colour, edgecolor=PAGE,
+            hatch=HATCHES[bar.style % len(HATCHES)], linewidth=0,
+        )  # fmt: skip
+        if bar.low is not None and bar.high is not None:
+            axes.plot([bar.low, bar.high], [y, y], color=INK, linewidth=1.2, marker="|", markersize=5)
+        if bar.best is not None:
+            ends = [y - 0.2, y + 0.3]
+            axes.plot([bar.best] * 2, ends, color=PAGE, linewidth=4, solid_capstyle="butt")
+            axes.plot([bar.best] * 2, ends, color=INK, linewidth=1.6, dashes=(2, 1))
+    axes.set_xlim(0, right)
+    axes.set_ylim(len(found) - 0.6, -0.75)
+    axes.set_axis_off()
+    return svg(figure, name, caption)
 
 
 def plain(text: str) -> str:
@@ -228,24 +258,26 @@ def plain(text: str) -> str:
     return text if len(text) <= 44 else f"{text[:43]}…"
 
 
+@drawn
 def swatch(name: str, style: int) -> str:
     """A sample of a line for the legend, which has the name beside it: its colour, dash and marker."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(30 / 72, 12 / 72))
-        figure.patch.set_visible(False)
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.set_axis_off()
-        axes.set_xlim(0, 2)
-        axes.set_ylim(-1, 1)
-        axes.plot(
-            [0, 1, 2], [0, 0, 0], color=SERIES[style % COLOURS], marker=MARKERS[style % len(MARKERS)],
-            linestyle=DASHES[style // len(MARKERS) % len(DASHES)], markersize=6, markevery=[1],
-            linewidth=1.6, markeredgecolor=PAGE, markeredgewidth=0.6,
-        )  # fmt: skip
-        return svg(figure, f"key-{name}", "")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(30 / 72, 12 / 72))
+    figure.patch.set_visible(False)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.set_xlim(0, 2)
+    axes.set_ylim(-1, 1)
+    axes.plot(
+        [0, 1, 2], [0, 0, 0], color=SERIES[style % COLOURS], marker=MARKERS[style % len(MARKERS)],
+        linestyle=DASHES[style // len(MARKERS) % len(DASHES)], markersize=6, markevery=[1],
+        linewidth=1.6, markeredgecolor=PAGE, markeredgewidth=0.6,
+    )  # fmt: skip
+    return svg(figure, f"key-{name}", "")
 
 
-def svg(figure: Figure, name: str, caption: str) -> str:
+def svg(figure: "Figure", name: str, caption: str) -> str:
     """The figure as an svg element for a page: its ids begin with name, its colours are variables.
 
     caption becomes its accessible name; without one, it is hidden from screen readers.

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import GenericAlias
+from types import GenericAlias, ModuleType
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 import msgspec
@@ -15,7 +15,7 @@ from gpt2_parity.files import strict_json
 from gpt2_parity.report import results_v1
 from gpt2_parity.verdict import explain
 
-if TYPE_CHECKING:  # pandas takes half a second to import, and a verdict does not need it
+if TYPE_CHECKING:  # pandas is optional, and takes half a second to import
     import pandas as pd
 
 SCHEMA = 2
@@ -83,17 +83,26 @@ def read(directory: Path | str) -> "pd.DataFrame":
     """The rows of a run as a tidy data frame, one row a measurement; frame.attrs has the environment.
 
     Two more columns have the texts that reports show: detail, and diagnosis (why it fails).
-    Raises CannotJudge as load does.
+    Raises CannotJudge as load does, and where pandas is not installed.
     """
     return frame(load(Path(directory)))
 
 
+def pandas() -> ModuleType:
+    """pandas, which only frames need. Raises CannotJudge where it is not installed."""
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise CannotJudge(
+            f'a frame needs pandas: pip install "gpt2-parity[report]" ({error})'
+        ) from error
+    return pd
+
+
 def frame(outcome: Results) -> "pd.DataFrame":
     """The data frame that read returns, from results in memory."""
-    import pandas as pd
-
     try:
-        table = pd.DataFrame(outcome.rows, columns=list(Row._fields))
+        table = pandas().DataFrame(outcome.rows, columns=list(Row._fields))
         table["detail"] = [explain.detail(row) for row in outcome.rows]
         table["diagnosis"] = [explain.diagnosis(row) for row in outcome.rows]
     except ValueError as error:
