@@ -74,7 +74,10 @@ def verify(
         started,
     )
     shares = examination.shares if objects is None else None
-    made_with |= how(request, recorded, shares) | {"seconds_by_check": seconds(states)}
+    made_with |= how(request, recorded, shares) | {
+        "hosts": hosts(states),
+        "seconds_by_check": seconds(states),
+    }
     return Results(rows, made_with)
 
 
@@ -99,6 +102,16 @@ def seconds(states: Sequence[RunState]) -> dict[str, dict[str, float]]:
         f"{state.name}-{target}": found.seconds
         for state in states
         for target, found in state.targets.items()
+    }
+
+
+def hosts(states: Sequence[RunState]) -> dict[str, dict[str, Any]]:
+    """The machine of each target, by implementation and target, as run/host.py reports it."""
+    return {
+        f"{state.name}-{target}": found.host
+        for state in states
+        for target, found in state.targets.items()
+        if found.host
     }
 
 
