@@ -122,6 +122,16 @@ def test_a_device_has_one_target_at_a_time():
     assert plan.next() is None
 
 
+def test_a_device_that_carries_several_targets_has_as_many_at_a_time():
+    [state] = one = states(1)
+    plan, third = Schedule(one, (), {}, {"cuda": 2}), Target("cuda", "float16")
+    plan.next()
+    hello(state, GPU, GPU16, third)
+    assert [plan.claim(0) for _ in range(3)] == [GPU, GPU16, None]
+    end(state, GPU)
+    assert plan.claim(0) == third
+
+
 def test_there_is_an_end_for_a_worker_that_waits():
     """A lost implementation has nothing left, and a stopped schedule hands out nothing."""
     [state] = one = states(1)

@@ -8,7 +8,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from gpt2_parity.contract.progress import Progress, Update
 from gpt2_parity.contract.rows import Results
 from gpt2_parity.model.checkpoint import Checkpoint
 from gpt2_parity.run.examination import Examination
+from gpt2_parity.run.executor import Executor, LocalExecutor
 from gpt2_parity.run.journal import RunState
 from gpt2_parity.run.preparation import prepare
 from gpt2_parity.run.request import Recorded, Request, begin, command, record
@@ -48,16 +49,21 @@ def verify(
     """
     started = time.time()
     known = known_failures.read(request.ledger) if request.ledger else []
-    with tempfile.TemporaryDirectory(prefix="parity-") as temporary, journal_folder(folder) as journals:
+    with (
+        tempfile.TemporaryDirectory(prefix="parity-") as temporary,
+        journal_folder(folder) as journals,
+        executor_of(request) if objects is None else nullcontext() as executor,
+    ):
         progress(Update("prepares"))
         prepared = prepare(request.model, request.seed, Path(temporary))
         recorded = record(request, prepared.checkpoint.sha256)
         begin(recorded, journals)
         examination = Examination(request, prepared, journals, progress)
-        if objects is None:
-            examination.in_workers()
+        if executor is not None:
+            executor.prepare(prepared)
+            examination.in_workers(executor)
         else:
-            examination.in_this_process(objects)
+            examination.in_this_process(objects or ())
     states = examination.states
     for state in states:
         if state.offered and request.targets and not set(request.targets) & set(state.offered):
@@ -73,12 +79,17 @@ def verify(
         {target for state in states for target in state.offered or ()},
         started,
     )
-    shares = examination.shares if objects is None else None
+    shares = executor.shares if executor is not None else None
     made_with |= how(request, recorded, shares) | {
         "hosts": hosts(states),
         "seconds_by_check": seconds(states),
     }
     return Results(rows, made_with)
+
+
+def executor_of(request: Request) -> Executor:
+    """What examines the units of a request."""
+    return LocalExecutor(request)
 
 
 def how(request: Request, recorded: Recorded, shares: Shares | None) -> dict[str, Any]:
