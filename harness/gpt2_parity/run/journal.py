@@ -14,6 +14,7 @@ with a journal of its own, so every event that belongs to a target names it.
     broken    why a target could not be started, or (without a target) the implementation itself
     end       the target is done
     cannot_judge  why the run must end without a verdict
+    worker_lost   a dask worker was lost with the work, which begins again, or not; written by the client
     lost      why the work ended early, and on which target; written by the parent of a worker that
               ended, or by a worker in which every call raises
 """
@@ -84,6 +85,7 @@ class RunState:
         self.broken = ""
         self.over = False  # it ended before it reported its targets
         self.targets: dict[Target, TargetState] = {}
+        self.lost_workers: list[dict[str, Any]] = []  # of a cluster: what ran there, address, host
         self._others: list[Row] = []  # of no target, and of targets that are not offered
 
     @property
@@ -115,6 +117,11 @@ class RunState:
                 self.targets.setdefault(target, TargetState()).begin(data.get("host", {}))
             case "lost", _:
                 self._lose(target, data["message"], data.get("since", ""))
+            case "worker_lost", _:
+                unit = f"{self.name}-{target}" if target else self.name
+                self.lost_workers.append(
+                    {"unit": unit, **{key: data[key] for key in ("worker", "host")}}
+                )
             case "end", Target():
                 self._close(target)
             case _, Target() if target in self.targets:

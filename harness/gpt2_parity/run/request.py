@@ -32,6 +32,7 @@ class Request(NamedTuple):
     ledger: Path | None = None  # file of known disagreements
     first: Sequence[str] = ()  # checks that run before the others
     jobs: int | None = None  # workers at once; None: as many as cores and memory carry
+    scheduler: str = ""  # address of a dask scheduler, whose workers examine; empty: this machine does
 
 
 class Recorded(msgspec.Struct, forbid_unknown_fields=True):

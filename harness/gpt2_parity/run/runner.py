@@ -82,6 +82,9 @@ def verify(
     shares = executor.shares if executor is not None else None
     made_with |= how(request, recorded, shares) | {
         "hosts": hosts(states),
+        **(
+            {"lost_workers": lost} if (lost := [each for s in states for each in s.lost_workers]) else {}
+        ),
         "seconds_by_check": seconds(states),
     }
     return Results(rows, made_with)
@@ -89,7 +92,11 @@ def verify(
 
 def executor_of(request: Request) -> Executor:
     """What examines the units of a request."""
-    return LocalExecutor(request)
+    if not request.scheduler:
+        return LocalExecutor(request)
+    from gpt2_parity.run.distributed import DaskExecutor  # what a local run does not need
+
+    return DaskExecutor(request)
 
 
 def how(request: Request, recorded: Recorded, shares: Shares | None) -> dict[str, Any]:

@@ -136,8 +136,17 @@ class Shares(NamedTuple):
 def shares(hparams: HParams, jobs: int | None, threads: int | None) -> Shares:
     """The workers that cores and memory carry, unless jobs or threads say otherwise."""
     available = len(cores.available())
-    weights = sum(math.prod(shape) for shape in parameter_shapes(hparams).values())
-    gigabytes = FRAMEWORK + COPIES * 4 * weights / 2**30
+    gigabytes = FRAMEWORK + COPIES * 4 * n_weights(hparams) / 2**30
     carried = int(psutil.virtual_memory().available / 2**30 / gigabytes)
     chosen = jobs or max(1, min(available // (threads or 1), carried))
-    return Shares(chosen, threads or (1 if weights < SMALL else max(1, available // chosen)))
+    return Shares(chosen, threads or threads_each(hparams, available, chosen))
+
+
+def threads_each(hparams: HParams, cores: int, jobs: int) -> int:
+    """The threads of each of several workers that share so many cores: one for a small model."""
+    return 1 if n_weights(hparams) < SMALL else max(1, cores // jobs)
+
+
+def n_weights(hparams: HParams) -> int:
+    """The number of weights of a model."""
+    return sum(math.prod(shape) for shape in parameter_shapes(hparams).values())
