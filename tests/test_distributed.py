@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,6 +45,7 @@ class Cluster:
 
     address: str
     folder: Path
+    scheduler: subprocess.Popen
     workers: list[subprocess.Popen]
 
     def start(self, *options: str, **environment: str) -> subprocess.Popen:
@@ -98,9 +101,9 @@ def logs(folder: Path) -> list[str]:
     return [path.read_text() for path in folder.glob("*.log")]
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory, home):
-    folder = tmp_path_factory.mktemp("cluster")
+@contextmanager
+def running(folder: Path) -> Iterator[Cluster]:
+    """A scheduler without workers, whose process ends with the context."""
     file = folder / "scheduler.json"
     options = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", file)
     scheduler = dask("dask_scheduler", folder, *options)
@@ -108,14 +111,20 @@ def cluster(tmp_path_factory, home):
         while not file.is_file() or not file.read_text().strip():
             assert scheduler.poll() is None, logs(folder)
             time.sleep(0.05)
-        made = Cluster(json.loads(file.read_text())["address"], folder, [])
+        made = Cluster(json.loads(file.read_text())["address"], folder, scheduler, [])
         yield made
         for worker in made.workers:
             worker.kill()
             worker.wait(60)
     finally:
-        scheduler.terminate()
+        scheduler.kill()
         scheduler.wait(60)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory, home):
+    with running(tmp_path_factory.mktemp("cluster")) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)
@@ -342,6 +351,27 @@ def test_ctrl_c_leaves_a_folder_that_resumes_and_no_process(cluster, local, tmp_
     expected = [row for row in local.rows if row.implementation == "numpy"]
     assert [row._replace(implementation="numpy") for row in found.rows] == expected
     assert len([update for update in updates if update.check]) == len(CHECKS) - finished
+
+
+def test_a_run_whose_scheduler_is_killed_resumes_without_it(local, tmp_path):
+    out = tmp_path / "out"
+    with running(tmp_path / "another") as made:
+        made.has(1)
+        options = ["--target", "cpu-float32", "--seed", SEED, "--scheduler", made.address, "--out", out]
+        arguments = command("verify", "--impl", "numpy", *options)
+        run = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while count(out, "checked") < 2:
+            assert run.poll() is None, run.communicate()
+            time.sleep(0.05)
+        made.scheduler.kill()
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == 2
+    assert errors.startswith(
+        f"error: scheduler {made.address}: has gone, or cancelled the run; a verify"
+    )
+    assert errors.count("\n") == 1
+    found = gpt2_parity.resume(out)
+    assert found.rows == [row for row in local.rows if row.implementation == "numpy"]
 
 
 def count(out: Path, event: str) -> int:

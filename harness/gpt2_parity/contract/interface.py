@@ -18,6 +18,13 @@ class CannotJudge(Exception):
     """
 
 
+class Interrupted(CannotJudge):
+    """A run that was under way cannot go on where it is; what it has measured can be continued from."""
+
+    def __init__(self, text: str):
+        super().__init__(f"{text}; a verify or gate with --out DIR is continued by: parity resume DIR")
+
+
 class Target(NamedTuple):
     """The device and dtype that an implementation runs with, such as ``cuda-float32``."""
 

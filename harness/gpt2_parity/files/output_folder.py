@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.contract.interface import CannotJudge, Interrupted
 from gpt2_parity.files import locks
 
 
@@ -53,7 +53,8 @@ EARLIER = ".parity-earlier"
 def replacing(out: Path, names: Iterable[str]) -> Iterator[None]:
     """Put the files of an earlier run aside, so that they are not taken for those of the new run.
 
-    They come back if the new run is refused (CannotJudge) and are removed otherwise.
+    They come back if the new run is refused (CannotJudge) and are removed otherwise, also if it is
+    Interrupted: it can then be resumed.
     """
     aside = out / EARLIER
     shutil.rmtree(aside, ignore_errors=True)  # left by a run that was killed
@@ -74,6 +75,8 @@ def replacing(out: Path, names: Iterable[str]) -> Iterator[None]:
     refused = False
     try:
         yield
+    except Interrupted:
+        raise
     except CannotJudge:
         refused = True
         for name in names:  # remove what the refused run wrote

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple, Self
 
 from gpt2_parity.contract.architecture import HParams
-from gpt2_parity.contract.interface import CannotJudge, Target
+from gpt2_parity.contract.interface import CannotJudge, Interrupted, Target
 from gpt2_parity.run import code, dask_task
 from gpt2_parity.run.executor import Task
 from gpt2_parity.run.order import Order, Shipment, encode
@@ -252,7 +252,7 @@ class DaskExecutor:
         device: str,
         write: Write,
     ) -> End:
-        """Handle the messages about a unit until it ends. Raises CannotJudge if one is missing."""
+        """Handle the messages about a unit until it ends. Raises Interrupted if one is missing."""
         worker, host, damage, expected = "", "", "", 0
         waiting = time.monotonic()
         while not stop.is_set():
@@ -264,13 +264,13 @@ class DaskExecutor:
             if received is None:
                 return End(self.unreported(future, worker), {}, worker, host)
             if received["n"] != expected:
-                raise CannotJudge(f"dask worker {worker}: message {expected} was lost; resume the run")
+                raise Interrupted(f"dask worker {worker}: message {expected} was lost")
             expected += 1
             message = json.loads(received["text"])
             if message["kind"] == "began":
                 worker, host = message["worker"], message["host"]
             elif message["kind"] == "refused":
-                raise CannotJudge(f"dask worker {worker} on {host}: {message['message']}")
+                raise Interrupted(f"dask worker {worker} on {host}: {message['message']}")
             elif message["kind"] != "event":
                 return End(
                     message["kind"], message | ({"reason": damage} if damage else {}), worker, host
@@ -286,7 +286,7 @@ class DaskExecutor:
         """What became of a unit that has ended without a last message.
 
         "lost" if its dask worker was: dask has then begun the unit again, or given up. Raises
-        CannotJudge if the task raised, or if the scheduler has gone.
+        Interrupted if the task raised, or if the scheduler has gone.
         """
         if future.status == "finished":
             return "lost"
@@ -294,11 +294,8 @@ class DaskExecutor:
             error = future.exception()
             if isinstance(error, imported().KilledWorker):
                 return "lost"
-            raise CannotJudge(f"dask worker {worker or 'unknown'}: {error!r}")
-        raise CannotJudge(
-            f"scheduler {self.request.scheduler}: has gone, or cancelled the run; a verify or gate with "
-            "--out DIR is continued by: parity resume DIR"
-        )
+            raise Interrupted(f"dask worker {worker or 'unknown'}: {error!r}")
+        raise Interrupted(f"scheduler {self.request.scheduler}: has gone, or cancelled the run")
 
     def send(self, end: End) -> None:
         """Send the files that a machine lacks, unless another thread has sent them meanwhile."""
@@ -320,14 +317,14 @@ class DaskExecutor:
     def call(self, worker: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result of a function in a dask worker, beside its units.
 
-        Raises Gone if that dask worker has, and CannotJudge if the function raised.
+        Raises Gone if that dask worker has, and Interrupted if the function raised.
         """
         found = self.client.run(function, *arguments, workers=[worker], on_error="return")
         result = found.get(worker, OSError())
         if isinstance(result, imported().comm.CommClosedError) or worker not in found:
             raise Gone
         if isinstance(result, BaseException):
-            raise CannotJudge(f"dask worker {worker}: {result}") from result
+            raise Interrupted(f"dask worker {worker}: {result}") from result
         return result
 
     def listed(self) -> None:
@@ -338,7 +335,7 @@ class DaskExecutor:
                 self.seen = time.monotonic()
 
     def refuse_absence(self, device: str, since: float) -> float:
-        """Raise CannotJudge if no dask worker has had a device for long.
+        """Raise Interrupted if no dask worker has had a device for long.
 
         since: time.monotonic() when there last was one. Returns that time as it is now.
         """
@@ -347,10 +344,7 @@ class DaskExecutor:
             return time.monotonic()
         if time.monotonic() - since > ABSENT:
             label = "" if device == "cpu" else f" with the resource {device}"
-            raise CannotJudge(
-                f"scheduler {self.request.scheduler}: no worker{label} is left; a verify or gate with "
-                "--out DIR is continued by: parity resume DIR"
-            )
+            raise Interrupted(f"scheduler {self.request.scheduler}: no worker{label} is left")
         return since
 
 
