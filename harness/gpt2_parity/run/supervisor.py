@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, TextIO
 import psutil
 
 from gpt2_parity.files import atomic
-from gpt2_parity.run import cores
+from gpt2_parity.run import compiled_programs, cores
 
 Handle = Callable[[str, dict[str, Any]], None]  # an event and its data
 MARK = "PARITY_WORKER"
@@ -205,7 +205,7 @@ def supervise(job: dict[str, Any], journal: Path, resources: Resources, handle: 
             job | {"journal": str(journal)},
             journal.with_suffix(""),
             resources,
-            environment(resources.threads),
+            {**compiled_programs.environment(), **environment(resources.threads)},
         )
         try:
             stopped = follow(lines, worker, handle)
