@@ -20,6 +20,8 @@ from gpt2_parity.implementation import discovery, given, signatures
 from gpt2_parity.report import results
 from gpt2_parity.run import supervisor
 
+pytestmark = pytest.mark.xdist_group("api")  # one worker makes what all of these share
+
 ONE = {"targets": "cpu-float32", "seed": 5}
 
 

@@ -33,6 +33,8 @@ from gpt2_parity.reference.oracle import Arithmetic
 from gpt2_parity.report.runs import BENCH
 from gpt2_parity.run.supervisor import THREADS, Resources
 
+pytestmark = pytest.mark.xdist_group("bench")  # one worker makes what all of these share
+
 ROOT = Path(__file__).parent.parent
 FLOAT32 = Target("cpu", "float32")
 SMALL = HParams(n_vocab=257, n_ctx=64, n_embd=48, n_head=4, n_layer=3)

@@ -114,12 +114,11 @@ def test_a_benchmark_compiles_as_users_do(own):
     assert not compiled_programs.environment().keys() & setup.environment(1).keys()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_verification_of_jax_compiles_few_programs(dtype, monkeypatch, tmp_path, prepared):
-    """What a worker compiles it stores, each program once."""
+def test_a_verification_of_jax_compiles_few_programs(monkeypatch, tmp_path, prepared):
+    """What a worker compiles it stores, each program once. Another dtype has as many."""
     pytest.importorskip("jax")
     for name, value in compiled_programs.jax_cache(tmp_path).items():
         monkeypatch.setenv(name, value)
-    verdict = gpt2_parity.verify("jax", targets=f"cpu-{dtype}", seed=1)
+    verdict = gpt2_parity.verify("jax", targets="cpu-float32", seed=1)
     assert verdict.exit_code == 0
     assert 20 < len(list(tmp_path.glob("*-cache"))) <= MOST

@@ -18,6 +18,8 @@ from gpt2_parity.implementation.discovery import Found, find, split
 from gpt2_parity.report import results
 from gpt2_parity.verdict import known_failures
 
+pytestmark = pytest.mark.xdist_group("gate")  # one worker makes what all of these share
+
 NUMPY = find("numpy").load()
 
 

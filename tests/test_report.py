@@ -29,6 +29,8 @@ from gpt2_parity.report.markdown import MOST_BYTES
 from gpt2_parity.verdict import explain
 from gpt2_parity.verdict.judge import Judge, expected
 
+pytestmark = pytest.mark.xdist_group("report")  # one worker makes what all of these share
+
 DOCS = Path(__file__).parent.parent / "docs"
 SCHEMA = json.loads((DOCS / "results.schema.json").read_text(encoding="utf-8"))
 HPARAMS = HParams(n_vocab=50257, n_ctx=1024, n_embd=1600, n_head=25, n_layer=48)

@@ -54,9 +54,9 @@ class Examination:
         """Examine all in worker processes. An exception in one thread ends all workers."""
         self.replay()
         with ThreadPoolExecutor(self.shares.jobs) as pool, ThreadPoolExecutor(1) as self.ahead:
-            self.make_fresh(target.dtype for target in self.request.targets or ONE)
-            threads = [pool.submit(self.work, slot) for slot in range(self.shares.jobs)]
             try:
+                self.make_fresh(target.dtype for target in self.request.targets or ONE)
+                threads = [pool.submit(self.work, slot) for slot in range(self.shares.jobs)]
                 for thread in threads:
                     thread.result()
             finally:  # after Ctrl-C too, before the pool waits for its threads

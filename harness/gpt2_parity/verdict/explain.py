@@ -254,7 +254,7 @@ def diagnosis(row: Row) -> str:
     if (nearest := e.get("nearest")) is None:
         return ""
     if not nearest:
-        return "no known mistake applies"
+        return "no known mistake explains it"
     text = registry.text_of(nearest["mistake"])
     if row.check == "local":
         falls = f"{number(nearest['before'])} rounding units fall to {number(nearest['after'])}"
