@@ -330,7 +330,7 @@ def conclusion(finding: LocalResult, agreed: Match) -> Measurement:
     """A failure with the mistake that its group agrees on. What inherits NaN has none."""
     if not finding.value > finding.most:
         return finding.measurement
-    after = finding.left.get(agreed.name, agreed.after)
+    after = finding.left.get(agreed.name, agreed.after) if agreed.explains else agreed.after
     return agreed._replace(before=finding.value, after=after).on(finding.measurement)
 
 
