@@ -21,7 +21,7 @@ from gpt2_parity.contract import dtypes
 from gpt2_parity.contract.architecture import Op, graph
 from gpt2_parity.contract.check import Check
 from gpt2_parity.contract.limits import Limit
-from gpt2_parity.contract.plan import CaseShape, Key, Plan
+from gpt2_parity.contract.plan import NO_CACHE, CaseShape, Key, Plan
 from gpt2_parity.contract.rows import Evidence, Measurement
 from gpt2_parity.implementation.loaded import Loaded, chunk_cuts
 from gpt2_parity.mistakes import matching
@@ -56,9 +56,13 @@ class LocalResult(NamedTuple):
         return Measurement(self.case, self.op.name, self.metric, self.value, self.evidence)
 
 
-def modes(case: CaseShape) -> dict[str, list[int]]:
-    """The ways to run a case, by suffix of the metric: the cuts of the tokens, none for prefill."""
-    return {"": []} | ({"_decode": chunk_cuts(case.n)} if 2 <= case.n <= LONG else {})
+def modes(case: CaseShape, plan: Plan) -> dict[str, list[int]]:
+    """The ways to run a case, by suffix of the metric: the cuts of the tokens, none for prefill.
+
+    Without a cache, attention in decode reads keys that it has computed anew, not those tapped before.
+    """
+    decodes = 2 <= case.n <= LONG and plan.cache != NO_CACHE
+    return {"": []} | ({"_decode": chunk_cuts(case.n)} if decodes else {})
 
 
 def judged(plan: Plan) -> list[tuple[Op, str]]:
@@ -77,7 +81,7 @@ def expected(plan: Plan) -> Iterable[Key]:
     return [
         (case.name, op.name, metric + mode)
         for case in plan.cases
-        for mode in modes(case)
+        for mode in modes(case, plan)
         for op, metric in judged(plan)
     ]
 
@@ -86,7 +90,7 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
     failures: list[LocalResult] = []  # yielded last: failures of one kind share a diagnosis
     diagnosed: dict[str, int] = defaultdict(int)
     for record in loaded.records:
-        for mode, cuts in modes(shape_of(record)).items() if plan.taps else ():
+        for mode, cuts in modes(shape_of(record), plan).items() if plan.taps else ():
             run = loaded.decode(record, cuts) if cuts else loaded.prefill(record)
             captured = run.taps | {"logits": run.logits}
             scenes = [
@@ -94,8 +98,11 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
                 for op, metric in judged(plan)
                 if all(name in captured for name in needed(op, metric))
             ]
+            anew = bool(cuts) and loaded.tokens_are_the_cache(run, record.tokens)
             for scene, worst in zip(scenes, examine(scenes), strict=True):
                 finding = scene.finding(*worst, diagnosed)
+                if anew and scene.op.kind == "attention":
+                    finding.evidence["cache_is_tokens"] = True
                 if finding.value <= finding.most:
                     yield finding.measurement
                 else:

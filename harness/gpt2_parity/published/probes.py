@@ -17,6 +17,7 @@ from gpt2_parity.contract.architecture import HParams, tap_names
 from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.files import digest, safetensors_mmap
 from gpt2_parity.implementation.discovery import Found
+from gpt2_parity.implementation.without_cache import with_cache
 from gpt2_parity.model import weight_layout
 from gpt2_parity.model.tokenizer import Tokenizer, tokenizer_of
 from gpt2_parity.reference.distance import log_softmax
@@ -77,7 +78,7 @@ class Evaluator:
 
     @classmethod
     def load(cls, found: Found, target: Target, files: ModelFiles) -> "Evaluator":
-        impl, hparams = found.load(), files.hparams
+        impl, hparams = with_cache(found.load()), files.hparams
         if target not in [Target(*each) for each in impl.targets()]:
             raise CannotJudge(f"{found.name} does not offer {target}")
         model = impl.load(weight_layout.params_for(impl, files.weights), hparams, **target._asdict())

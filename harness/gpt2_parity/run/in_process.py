@@ -13,6 +13,7 @@ import numpy as np
 from gpt2_parity.checks.registry import CAPABILITIES
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.implementation import signatures
+from gpt2_parity.implementation.without_cache import with_cache
 from gpt2_parity.model.tokenizer import tokenizer_of
 from gpt2_parity.run import worker
 from gpt2_parity.run.child import explain
@@ -61,6 +62,7 @@ def examine(
     try:
         implementation = load()
         offered = signatures.check(implementation, CAPABILITIES)
+        implementation = with_cache(implementation)
     except (Exception, SystemExit) as error:
         handle("lost", {"target": None, "message": explain(error)})
         return

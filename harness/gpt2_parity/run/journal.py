@@ -125,7 +125,8 @@ class RunState:
         match event:
             case "plan":
                 offers = tuple(each for each in CAPABILITIES if each.name in data["offers"])
-                state.plan = Plan(self.hparams, self.cases, tuple(data["taps"]), offers)
+                taps, cache = tuple(data["taps"]), str(data["cache"])
+                state.plan = Plan(self.hparams, self.cases, taps, offers, cache=cache)
                 state.seconds["load"] = float(data["seconds"])
             case "checking":
                 state.checking = data["check"]

@@ -21,6 +21,7 @@ from gpt2_parity.contract.plan import Plan
 from gpt2_parity.contract.rows import plain
 from gpt2_parity.implementation import discovery, signatures
 from gpt2_parity.implementation.loaded import Loaded
+from gpt2_parity.implementation.without_cache import with_cache
 from gpt2_parity.model.tokenizer import tokenizer_of
 from gpt2_parity.run import child
 from gpt2_parity.run.child import explain
@@ -55,6 +56,7 @@ def run(job: dict[str, Any], requests: Iterator[str], journal: Journal) -> None:
     try:
         impl = discovery.Found(**job["implementation"]).load()
         offered = signatures.check(impl, CAPABILITIES)
+        impl = with_cache(impl)
     except BaseException as error:
         journal("broken", message=explain(error))
         raise
@@ -127,7 +129,8 @@ def since(started: float) -> float:
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:
     """The implementation's taps and capabilities; the parent knows the rest of the plan."""
-    return {"taps": plan.taps, "offers": [capability.name for capability in plan.offers]}
+    offers = [capability.name for capability in plan.offers]
+    return {"taps": plan.taps, "offers": offers, "cache": plan.cache}
 
 
 def versions() -> dict[str, str]:

@@ -78,6 +78,14 @@ class Phrase(NamedTuple):
     optional: tuple[str, ...] = ()  # more keys that it words
 
 
+CACHE_IS_TOKENS = (
+    "the cache is the tokens so far, so these keys were computed anew and are not those tapped before; "
+    "declare CACHE = None"
+)
+IN_PLACE = (
+    "the cache was written in place: continued in one way, it no longer serves for another; "
+    'if that is meant, declare CACHE = "in place"'
+)
 # Evidence that no phrase fits is shown as its name and its value.
 PHRASES = (
     Phrase(
@@ -89,6 +97,8 @@ PHRASES = (
         lambda e: f"recomputed from {', '.join(e['recomputed_from']) or 'the tokens'}",
     ),
     Phrase(("token", "position"), _looked_up, ("channel",)),
+    Phrase(("cache_is_tokens",), lambda e: CACHE_IS_TOKENS),
+    Phrase(("in_place",), lambda e: IN_PLACE),
     Phrase(("length",), lambda e: f"{e['length']} tokens"),
     Phrase(("cut_at",), lambda e: f"cut at {e['cut_at']}"),
     Phrase(("measured", "declared"), _precision, ("wider", "as_coarse_as")),
