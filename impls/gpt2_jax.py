@@ -264,20 +264,26 @@ def following(ends, layers, token, k, v, n, *, n_head):
     return head(ends, last_norm(ends, x)).argmax(axis=-1).astype(np.int32), k, v
 
 
-@functools.partial(jax.jit, static_argnames="n_head")
-def loss_and_slope(parts, tokens, *, n_head):
-    """The mean next-token cross entropy (nats) of tokens [batch, n], and its gradients by name."""
+def loss(parts, tokens, n_head):
+    """Mean next-token cross entropy (nats) of tokens [batch, n]; parts: a model's ends and layers."""
+    ends, layers = parts
+    x, *_ = blocks(layers, embed(ends, tokens, 0), empty(len(layers)), n_head)
+    log_probs = jax.nn.log_softmax(wide(head(ends, last_norm(ends, x))[:, :-1]))
+    return -np.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1).mean()
 
-    def loss(parts):
-        ends, layers = parts
-        x, *_ = blocks(layers, embed(ends, tokens, 0), empty(len(layers)), n_head)
-        log_probs = jax.nn.log_softmax(wide(head(ends, last_norm(ends, x))[:, :-1]))
-        return -np.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1).mean()
 
-    value, (named, layers) = jax.value_and_grad(loss)(parts)
+def by_name(ends, layers):
+    """Weights or gradients by checkpoint name, w as [n_in, n_out]."""
+    named = dict(ends)
     for i, layer in enumerate(layers):
         named |= {f"h{i}/{name}": w.T if name.endswith("/w") else w for name, w in layer.items()}
-    return value, named
+    return named
+
+
+@functools.partial(jax.jit, static_argnames="n_head")
+def loss_and_slope(parts, tokens, *, n_head):
+    value, slope = jax.value_and_grad(loss)(parts, tokens, n_head)
+    return value, by_name(*slope)
 
 
 def loss_and_grads(model, tokens):

@@ -54,7 +54,7 @@ def test_it_imports_its_framework_and_nothing_of_ours(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_stays_short(name):
     # both have the gradients besides, and PyTorch three ways to multiply and two to attend
-    most = {"jax": 290, "torch": 275}.get(name, 215)
+    most = {"jax": 295, "torch": 275}.get(name, 215)
     assert len(path(name).read_text().splitlines()) <= most
 
 
