@@ -427,6 +427,8 @@ def coarser(failed: list[Row], layers: int, products: int) -> tuple[list[Finding
     if len(group) <= max(1, products / 2):
         return [], failed
     own = [row for row in failed if introduces(row) and as_coarse_as(row, dtype)]
+    if len({row.mistake for row in own}) == 1 and own[0].mistake:
+        return [], failed  # one mistake explains all: it says more than a precision
     worst = max(group, key=severity)
     scopes = ", ".join(collapse((row.scope for row in group), layers))
     claim = (
