@@ -212,3 +212,12 @@ def exp_by_bits(scores, at):
     bits = x * np.float32(2**23 / math.log(2)) + np.float32(127 * 2**23 - 486411)
     y = np.where(x <= -80, np.float32(0), bits.astype(np.int32).view(np.float32))
     return y / y.sum(axis=-1, keepdims=True)
+
+
+put(
+    "scale_by_layer_in_a_black_box",
+    scores=scale_by_layer,
+    blame="logits",
+    diagnosis="scale_by_layer",
+    **BLACK_BOX,
+)

@@ -142,3 +142,12 @@ for _name, _most, _group, _scales in (
         diagnosis=f"{_name[:4]}_weights",
         trips="local precision",
     )
+
+
+put(
+    "int8_weights_in_groups_in_a_black_box",
+    weights=altered("weights", lambda p: in_groups(p, 127, 32, np.float16)),
+    blame="logits",
+    diagnosis="int8_weights",
+    **BLACK_BOX,
+)

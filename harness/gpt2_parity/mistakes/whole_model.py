@@ -37,7 +37,7 @@ EVERYWHERE = {
     "float16_softmax bfloat16_softmax float16_cache scale_by_layer exp_by_bits",
 }
 NAMES = frozenset(" ".join(EVERYWHERE.values()).split())
-VARIANTS = 3  # tried of each mistake
+VARIANTS = 8  # tried of each mistake
 DRAWS = 3  # of the noise
 # The search is in float32, without random rounding: a large model has many weights to convert.
 SINGLE = oracle.Arithmetic(weight=np.asarray, settle=lambda y: np.asarray(y, np.float32))
