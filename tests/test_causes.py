@@ -110,3 +110,24 @@ def test_without_a_near_one_no_mistake_is_named(prepared):
     strange = Plain.with_("odd", gelu=lambda x, at: Plain.gelu(x, at) + np.sin(x))
     [first, *_] = found(prepared, strange)
     assert "no known mistake explains it." in first.text
+
+
+def test_a_model_that_a_second_one_breaks_is_told_as_that(prepared):
+    """The process has not ended: state is shared between models."""
+
+    class Shared(Plain):
+        generate = loaded = None
+
+        def load(self, params, hparams, **target):
+            self.loaded = super().load(params, hparams, **target)
+            return self.loaded
+
+        def forward(self, model, *given, **named):
+            if model is not self.loaded:
+                raise RuntimeError("freed")
+            return super().forward(model, *given, **named)
+
+    first, *_ = found(prepared, Shared())
+    assert "has raised on every call since the check sizes" in first.text
+    assert "loads a second model beside the first" in first.text
+    assert "ended" not in first.text

@@ -198,6 +198,9 @@ def _observed(row: Row) -> list[str]:
     return [text for text in parts if text]
 
 
+SECOND_MODEL = "(this check loads a second model beside the first, and both must go on working)"
+
+
 def ended(row: Row) -> str:
     """What ended a run, a check or a target early, and when; or which ledger entry is out of date."""
     e = row.evidence
@@ -208,7 +211,9 @@ def ended(row: Row) -> str:
             f"{' | '.join(stale['id'])} no longer fails; remove the line"
         )
     if e.get("since"):
-        return f"has raised on every call since the check {check_name(e['since'])}: {e['error']}"
+        auxiliary = {"sizes", *(name for name, check in CHECKS.items() if check.auxiliary)}
+        beside = f" {SECOND_MODEL}" if e["since"] in auxiliary else ""
+        return f"has raised on every call since the check {check_name(e['since'])}: {e['error']}{beside}"
     during = f" (during the check {check_name(e['during'])})" if e.get("during") else ""
     return f"{e['error']}{during}"
 
