@@ -23,6 +23,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import huggingface_folder
 from gpt2_parity import cli
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import CannotJudge, Target
@@ -90,7 +91,7 @@ def refused(world: World, command: tuple[str, ...], named: str) -> str:
 
 @pytest.fixture(scope="session")
 def pristine(prepared, tmp_path_factory) -> Path:
-    """Whole files, to be linked into worlds: micro and its records, its cached weights, a generated model."""
+    """Whole files, to be linked into worlds: micro and its records, two other models, cached weights."""
     root = tmp_path_factory.mktemp("pristine")
     shutil.copytree(catalogue.GOLDEN / "micro", root / "golden" / "micro")
     shutil.copytree(catalogue.GOLDEN / "records" / "micro", root / "golden" / "records" / "micro")
@@ -99,6 +100,9 @@ def pristine(prepared, tmp_path_factory) -> Path:
     for path in (weights, weights.with_suffix(".sha256")):
         shutil.copy(path, root / "home" / "weights")
     synthetic.ensure(root / "generated", TINY)
+    tiny = TINY._replace(n_vocab=1000, n_ctx=64)  # with micro's vocabulary
+    params, micro = synthetic.generate(tiny), root / "golden" / "micro"
+    huggingface_folder.write(root / "huggingface", tiny, params, tokenizer=micro)
     (root / "tmp").mkdir()
     (root / "elsewhere.bin").write_bytes(b"not what is meant")
     return root
@@ -139,7 +143,8 @@ def test_what_is_not_hostile_is_not_refused(world, monkeypatch):
     for command in (("verify", "--impl", "numpy"), ("golden", "build")):
         assert cli.UNFORESEEN in parity(*command)[2]
         assert "taken for good" in parity(*command)[2]
-    assert "taken for good" in parity("golden", "build", "--model", str(world.generated))[2]
+    for folder in (world.generated, world.huggingface):
+        assert "taken for good" in parity("golden", "build", "--model", str(folder))[2]
     assert parity("golden", "verify")[0] == 0
 
 

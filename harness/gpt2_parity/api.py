@@ -139,7 +139,8 @@ def verify(
 
     implementations: a name ("numpy"), "MODULE[:attr]", "PATH.py[:attr]", a pathlib.Path, a module,
         or any object with the functions of the contract; or a list of these.
-    model: micro, an official size, shape:SIZE, or a folder with a checkpoint.
+    model: micro, an official size, shape:SIZE, or a folder with a checkpoint (OpenAI's
+        files, or Hugging Face's).
     targets: "cpu-float32" or ("cpu", "float32"), or several; None: all that are offered here.
     seed: of the fresh random tokens, below 2**63; None: a random one, which the environment records.
     out: folder for results.json, junit.xml, report.md and report.html. An interrupted run continues from

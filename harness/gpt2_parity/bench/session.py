@@ -150,7 +150,7 @@ def measure(
         raise CannotJudge(f"--against {baseline}: not measured in this run ({', '.join(names)})")
     if settings.target.dtype not in dtypes.DTYPES:
         raise CannotJudge(f"target {settings.target}: dtype is not one of {', '.join(dtypes.DTYPES)}")
-    hparams = checkpoint.read_hparams(model.checkpoint / "hparams.json")
+    hparams = checkpoint.hparams_of(model.checkpoint)
     if lacking := too_big(hparams, settings.target, len(names)):
         raise CannotJudge(f"model {model.name}: {lacking}")
     settings = settings._replace(workloads=settings.workloads or workloads(hparams, quick))

@@ -1,4 +1,7 @@
-"""The byte-level BPE of a checkpoint's vocab.bpe and encoder.json, run by tiktoken."""
+"""The byte-level BPE of a checkpoint, run by tiktoken.
+
+Its files are vocab.bpe and encoder.json, which Hugging Face calls merges.txt and vocab.json.
+"""
 
 import os
 import re
@@ -8,7 +11,7 @@ from pathlib import Path
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.files import strict_json
-from gpt2_parity.model import checkpoint
+from gpt2_parity.model import checkpoint, huggingface
 
 END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 splits text before merging (Radford et al. 2019; OpenAI's encoder.py).
@@ -23,7 +26,9 @@ class Tokenizer:
         import tiktoken  # a verdict needs it only in the worker
         from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-        vocab, encoder = directory / "vocab.bpe", directory / "encoder.json"
+        openai = not huggingface.is_one(directory)
+        vocab = directory / ("vocab.bpe" if openai else huggingface.MERGES)
+        encoder = directory / ("encoder.json" if openai else huggingface.VOCABULARY)
         # tiktoken caches by path and would not notice a changed file.
         os.environ["TIKTOKEN_CACHE_DIR"] = ""
         try:
@@ -77,7 +82,7 @@ class Tokenizer:
 
 
 def tokenizer_of(directory: Path, hparams: HParams) -> Tokenizer | None:
-    """The checkpoint's tokenizer, or None for a generated model, which has none."""
-    if "vocab.bpe" not in checkpoint.files(directory):
+    """The checkpoint's tokenizer, or None for a model without one, such as a generated one."""
+    if not {"vocab.bpe", huggingface.MERGES} & set(checkpoint.files(directory)):
         return None
     return Tokenizer(directory, hparams.n_vocab)

@@ -86,7 +86,7 @@ class Evaluator:
 
     def encode(self, text: str) -> list[int]:
         if self.tokenizer is None:
-            raise NotRun("a generated model has no tokenizer")
+            raise NotRun("the model has no tokenizer")
         return self.tokenizer.encode(text)
 
     def prompt(self, fact: Fact) -> list[int]:
@@ -266,7 +266,7 @@ def greedy(evaluator: Evaluator, fact: Fact) -> dict[str, Any]:
     wanted = fact["expected"]
     text = isinstance(wanted, str)
     if text and evaluator.tokenizer is None:
-        raise NotRun("a generated model has no tokenizer")
+        raise NotRun("the model has no tokenizer")
     got: dict[str, Any] = {"ids": [], "margins": [], "tie": [], "text": ""}
     feed: list[int] = list(ids)
     while len(got["ids"]) < (len(wanted.encode()) if text else len(wanted)):
