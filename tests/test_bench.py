@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -30,6 +31,7 @@ from gpt2_parity.implementation.discovery import Found, find
 from gpt2_parity.model import catalogue, synthetic
 from gpt2_parity.reference import oracle
 from gpt2_parity.reference.oracle import Arithmetic
+from gpt2_parity.report import runs
 from gpt2_parity.report.runs import BENCH
 from gpt2_parity.run.supervisor import THREADS, Resources
 
@@ -214,6 +216,43 @@ def test_the_files_say_what_the_rows_say(outcome, tmp_path):
         tables.read(tmp_path)
 
 
+SCHEMA = json.loads((ROOT / "docs" / "bench.schema.json").read_text(encoding="utf-8"))
+
+
+def test_a_real_bench_json_is_valid_by_the_published_schema(outcome, tmp_path):
+    tables.write(tmp_path, outcome)
+    jsonschema.Draft202012Validator(SCHEMA).validate(json.loads((tmp_path / BENCH).read_text()))
+
+
+def test_the_schema_has_the_columns_and_refuses_others(outcome, tmp_path):
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    validator.check_schema(SCHEMA)
+    described = SCHEMA["$defs"]["row"]
+    assert tuple(described["properties"]) == tuple(described["required"]) == TimedRow._fields
+    assert SCHEMA["properties"]["schema"]["const"] == runs.BENCH_SCHEMA
+    assert SCHEMA["$id"] == f"urn:gpt2-parity:bench:{runs.BENCH_SCHEMA}"
+    environment = SCHEMA["properties"]["environment"]
+    assert set(outcome.environment) | {"command"} == set(environment["properties"])
+    tables.write(tmp_path, outcome)
+    good = json.loads((tmp_path / BENCH).read_text())
+    for change in (
+        {"verdict": "pass"},
+        {"verdict": "wrong output"},  # with figures
+        {"median": None},
+        {"samples": [1.0]},
+        {"phase": "train"},
+        {"unit": "ms"},
+        {"speedup": 0},
+        {"n": "24"},
+        {"extra": 1},
+    ):
+        bad = good | {"rows": [good["rows"][0] | change]}
+        assert not validator.is_valid(bad), change
+    assert not validator.is_valid(good | {"schema": 2})
+    del good["environment"]["truth"]
+    assert not validator.is_valid(good)
+
+
 def test_the_command_writes_both_files_and_shows_the_table(tmp_path, prepared):
     out = tmp_path / "out"
     other = module(tmp_path, "other", "")
@@ -226,6 +265,7 @@ def test_the_command_writes_both_files_and_shows_the_table(tmp_path, prepared):
     assert document["schema"] == 1
     assert document["environment"]["command"].startswith("parity bench --impl numpy")
     assert {row["verdict"] for row in document["rows"]} <= {"verified", "skipped"}
+    jsonschema.Draft202012Validator(SCHEMA).validate(document)
 
 
 @pytest.mark.parametrize(

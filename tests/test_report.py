@@ -490,6 +490,7 @@ def test_the_schema_has_the_columns_and_verdicts_and_refuses_others(runs):
     assert tuple(described["properties"]["status"]["enum"]) == STATUSES
     assert tuple(results.RowEntry.__struct_fields__) == Row._fields
     assert SCHEMA["properties"]["schema"]["const"] == results.SCHEMA
+    assert SCHEMA["$id"] == f"urn:gpt2-parity:results:{results.SCHEMA}"
     good = json.loads((runs["clean"] / results.NAME).read_text())
     assert set(good["environment"]) == set(SCHEMA["properties"]["environment"]["properties"])
     for change in (

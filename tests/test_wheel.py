@@ -23,6 +23,7 @@ DATA = {  # in the wheel -> in the repository
     "gpt2_parity/shipped/impls": "impls",
     "gpt2_parity/shipped/golden": "golden",
     "gpt2_parity/shipped/results.schema.json": "docs/results.schema.json",
+    "gpt2_parity/shipped/bench.schema.json": "docs/bench.schema.json",
     "gpt2_parity": "harness/gpt2_parity",
 }
 CACHES = ("__pycache__", "*.pyc")
