@@ -673,7 +673,7 @@ for name in (
     )
 for name, changes, named in [
     ("another_model", {"model_type": "llama"}, "config.json: model_type is 'llama'"),
-    ("unknown", {"evil\n\x1b[2J": 1}, "is unknown"),
+    ("unknown", {"evil\n\x1b[2J" + "x" * 5000: 1}, "is unknown"),
     ("giant_n_embd", {"n_embd": 10**300}, "config.json: n_embd is "),
     ("text_for_n_embd", {"n_embd": "8", "n_inner": 32}, "config.json: n_inner is "),
     ("n_layer-4095", {"n_layer": 4095}, "model.safetensors: tensor h.1.ln_1.weight is missing"),
@@ -730,6 +730,11 @@ for name, spoil, named in [
         "c_fc.weight has shape (32, 8)",
     ),
     ("unknown", tensors(**{"../../evil\n": np.ones(1, np.float32)}), "is not one of GPT-2's"),
+    (
+        "layer_of_5000_digits",
+        tensors(**{f"h.{'9' * 5000}.attn.bias": np.ones(1, np.float32)}),
+        "is not one of",
+    ),
     ("untied", tensors(**{"lm_head.weight": np.ones((1000, 8), np.float32)}), "lm_head.weight differs"),
 ]:
     add(f"hf-{name}", spoil, HUGGING_FACE, named)

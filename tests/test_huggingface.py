@@ -273,6 +273,7 @@ NAN = "has values that are NaN or infinite"
         ("score.weight", np.ones((2, 12), np.float32), "is not one of GPT-2's"),
         ("h.2.ln_1.weight", np.ones(12, np.float32), "is not one of GPT-2's"),
         ("h.2.attn.bias", CAUSAL, "is not one of GPT-2's"),
+        ("h.00.attn.bias", CAUSAL, "is not one of GPT-2's"),
         ("h.0.attn.q_attn.weight", np.ones((12, 12), np.float32), "is not one of GPT-2's"),
         ("_orig_mod.wte.weight", np.ones((37, 12), np.float32), "is not one of GPT-2's"),
         ("lm_head.bias", np.ones(37, np.float32), "is not one of GPT-2's"),
@@ -346,13 +347,24 @@ def test_a_tokenizer_that_does_not_fit_is_refused(folder, prepared):
         folder.parent / "copy", hparams, prepared.checkpoint.params, tokenizer=MICRO
     )
     assert tokenizer_of(copy, hparams).n_vocab == 1000
-    with pytest.raises(CannotJudge, match=r"vocab\.json: 1000 entries"):
-        tokenizer_of(copy, hparams._replace(n_vocab=1008))
+    with pytest.raises(CannotJudge, match=r"vocab\.json: 1000 entries, hparams say 999"):
+        tokenizer_of(copy, hparams._replace(n_vocab=999))
     assert tokenizer_of(folder, SMALL) is None
     merges = (copy / "merges.txt").read_text().splitlines()
     (copy / "merges.txt").write_text("\n".join(merges[:-1]) + "\n")
     with pytest.raises(CannotJudge, match=r"merges\.txt and .*vocab\.json: not a consistent"):
         tokenizer_of(copy, hparams)
+
+
+def test_ids_that_a_padded_vocabulary_adds_have_no_text(prepared, tmp_path):
+    hparams = prepared.checkpoint.hparams
+    folder = huggingface_folder.write(
+        tmp_path / "padded", hparams, prepared.checkpoint.params, tokenizer=MICRO
+    )
+    tokenizer = tokenizer_of(folder, hparams._replace(n_vocab=1024))
+    assert (
+        tokenizer.decode([*tokenizer.encode("one"), 1000, 1023, 999]) == "one\ufffd\ufffd<|endoftext|>"
+    )
 
 
 def test_weights_that_changed_since_golden_was_made_are_other_records(folder, weights):
@@ -362,6 +374,13 @@ def test_weights_that_changed_since_golden_was_made_are_other_records(folder, we
 
 
 # Names of the Hub.
+
+
+def test_a_misspelt_path_is_not_taken_for_a_name_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    with pytest.raises(CannotJudge, match=r"model 'models/mine': no such folder\. Name micro"):
+        catalogue.locate("models/mine")
 
 
 @pytest.mark.parametrize(

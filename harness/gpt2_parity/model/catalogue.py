@@ -1,5 +1,6 @@
 """Find a model's checkpoint and its golden records by its name."""
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -72,6 +73,8 @@ def locate(name: str) -> Model:
 
 def _on_the_hub(name: str) -> str:
     """What to do about a name that a model has, or may have, on the Hugging Face Hub; else ""."""
+    if os.path.lexists(name.partition("/")[0]):  # a path on this machine, misspelt
+        return ""
     sizes = {repository: size for size, repository in huggingface.REPOSITORIES.items()}
     folder = name.rpartition("/")[2]
     get = f"run: hf download {name} --local-dir {folder}, and use --model ./{folder}"

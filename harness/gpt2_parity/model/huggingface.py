@@ -56,7 +56,7 @@ IRRELEVANT = re.compile(
     "(max|min)_length|do_sample|early_stopping|num_beams|num_return_sequences|temperature|top_[kp]|"
     "repetition_penalty|length_penalty|no_repeat_ngram_size"
 )
-NO_REAL_WEIGHT = re.compile(r"h\.(\d+)\.attn\.(bias|masked_bias)")
+NO_REAL_WEIGHT = re.compile(r"h\.(0|[1-9]\d{0,3})\.attn\.(bias|masked_bias)")
 HEAD = "lm_head.weight"
 
 
@@ -111,8 +111,8 @@ def sizes(path: Path) -> dict[str, Any]:
             _refuse_value(path, name, config.get(name), allowed[name])
         elif name not in SIZES and not IRRELEVANT.fullmatch(name):
             raise CannotJudge(
-                f"{path}: {name!r} is unknown, so it cannot be said whether the model is GPT-2. If it "
-                "does not change the logits, remove it"
+                f"{path}: {name[:100]!r} is unknown, so it cannot be said whether the model is GPT-2. "
+                "If it does not change the logits, remove it"
             )
     if missing := [name for name in SIZES if name not in config]:
         raise CannotJudge(f"{path}: needs {', '.join(SIZES)}, but {missing[0]} is missing")

@@ -22,7 +22,11 @@ class Tokenizer:
     """Turns text into token ids and back, with the tokenizer files of one checkpoint."""
 
     def __init__(self, directory: Path, n_vocab: int):
-        """Raises CannotJudge if the files are missing, disagree, or do not have n_vocab entries."""
+        """Raises CannotJudge if the files are missing, disagree, or do not have n_vocab entries.
+
+        Those of Hugging Face may have fewer: a vocabulary may be padded, or have tokens added by another
+        file. Such ids have no text here.
+        """
         import tiktoken  # a verdict needs it only in the worker
         from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
@@ -40,7 +44,7 @@ class Tokenizer:
             raise CannotJudge(
                 f"{vocab} and {encoder}: not a consistent byte-level BPE ({error!r})"
             ) from error
-        if len(ids) != n_vocab:
+        if len(ids) > n_vocab or (openai and len(ids) < n_vocab):
             raise CannotJudge(f"{encoder}: {len(ids)} entries, hparams say {n_vocab}")
         if ids.get(END_OF_TEXT) != len(ranks):
             last = f"{END_OF_TEXT} has id {ids.get(END_OF_TEXT)}, expected the last, {len(ranks)}"
@@ -73,12 +77,13 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids. Bytes that are not UTF-8 become replacement characters."""
-        return self._bpe.decode(list(ids))
+        """Text of token ids. What is not UTF-8, or has no text, becomes replacement characters."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The exact bytes of token ids."""
-        return self._bpe.decode_bytes(list(ids))
+        """The exact bytes of token ids; those of U+FFFD for an id without text."""
+        known = self._bpe.decode_single_token_bytes
+        return b"".join(known(i) if i < self.n_vocab else "\ufffd".encode() for i in ids)
 
 
 def tokenizer_of(directory: Path, hparams: HParams) -> Tokenizer | None:
