@@ -188,6 +188,8 @@ def test_golden_is_built_for_a_folder_and_an_implementation_verified_with_it(fol
     made = json.loads((out / "results.json").read_text())["environment"]
     assert made["hparams"] == SMALL._asdict()
     assert made["checkpoint_sha256"].keys() == {"config.json", "model.safetensors"}
+    done = parity("bench", "--impl", "numpy", "--quick", "--threads", 1, *model)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # Folders that are refused.
