@@ -127,6 +127,13 @@ def test_mask_buffers_are_known_for_what_they_are(dtype, prefix, weights, tmp_pa
     assert loaded.params["h1/attn/c_attn/b"].tobytes() == weights["h1/attn/c_attn/b"].tobytes()
 
 
+def test_without_stored_masks_none_is_made(tmp_path):
+    """One would need 2**40 bytes."""
+    long = HParams(n_vocab=3, n_ctx=2**20, n_embd=2, n_head=1, n_layer=1)
+    folder = huggingface_folder.write(tmp_path / "long", long, synthetic.generate(long))
+    assert checkpoint.load(folder).hparams == long
+
+
 def test_a_head_of_the_same_bits_is_known_for_what_it_is(folder, weights):
     alter(folder, **{"lm_head.weight": weights["wte"].copy()})
     assert "lm_head" not in "".join(checkpoint.load(folder).params)

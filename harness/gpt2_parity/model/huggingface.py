@@ -50,13 +50,14 @@ MEANING: dict[str, tuple[Any, ...]] = {
 # rounds otherwise, and the truth is not rounded.
 IRRELEVANT = re.compile(
     "_name_or_path|n_ctx|(attn|embd|resid)_pdrop|initializer_range|summary_.*|reorder_and_upcast_attn|"
-    "use_cache|_attn_implementation(_autoset)?|transformers_version|torch_dtype|dtype|(bos|eos|pad)_token_id|task_specific_params|"
-    "gradient_checkpointing|output_(past|attentions|hidden_states)|return_dict|is_decoder|"
+    "use_cache|_attn_implementation(_autoset)?|transformers_version|torch_dtype|dtype|"
+    "(bos|eos|pad)_token_id|task_specific_params|gradient_checkpointing|"
+    "output_(past|attentions|hidden_states)|return_dict|is_decoder|"
     "_?num_labels|id2label|label2id|problem_type|classifier_dropout|finetuning_task|"
     "(max|min)_length|do_sample|early_stopping|num_beams|num_return_sequences|temperature|top_[kp]|"
     "repetition_penalty|length_penalty|no_repeat_ngram_size"
 )
-NO_REAL_WEIGHT = re.compile(r"h\.(0|[1-9]\d{0,3})\.attn\.(bias|masked_bias)")
+BUFFER = re.compile(r"h\.(0|[1-9]\d{0,3})\.attn\.(bias|masked_bias)")
 HEAD = "lm_head.weight"
 
 
@@ -149,20 +150,25 @@ class Weights(Mapping[str, np.ndarray]):
             raise CannotJudge(f"{path}: tensor {missing[0]} is missing ({len(missing)} in all)")
         for name, source in self.sources.items():
             self._refuse(source, shapes[name], FLOATS)
-        self.masks = []
+        self.masks: list[str] = []
         for tensor in sorted(self.file.keys() - set(self.sources.values())):
-            found = NO_REAL_WEIGHT.fullmatch(tensor.removeprefix(prefix))
-            if tensor == HEAD:
-                self._refuse(tensor, shapes["wte"], FLOATS)
-            elif found is None or int(found[1]) >= hparams.n_layer:
-                raise CannotJudge(f"{path}: tensor {tensor[:100]} is not one of GPT-2's")
-            elif found[2] == "bias":
-                self._refuse(tensor, (1, 1, hparams.n_ctx, hparams.n_ctx), MASKS)
-                self.masks.append(tensor)
-            else:
-                self._refuse(tensor, (), FLOATS)
+            self._take_other(tensor, tensor.removeprefix(prefix))
+
+    def _take_other(self, tensor: str, plain: str) -> None:
+        """Raise CannotJudge unless a tensor is the head or a mask. plain: its name without a prefix."""
+        buffer = BUFFER.fullmatch(plain)
+        if tensor == HEAD:
+            self._refuse(tensor, (self.hparams.n_vocab, self.hparams.n_embd), FLOATS)
+        elif buffer is None or int(buffer[1]) >= self.hparams.n_layer:
+            raise CannotJudge(f"{self.file.path}: tensor {tensor[:100]} is not one of GPT-2's")
+        elif buffer[2] == "bias":
+            self._refuse(tensor, (1, 1, self.hparams.n_ctx, self.hparams.n_ctx), MASKS)
+            self.masks.append(tensor)
+        else:  # the number that was put in place of masked scores
+            self._refuse(tensor, (), FLOATS)
 
     def _refuse(self, tensor: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:
+        """Raise CannotJudge unless a tensor has this shape and one of these dtypes."""
         entry = self.file.header[tensor]
         if tuple(entry["shape"]) != shape:
             raise CannotJudge(
@@ -204,9 +210,9 @@ class Weights(Mapping[str, np.ndarray]):
                 f"{self.file.path}: {HEAD} differs from {self.sources['wte']}, but GPT-2's head is its "
                 "token embedding"
             )
-        causal = np.tri(self.hparams.n_ctx, dtype=bool)
         for mask in self.masks:
-            if not np.array_equal(self.file[mask][0, 0] != 0, causal):
+            stored = self.file[mask][0, 0]
+            if not np.array_equal(stored != 0, np.tri(len(stored), dtype=bool)):
                 raise CannotJudge(f"{self.file.path}: {mask} is not the causal mask")
 
     def _same_bits(self, one: str, other: str) -> bool:
