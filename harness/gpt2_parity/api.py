@@ -110,7 +110,7 @@ class Verdict:
 
     def __repr__(self) -> str:
         outcome = OUTCOMES[self.exit_code]
-        return f"<Verdict {outcome} on {self.environment.get('model')}: {results.headline(self.rows)}>"
+        return f"<Verdict {outcome} on {self.environment.get('model')}: {results.counts(self.results)}>"
 
     def _repr_html_(self) -> str:
         from gpt2_parity.report import notebook  # jinja2 is not needed for a verdict
@@ -133,6 +133,7 @@ def verify(
     threads: int | None = DEFAULT.threads,
     jobs: int | None = None,
     first: Sequence[str] = (),
+    only: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Verdict:
     """Verify one implementation, or each of a list, against the golden record of a model.
@@ -156,6 +157,7 @@ def verify(
         share of a worker.
     jobs: workers at once; None: as many as processors and memory carry.
     first: checks to run before the others; the verdict does not depend on it.
+    only: checks to make; the verdict says nothing about the others, and names these.
     progress: called with an Update (contract/progress.py) at each step, from several threads.
 
     A crash, a hang, or running out of memory is that implementation's failure and raises nothing. Raises
@@ -174,6 +176,7 @@ def verify(
         ledger=Path(ledger).resolve() if ledger is not None else None,
         first=first,
         jobs=requests.jobs(jobs),
+        only=requests.checks(only),
     )
     if isolated:
         implementation_given.refuse_memory(given)

@@ -33,6 +33,11 @@ class Plan(NamedTuple):
     offers: tuple[Capability, ...] = ()  # the optional functions that the implementation has
     further: int = FURTHER
     cache: str = KEPT
+    only: tuple[str, ...] = ()  # the checks to make; empty: all
+
+    def makes(self, check: str) -> bool:
+        """Whether a check is to be made."""
+        return not self.only or check in self.only
 
     def affords(self, n_tokens: int) -> bool:
         """Whether a forward pass over n_tokens costs at most AFFORDABLE; if not, checks omit it."""

@@ -141,6 +141,21 @@ def headline(rows: list[Row]) -> str:
     return ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(sorted(verdicts)))
 
 
+def counts(found: Results) -> str:
+    """The headline, which names the checks if only some were made."""
+    return f"{headline(found.rows)}{selection(found.environment)}"
+
+
+def selection(environment: Mapping[str, Any]) -> str:
+    """The end of a headline: which checks were made if not all were; "" if all were."""
+    by_target = {name: ", ".join(checks) for name, checks in environment.get("only", {}).items()}
+    if len(set(by_target.values())) > 1:
+        text = "; ".join(f"{name}: {checks}" for name, checks in by_target.items())
+    else:
+        text = next(iter(by_target.values()), "")
+    return f" (selected checks only: {text})" if text else ""
+
+
 def columns(rows: Iterable[Row]) -> list[str]:
     """The checks that have rows, in order of execution; load, process and ledger come last."""
     seen = {row.check for row in rows}

@@ -25,7 +25,7 @@ from rich.table import Table
 from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.contract.progress import Progress as Report
 from gpt2_parity.contract.progress import Update
-from gpt2_parity.contract.rows import OUTCOMES, Results, Row, exit_code, label
+from gpt2_parity.contract.rows import OUTCOMES, Results, exit_code, label
 from gpt2_parity.report import results
 from gpt2_parity.verdict import explain
 
@@ -171,7 +171,7 @@ def show(console: Console, found: Results) -> None:
     if (cuda := found.environment["cuda"]) != "present":
         console.print(f"  cuda: {cuda}", highlight=False, markup=False)
     console.print(f"  seed of the fresh tokens: {found.environment['seed']}", highlight=False)
-    console.print(verdict(rows))
+    console.print(verdict(found), highlight=False)
 
 
 Grid = Mapping[str, Mapping[str, str]]  # implementation, check, the share of the limit used
@@ -241,9 +241,9 @@ def paint(value: str) -> str:
     return f"[bold red]{value}[/bold red]" if value == "fail" or value.startswith("FAIL") else value
 
 
-def verdict(rows: list[Row]) -> str:
+def verdict(found: Results) -> str:
     """The last line: the outcome and the counts."""
-    return f"{WORDS[exit_code(rows)]}: {results.headline(rows)}"
+    return f"{WORDS[exit_code(found.rows)]}: {escape(results.counts(found))}"
 
 
 CHANGES = 40  # changes of a comparison that the terminal shows; its files list more

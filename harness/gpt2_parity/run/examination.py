@@ -33,6 +33,8 @@ class Examination:
     def __init__(self, request: Request, prepared: Prepared, journals: Path, progress: Progress):
         self.request, self.prepared, self.journals = request, prepared, journals
         self.states = [prepared.state(each.name, request.model.name) for each in request.implementations]
+        for state in self.states:
+            state.only = tuple(request.only)
         self.reporter = Reporter(self.states, request.targets, progress)
         self.schedule = Schedule(self.states, request.targets, history.read())
         self.shares = shares(prepared.hparams, request.jobs, request.resources.threads)
@@ -62,7 +64,8 @@ class Examination:
             finally:  # after Ctrl-C too, before the pool waits for its threads
                 self.schedule.stop()
                 self.ahead.shutdown(cancel_futures=True)
-        history.add(self.states)
+        if not self.request.only:  # a selection says nothing about the whole
+            history.add(self.states)
 
     def work(self, slot: int) -> None:
         """Examine one unit after another, until there are no more."""
@@ -104,6 +107,7 @@ class Examination:
             "path": [entry for entry in sys.path if isinstance(entry, str)],
             "threads": self.shares.threads,
             "first": list(self.request.first),
+            "only": list(self.request.only),
             "cores": cores.available()[slot * threads : (slot + 1) * threads],
         }
 

@@ -78,6 +78,7 @@ class RunState:
     def __init__(self, name: str, model: str, hparams: HParams, cases: tuple[CaseShape, ...]):
         self.name, self.model, self.hparams, self.cases = name, model, hparams, cases
         self.offered: list[Target] | None = None
+        self.only: tuple[str, ...] = ()  # the checks to make; empty: all
         self.versions: dict[str, str] = {}
         self.broken = ""
         self.over = False  # it ended before it reported its targets
@@ -126,7 +127,7 @@ class RunState:
             case "plan":
                 offers = tuple(each for each in CAPABILITIES if each.name in data["offers"])
                 taps, cache = tuple(data["taps"]), str(data["cache"])
-                state.plan = Plan(self.hparams, self.cases, taps, offers, cache=cache)
+                state.plan = Plan(self.hparams, self.cases, taps, offers, cache=cache, only=self.only)
                 state.seconds["load"] = float(data["seconds"])
             case "checking":
                 state.checking = data["check"]

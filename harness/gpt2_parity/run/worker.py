@@ -71,7 +71,7 @@ def run(job: dict[str, Any], requests: Iterator[str], journal: Journal) -> None:
     decode = tokenizer.decode if tokenizer else str
     load = functools.partial(prepared.load, impl, target, decode)
     try:
-        if measure(load, target, journal, request["done"], job["first"]):
+        if measure(load, target, journal, request["done"], job["first"], job["only"]):
             journal("end", target=target)
     except CannotJudge as error:
         journal("cannot_judge", message=str(error))
@@ -83,17 +83,19 @@ def measure(
     journal: Journal,
     done: Collection[str] = (),
     first: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> bool:
     """Run every check on one target, except those that are done. An exception ends only its check.
 
-    first: checks that run before the others. Returns False, without running the remaining checks, if an
-    exception leaves the implementation so broken that every call raises: their failures would blame the
-    wrong mechanism. Raises CannotJudge if the truth cannot be read or made.
+    first: checks that run before the others. only: the checks to make; empty: all. Returns False,
+    without running the remaining checks, if an exception leaves the implementation so broken that every
+    call raises: their failures would blame the wrong mechanism. Raises CannotJudge if the truth cannot
+    be read or made.
     """
     started = time.perf_counter()
     try:
         loaded = load()
-        plan = loaded.plan(CAPABILITIES)
+        plan = loaded.plan(CAPABILITIES)._replace(only=tuple(only))
     except CannotJudge:  # a full disk, for example: that says nothing about the implementation
         raise
     except (Exception, SystemExit) as error:
@@ -102,7 +104,7 @@ def measure(
     works = bool(done)  # whether anything was ever measured
     journal("plan", target=target, **plan_as_json(plan), seconds=since(started))
     for name, check in beginning_with(first).items():
-        if name in done:
+        if name in done or not plan.makes(name):
             continue
         journal("checking", target=target, check=name)
         started = time.perf_counter()
