@@ -1,6 +1,5 @@
 """Finding implementations: by name in impls/, by module name, or by the path of a file."""
 
-import difflib
 import functools
 import importlib
 import importlib.util
@@ -12,6 +11,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.contract.spelling import meant
 from gpt2_parity.files import shipped
 
 IMPLS = shipped.folder("impls")
@@ -103,11 +103,9 @@ def find(name: str) -> Found:
         spec = None
     if spec is None:
         shipped_names = names() + engines()
-        near = difflib.get_close_matches(name, shipped_names, 1)
-        meant = f"; did you mean {near[0]}?" if near else ""
         raise CannotJudge(
             f"implementation {name!r}: not one of {', '.join(shipped_names)}, "
-            f"not an importable module and not the path of a .py file{meant}"
+            f"not an importable module and not the path of a .py file{meant(name, shipped_names)}"
         )
     return Found(attribute or module, module, attribute)
 

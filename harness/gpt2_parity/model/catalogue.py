@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.contract.spelling import meant
 from gpt2_parity.files import shipped
 from gpt2_parity.model import checkpoint, huggingface, synthetic
 
@@ -62,13 +63,25 @@ def locate(name: str) -> Model:
         sha = found[checkpoint.data_file(folder)]
         records = checkpoint.home() / "records" / f"{folder.resolve().name}-{sha[:12]}"
         return Model(folder.resolve().name, folder, records)
+    raise unknown(name)
+
+
+def unknown(name: str) -> CannotJudge:
+    """The refusal of a name that no model has."""
     if hint := _on_the_hub(name):
-        raise CannotJudge(f"model {name!r}: {hint}")
+        return CannotJudge(f"model {name!r}: {hint}")
     what = "no such folder" if "/" in name else "unknown"
-    raise CannotJudge(
-        f"model {name!r}: {what}. Name micro, one of {', '.join(OFFICIAL)}, shape: and one of these, "
-        "or a folder with OpenAI's seven files or with Hugging Face's config.json and model.safetensors"
+    return CannotJudge(
+        f"model {name!r}: {what}. Name micro, one of {', '.join(OFFICIAL)}, shape: and one of these, or a "
+        "folder with OpenAI's seven files or with Hugging Face's config.json and model.safetensors"
+        f"{meant(name, named_checkpoints())}"
     )
+
+
+def refuse_unknown(name: str) -> None:
+    """Raise CannotJudge if no model has this name. Nothing is read, generated or prepared."""
+    if name not in named_checkpoints() and _folder(name) is None:
+        raise unknown(name)
 
 
 def _on_the_hub(name: str) -> str:

@@ -156,6 +156,27 @@ def selection(environment: Mapping[str, Any]) -> str:
     return f" (selected checks only: {text})" if text else ""
 
 
+def merged(parts: Sequence[Results]) -> Results:
+    """Several runs on one model with one seed as one run; parts: at least one."""
+    made_with = {**parts[0].environment}
+    environments = [part.environment for part in parts]
+    for key in ("versions", "implementation_sha256", "seconds_by_check"):
+        made_with[key] = {name: value for each in environments for name, value in each[key].items()}
+    made_with["seconds"] = round(sum(each["seconds"] for each in environments), 1)
+    made_with["cuda"] = next(
+        (e["cuda"] for e in environments if e["cuda"] == "present"), made_with["cuda"]
+    )
+    if any("only" in each for each in environments):
+        made_with["only"] = {
+            name: each.get("only", {}).get(name, list(CHECKS))
+            for each in environments
+            for name in each["seconds_by_check"]
+        }
+    if len(parts) > 1:
+        made_with.pop("command", None)
+    return Results([row for part in parts for row in part.rows], made_with)
+
+
 def columns(rows: Iterable[Row]) -> list[str]:
     """The checks that have rows, in order of execution; load, process and ledger come last."""
     seen = {row.check for row in rows}
