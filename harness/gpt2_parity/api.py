@@ -168,7 +168,6 @@ def verify(
     refuse_recursion()
     request = Request(
         implementations=[one.found for one in given],
-        model=catalogue.locate(model),
         seed=seed_of(seed),
         targets=targets_of(targets),
         require=require_device,
@@ -177,6 +176,7 @@ def verify(
         first=first,
         jobs=requests.jobs(jobs),
         only=requests.checks(only),
+        model=catalogue.locate(model),  # last: it may generate weights
     )
     if isolated:
         implementation_given.refuse_memory(given)

@@ -1,5 +1,6 @@
 """Finding implementations: by name in impls/, by module name, or by the path of a file."""
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -117,7 +118,14 @@ def _file(name: str, text: str) -> Path:
             return path
     except (OSError, RuntimeError, ValueError) as error:  # too long; a loop of links; a null byte
         raise CannotJudge(f"implementation {name}: no such file ({error})") from error
-    raise CannotJudge(f"implementation {name}: no such file")
+    raise CannotJudge(f"implementation {name}: no such file{meant(text, beside(Path(text)))}")
+
+
+def beside(path: Path) -> list[str]:
+    """The Python files in the folder of a file that does not exist, as they would be named."""
+    with contextlib.suppress(OSError):
+        return [str(path.with_name(other.name)) for other in path.parent.glob("*.py")]
+    return []
 
 
 def find_all(arguments: Sequence[str]) -> list[Found]:

@@ -25,7 +25,7 @@ from rich.table import Table
 from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.contract.progress import Progress as Report
 from gpt2_parity.contract.progress import Update
-from gpt2_parity.contract.rows import OUTCOMES, Results, exit_code, label
+from gpt2_parity.contract.rows import NOT_ASKED, OUTCOMES, Results, exit_code, label
 from gpt2_parity.report import results
 from gpt2_parity.verdict import explain
 
@@ -168,7 +168,7 @@ def show(console: Console, found: Results) -> None:
     for row in rows:
         if row.verdict == "skipped":
             console.print(f"- {escape(label(row))}: {escape(explain.detail(row))}", highlight=False)
-    if (cuda := found.environment["cuda"]) != "present":
+    if (cuda := found.environment["cuda"]) not in ("present", NOT_ASKED):
         console.print(f"  cuda: {cuda}", highlight=False, markup=False)
     console.print(f"  seed of the fresh tokens: {found.environment['seed']}", highlight=False)
     console.print(verdict(found), highlight=False)

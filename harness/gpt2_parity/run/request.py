@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from gpt2_parity.checks.registry import CHECKS
+from gpt2_parity.contract.dtypes import DTYPES
 from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.contract.spelling import meant
 from gpt2_parity.files import atomic, digest, strict_json
@@ -162,6 +163,11 @@ def parse_target(text: str) -> Target:
     device, dash, dtype = text.partition("-")
     if not (device and dash and dtype):
         raise CannotJudge(f"target {text!r}: expected DEVICE-DTYPE, such as cpu-float32")
+    if dtype not in DTYPES:
+        known = [f"{device}-{each}" for each in DTYPES]
+        raise CannotJudge(
+            f"target {text!r}: its dtype is not one of {', '.join(DTYPES)}{meant(text, known)}"
+        )
     return Target(device, dtype)
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.contract.progress import Progress, Update
-from gpt2_parity.contract.rows import Results
+from gpt2_parity.contract.rows import NOT_ASKED, Results
+from gpt2_parity.contract.spelling import meant
 from gpt2_parity.model.checkpoint import Checkpoint
 from gpt2_parity.run.examination import Examination
 from gpt2_parity.run.journal import RunState
@@ -73,6 +74,7 @@ def verify(
         {name: version for state in states for name, version in state.versions.items()},
         {target for state in states for target in state.offered or ()},
         started,
+        request.targets,
     )
     shares = examination.shares if objects is None else None
     made_with |= how(request, recorded, shares) | {"seconds_by_check": seconds(states)}
@@ -126,6 +128,7 @@ def refuse_missing_targets(wanted: Sequence[Target], states: Sequence[RunState])
         raise CannotJudge(
             f"target {', '.join(absent)}: offered by none of the implementations on this machine; "
             f"offered are {', '.join(sorted(map(str, offered))) or 'none'}"
+            f"{meant(absent[0], map(str, offered))}"
         )
 
 
@@ -137,9 +140,16 @@ def environment(
     versions: dict[str, str],
     offered: set[Target],
     started: float,
+    targets: Sequence[Target] = (),
 ) -> dict[str, Any]:
-    """Where and with what results were made, as JSON; started is in seconds since the epoch."""
-    cuda = any(target.device == "cuda" for target in offered)
+    """Where and with what results were made, as JSON.
+
+    started: seconds since the epoch. targets: those that were asked for; empty: all.
+    """
+    wanted = not targets or any(target.device == "cuda" for target in targets)
+    cuda = "skipped: no CUDA device offered" if wanted else NOT_ASKED
+    if any(target.device == "cuda" for target in offered):
+        cuda = "present"
     return {
         "gpt2_parity": __version__,
         "model": model,
@@ -150,7 +160,7 @@ def environment(
         "python": platform.python_version(),
         "versions": versions,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
-        "cuda": "present" if cuda else "skipped: no CUDA device offered",
+        "cuda": cuda,
         "date": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 1),
     }
