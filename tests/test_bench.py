@@ -571,3 +571,21 @@ def test_the_prompt_is_subtracted_as_it_is_once_memory_is_warm(monkeypatch):
 def imported(node) -> set[str]:
     names = [alias.name for alias in getattr(node, "names", ())]
     return {name.partition(".")[0] for name in [*names, getattr(node, "module", None) or ""]}
+
+
+@pytest.mark.parametrize(
+    ("interval", "shown"),
+    [
+        ((1.4, 1.2, 1.6), "1.40x (1.20 to 1.60)"),
+        ((0.7, 0.6, 0.9), "0.70x (0.60 to 0.90)"),
+        ((1.1, 0.9, 1.3), "cannot tell (0.90 to 1.30)"),
+        ((1.1, 1.0, 1.3), "cannot tell (1.00 to 1.30)"),
+        ((0.9, 0.8, 1.0), "cannot tell (0.80 to 1.00)"),
+    ],
+)
+def test_a_ratio_whose_interval_holds_1_is_no_ratio(interval, shown):
+    speedup, low, high = interval
+    timed = row()._replace(speedup=speedup, speedup_low=low, speedup_high=high)
+    assert tables.speed_against(timed) == shown
+    timed = rows.filled(timed, [1.0, 1.1] * 3, [1.0, 1.0] * 3)._replace(implementation="mine")
+    assert tables.cells(timed)[4].startswith("cannot tell")

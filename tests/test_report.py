@@ -1,5 +1,6 @@
 """The reports agree with the rows, whatever those are; and hostile text in them does no harm."""
 
+import io
 import json
 import re
 import sys
@@ -22,7 +23,7 @@ from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.contract.plan import CaseShape, Plan
 from gpt2_parity.contract.rows import STATUSES, VERDICTS, Measurement, Results, Row
 from gpt2_parity.contract.rows import label as label_of
-from gpt2_parity.report import durations, files, plots, results, texts, verdicts
+from gpt2_parity.report import durations, files, plots, results, terminal, texts, verdicts
 from gpt2_parity.report import page as pages
 from gpt2_parity.report import runs as folders
 from gpt2_parity.report.markdown import MOST_BYTES
@@ -601,3 +602,33 @@ def test_the_page_shows_where_the_time_went(runs):
 def test_seconds_that_are_none_are_left_out(value):
     run = folders.Run("it", Results([], {"seconds": 1.0, "seconds_by_check": value}))
     assert durations.durations([run]) is None
+
+
+def test_paragraphs_on_a_terminal_break_between_words_and_are_indented(runs):
+    found = results.load(runs["fault"])
+    screen = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+    terminal.show(screen, found)
+    lines = screen.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    (paragraph, *_) = next(iter(explain.paragraphs(found.rows).values()))
+    assert len(paragraph) > 160
+    first = next(i for i, line in enumerate(lines) if line.startswith(f"  {paragraph[:40]}"))
+    shown: list[str] = []
+    while sum(len(line) + 1 for line in shown) < len(paragraph):
+        line = lines[first + len(shown)]
+        assert line.startswith("  ")
+        shown.append(line.strip())
+    assert " ".join(shown) == paragraph
+
+
+def test_a_pipe_gets_each_paragraph_as_one_line(runs):
+    found = results.load(runs["fault"])
+    pipe = Console(width=80, file=io.StringIO())
+    terminal.show(pipe, found)
+    (paragraph, *_) = next(iter(explain.paragraphs(found.rows).values()))
+    assert f"  {paragraph}" in pipe.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(("name", "outcome"), [("clean", "PASS"), ("fault", "FAIL"), ("crash", "FAIL")])
+def test_a_job_summary_begins_with_the_outcome(runs, name, outcome):
+    assert (runs[name] / "report.md").read_text().startswith(f"# {outcome}: ")
