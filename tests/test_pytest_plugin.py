@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import textwrap
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -119,6 +120,28 @@ def test_under_xdist_nothing_is_made_twice_and_failures_are_explained(tmp_path, 
     assert found["test_own"] == found["parity[cpu-float32-causality]"] == "passed"
     assert imports(tmp_path) == 1 + 2  # to learn the targets, and once for each
     assert {row.dtype for row in results.load(tmp_path / "out").rows} == {"float32", "float64"}
+
+
+def test_targets_with_the_same_selection_are_made_in_one_run(tmp_path, prepared):
+    """Only the checks of float64 fail, and only float64's tests."""
+    code = """
+    right = load
+    def load(params, hparams, *, device, dtype):
+        model = right(params, hparams, device=device, dtype=dtype)
+        if dtype == "float64":
+            model.params["ln_f/b"] += 1.0
+        return model
+    """
+    module(tmp_path, "mine", NOTES + textwrap.dedent(code))
+    chosen = ("-k", "taps or logits", "--parity-out", "out", "--junitxml", "junit.xml")
+    assert pytest_in(tmp_path, "--parity-impl", "mine.py", *chosen).returncode == 1
+    assert outcomes(tmp_path / "junit.xml") == {
+        "parity[cpu-float32-logits]": "passed",
+        "parity[cpu-float32-taps]": "passed",
+        "parity[cpu-float64-logits]": "failure",
+        "parity[cpu-float64-taps]": "passed",
+    }
+    assert imports(tmp_path) == 1 + 2  # to learn the targets, and once for each
 
 
 def test_last_failed_makes_only_what_failed(tmp_path, prepared):

@@ -3,8 +3,9 @@
 The tests belong to the implementation's file: mine.py::parity[cpu-float32-kv_cache]. Collecting them
 imports the implementation in a short worker process, to learn its targets, and not even that where
 --parity-target names them. The first test of a target then makes the selected checks of that target, in
-a worker process; the others read what it found. So a check that is not selected is not made, and under
-pytest-xdist no check is made twice. Without --parity-impl this plugin does nothing.
+a worker process; the others read what it found. Targets with the same selection are made side by side,
+under pytest-xdist each by one of its workers. So a check that is not selected is not made, and none is
+made twice. Without --parity-impl this plugin does nothing.
 """
 
 import fnmatch
@@ -148,8 +149,8 @@ class Suite:
             raise api.CannotJudge(f"device {device} is required, but {name} offers {offered} here")
         return found
 
-    def results(self, i: int, target: str, checks: Iterable[str]) -> "tuple[Results, bool]":
-        """What the selected checks of a target found, and whether this call made them.
+    def results(self, i: int, targets: list[str], checks: Iterable[str]) -> "tuple[Results, bool]":
+        """What the selected checks of these targets found, and whether this call made them.
 
         Raises CannotJudge if no verdict is possible.
         """
@@ -157,17 +158,20 @@ class Suite:
         from gpt2_parity.files.once import once
         from gpt2_parity.report import results
 
-        stem, made = Path(self.settings.folder) / f"{i}.{target}", []
+        stem, made = Path(self.settings.folder) / f"{i}.{'+'.join(targets)}", []
 
         def make() -> str:
-            made.append(target)
-            atomic.write_text(Path(f"{stem}{FOUND}"), results.encode(self.verify(i, target, checks)))
+            made.append(stem)
+            atomic.write_text(Path(f"{stem}{FOUND}"), results.encode(self.verify(i, targets, checks)))
             return f"{stem}{FOUND}"
 
         return results.load(Path(once(Path(f"{stem}.once"), make))), bool(made)
 
-    def verify(self, i: int, target: str, selected: Iterable[str]) -> "Results":
-        """Make the selected checks of a target; where only its start is selected, the first check."""
+    def verify(self, i: int, targets: list[str], selected: Iterable[str]) -> "Results":
+        """Make the selected checks of targets; where only their start is selected, the first check.
+
+        targets: empty if the implementation cannot say which it offers.
+        """
         from gpt2_parity import api
         from gpt2_parity.checks.registry import CHECKS
 
@@ -175,11 +179,11 @@ class Suite:
         return api.verify(
             self.settings.implementations[i],
             model=self.settings.model,
-            targets=target or None,
+            targets=targets,
             seed=self.settings.seed,
             ledger=self.settings.ledger or None,
             require_device=self.settings.require_device,
-            only=only if target and len(only) < len(CHECKS) else (),
+            only=only if targets and len(only) < len(CHECKS) else (),
         ).results
 
     def write(self) -> None:
@@ -319,10 +323,13 @@ class CheckItem(pytest.Item):
         from gpt2_parity.contract.interface import CannotJudge
 
         suite, started = self.config.stash[SUITE], time.perf_counter()
-        items = [item for item in self.session.items if isinstance(item, CheckItem)]
-        selected = {item.check for item in items if item.key == self.key}
+        (i, target), selections = self.key, self.selections()
+        selected = selections[self.key]
+        together = [other for (j, other), each in selections.items() if j == i and each == selected]
+        if hasattr(self.config, "workerinput"):  # xdist's workers make different targets side by side
+            together = [target]
         try:
-            found, made = suite.results(*self.key, selected)
+            found, made = suite.results(i, [each for each in together if each], selected)
         except CannotJudge as error:
             self.refusal = str(error)
             return
@@ -334,6 +341,18 @@ class CheckItem(pytest.Item):
         self.rows = list(self.own(found.rows, selected))
         if not self.rows and not by_check:
             self.refusal = "nothing was measured"
+
+    def selections(self) -> "dict[tuple[int, str], set[str]]":
+        """The selected checks of each target of each implementation in this session."""
+        found: dict[tuple[int, str], set[str]] = {}
+        for item in self.session.items:
+            if isinstance(item, CheckItem):
+                found.setdefault(item.key, set()).add(item.check)
+        return found
+
+    def of_target(self, row: "Row") -> bool:
+        """Whether a row is about this test's target, or about the implementation as a whole."""
+        return f"{row.device}-{row.dtype}" == self.key[1] or not row.device or not self.key[1]
 
     def seconds_of(self, found: "Results") -> Mapping[str, float]:
         """The seconds of each check on this target, and of loading it."""
@@ -350,7 +369,7 @@ class CheckItem(pytest.Item):
         """
         from gpt2_parity.checks.registry import CHECKS
 
-        rows = list(rows)
+        rows = [row for row in rows if self.of_target(row)]
         started = any(row.check in CHECKS for row in rows)
         for row in rows:
             of_none = row.check not in CHECKS and (
