@@ -122,6 +122,16 @@ def test_a_device_has_one_target_at_a_time():
     assert plan.next() is None
 
 
+def test_a_device_that_carries_several_targets_has_as_many_at_a_time():
+    [state] = one = states(1)
+    plan, third = Schedule(one, (), {}, {"cuda": 2}), Target("cuda", "float16")
+    plan.next()
+    hello(state, GPU, GPU16, third)
+    assert [plan.claim(0) for _ in range(3)] == [GPU, GPU16, None]
+    end(state, GPU)
+    assert plan.claim(0) == third
+
+
 def test_there_is_an_end_for_a_worker_that_waits():
     """A lost implementation has nothing left, and a stopped schedule hands out nothing."""
     [state] = one = states(1)
@@ -185,10 +195,12 @@ def test_without_a_terminal_a_line_tells_of_each_start_and_each_end():
         Update("checks", "numpy", "cpu-float32", 3),
         Update("ends", "numpy", "cpu-float32", 15, 3.21, "", "PASS", 2, 1),
         Update("ends", "torch", outcome="FAIL", targets_left=1),
+        Update("again", "torch", "cpu-float32", worker="tcp://10.0.0.2:4000 on node2"),
     ) == [
         "numpy starts",
         "numpy-cpu-float32: PASS in 3.2 s, 2 targets and 1 implementation left",
         "torch: FAIL in 0.0 s, 1 target left",
+        "torch-cpu-float32: dask worker tcp://10.0.0.2:4000 on node2 was lost; it begins again",
     ]
 
 
@@ -197,7 +209,9 @@ def test_on_a_terminal_bars_show_what_is_under_way():
     with console.capture() as capture, terminal.progress(console) as report:
         report(Update("starts", "numpy", starting=1))
         report(Update("checks", "numpy", "cpu-float32", 3, targets_left=2))
+        report(Update("again", "numpy", "cpu-float32", worker="tcp://it:1 on node"))
         report(Update("ends", "numpy", "cpu-float32", 15, 3.21, "", "PASS", 1))
     shown = capture.get()
+    assert "numpy-cpu-float32: dask worker tcp://it:1 on node was lost; it begins again" in shown
     assert "numpy starts" in shown
     assert "numpy-cpu-float32" in shown

@@ -134,6 +134,7 @@ def verify(
     jobs: int | None = None,
     first: Sequence[str] = (),
     only: Sequence[str] = (),
+    scheduler: str = "",
     progress: Progress | None = None,
 ) -> Verdict:
     """Verify one implementation, or each of a list, against the golden record of a model.
@@ -158,6 +159,7 @@ def verify(
     jobs: workers at once; None: as many as processors and memory carry.
     first: checks to run before the others; the verdict does not depend on it.
     only: checks to make; the verdict says nothing about the others, and names these.
+    scheduler: address of a dask scheduler; the workers of its cluster then do the work.
     progress: called with an Update (contract/progress.py) at each step, from several threads.
 
     A crash, a hang, or running out of memory is that implementation's failure and raises nothing. Raises
@@ -177,7 +179,10 @@ def verify(
         jobs=requests.jobs(jobs),
         only=requests.checks(only),
         model=catalogue.locate(model),  # last: it may generate weights
+        scheduler=scheduler,
     )
+    if scheduler and not isolated:
+        raise CannotJudge("isolated=False: a scheduler's workers cannot run what is in this process")
     if isolated:
         implementation_given.refuse_memory(given)
     elif request.resources != DEFAULT:
@@ -195,8 +200,15 @@ def gate(implementation: Any, **options: Any) -> Verdict:
     return verify(implementation, **options)
 
 
-def resume(out: Path | str, progress: Progress | None = None, jobs: int | None = None) -> Verdict:
+def resume(
+    out: Path | str,
+    progress: Progress | None = None,
+    jobs: int | None = None,
+    scheduler: str = "",
+) -> Verdict:
     """Continue a run that was interrupted, in its folder out; finished checks are not repeated.
+
+    jobs, scheduler: as for verify; where a run continues need not be where it began.
 
     Raises CannotJudge where there is none, and where what it depends on has changed since.
     """
@@ -204,7 +216,8 @@ def resume(out: Path | str, progress: Progress | None = None, jobs: int | None =
     if (out / results.NAME).is_file() and not (out / JOURNAL).exists():
         raise CannotJudge(f"{out}: its run is complete, there is nothing to resume")
     refuse_recursion()
-    request = requests.interrupted(out / JOURNAL)._replace(jobs=requests.jobs(jobs))
+    request = requests.interrupted(out / JOURNAL)
+    request = request._replace(jobs=requests.jobs(jobs), scheduler=scheduler)
     return judged(request, out, progress, resumed=True)
 
 

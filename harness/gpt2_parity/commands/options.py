@@ -53,6 +53,13 @@ JobsOption = Annotated[
     int | None,
     typer.Option(help="Workers at once. Default: as many as processors and memory carry.", min=1),
 ]
+SchedulerOption = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Address of a dask scheduler, such as tcp://10.0.0.1:8786; its workers then do the work.",
+    ),
+]
 LedgerOption = Annotated[
     Path | None,
     typer.Option(

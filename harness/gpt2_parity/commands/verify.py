@@ -17,6 +17,7 @@ from gpt2_parity.commands.options import (
     MemoryOption,
     ModelOption,
     OutOption,
+    SchedulerOption,
     SeedOption,
     TargetOption,
     ThreadsOption,
@@ -46,6 +47,7 @@ def verify(
     threads: ThreadsOption = None,
     jobs: JobsOption = None,
     ledger: LedgerOption = None,
+    scheduler: SchedulerOption = "",
 ) -> None:
     """Verify implementations against the golden records, each in a process of its own."""
     finish(
@@ -60,6 +62,7 @@ def verify(
             threads=threads,
             jobs=jobs,
             ledger=ledger,
+            scheduler=scheduler,
             progress=progress,
         ),
         out,
@@ -88,6 +91,7 @@ def gate(
     threads: ThreadsOption = None,
     jobs: JobsOption = None,
     ledger: LedgerOption = None,
+    scheduler: SchedulerOption = "",
     watch: Annotated[
         bool,
         typer.Option(
@@ -108,6 +112,7 @@ def gate(
         "threads": threads,
         "jobs": jobs,
         "ledger": ledger,
+        "scheduler": scheduler,
     }
     if watch:
         watch_file(implementation, options)
@@ -117,9 +122,10 @@ def gate(
 def resume(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="The --out folder of the interrupted run.")],
     jobs: JobsOption = None,
+    scheduler: SchedulerOption = "",
 ) -> None:
     """Continue an interrupted verify or gate; checks that were finished are not repeated."""
-    finish(lambda progress: api.resume(out, progress, jobs), out)
+    finish(lambda progress: api.resume(out, progress, jobs, scheduler), out)
 
 
 def new(

@@ -11,6 +11,7 @@ class Update(NamedTuple):
           "starts"    an implementation starts
           "checks"    a target begins, or one of its checks is done, which check and outcome then name
           "ends"      a target has ended
+          "again"     a target, or the start, begins again, because its dask worker was lost
     """
 
     step: str
@@ -22,6 +23,7 @@ class Update(NamedTuple):
     outcome: str = ""  # of the check, or of the whole target: PASS, FAIL or NO VERDICT
     targets_left: int = 0  # in all implementations that have reported their targets
     starting: int = 0  # implementations that have not reported their targets yet
+    worker: str = ""  # address and host of the dask worker that was lost
 
 
 Progress = Callable[[Update], None]

@@ -129,4 +129,7 @@ def made_with(run: Run) -> Made:
 
 
 def plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    """A value as text: lists and objects without brackets and quotes, and what is empty left out."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items() if item not in ("", {}))
+    return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)

@@ -91,6 +91,9 @@ class Bars:
     def _show(self, update: Update) -> None:
         if update.step == "prepares":
             return
+        if update.step == "again":
+            say(self.bars.console, update)
+            return
         starting = f"{update.implementation} starts"
         if update.step == "starts":
             self.tasks[starting] = self.bars.add_task(escape(starting), total=None)
@@ -114,15 +117,23 @@ class Bars:
 
 
 def say(console: Console, update: Update) -> None:
-    """Print a line where an implementation starts and where a target ends."""
+    """Print a line where an implementation starts or starts again, and where a target ends."""
     if update.step == "starts":
         console.print(f"{update.implementation} starts", markup=False, highlight=False)
     elif update.step == "ends":
-        name = "-".join(part for part in (update.implementation, update.target) if part)
+        name = name_of(update)
         left = [counted(update.targets_left, "target")]
         left += [counted(update.starting, "implementation")] if update.starting else []
         text = f"{name}: {update.outcome} in {update.seconds:.1f} s, {' and '.join(left)} left"
         console.print(text, markup=False, highlight=False)
+    elif update.step == "again":
+        text = f"{name_of(update)}: dask worker {update.worker} was lost; it begins again"
+        console.print(text, markup=False, highlight=False)
+
+
+def name_of(update: Update) -> str:
+    """The implementation, with its target if there is one yet."""
+    return "-".join(part for part in (update.implementation, update.target) if part)
 
 
 def counted(count: int, name: str) -> str:

@@ -8,22 +8,21 @@ import functools
 import json
 import os
 import re
-import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.contract.progress import Progress
-from gpt2_parity.reference import parallel
-from gpt2_parity.run import cores, history, in_process, supervisor
+from gpt2_parity.run import history, in_process
+from gpt2_parity.run.executor import Executor, Task
 from gpt2_parity.run.journal import RunState
 from gpt2_parity.run.preparation import Prepared
 from gpt2_parity.run.progress import Reporter
 from gpt2_parity.run.request import Request
-from gpt2_parity.run.schedule import Schedule, Unit, shares
+from gpt2_parity.run.schedule import Schedule, Unit
 from gpt2_parity.run.supervisor import Handle
 
 
@@ -36,12 +35,9 @@ class Examination:
         for state in self.states:
             state.only = tuple(request.only)
         self.reporter = Reporter(self.states, request.targets, progress)
-        self.schedule = Schedule(self.states, request.targets, history.read())
-        self.shares = shares(prepared.hparams, request.jobs, request.resources.threads)
         self.lock = threading.Lock()  # for the states, and for what is below
         self.n_journals = 0
-        self.dtypes: set[str] = set()  # of which the fresh case is known, or being made
-        self.ahead: ThreadPoolExecutor | None = None
+        self.executor: Executor | None = None
 
     def in_this_process(self, objects: Sequence[Any]) -> None:
         """Examine objects in this process, one after the other; None: import the implementation."""
@@ -52,38 +48,39 @@ class Examination:
                 self.states[i], load, self.request.targets, self.prepared, self.handler(i)
             )
 
-    def in_workers(self) -> None:
+    def in_workers(self, executor: Executor) -> None:
         """Examine all in worker processes. An exception in one thread ends all workers."""
         self.replay()
-        with ThreadPoolExecutor(self.shares.jobs) as pool, ThreadPoolExecutor(1) as self.ahead:
+        self.executor = executor
+        schedule = Schedule(self.states, self.request.targets, history.read(), executor.devices)
+        with ThreadPoolExecutor(executor.shares.jobs) as pool:
             try:
-                self.make_fresh(target.dtype for target in self.request.targets or ONE)
-                threads = [pool.submit(self.work, slot) for slot in range(self.shares.jobs)]
+                slots = range(executor.shares.jobs)
+                threads = [pool.submit(self.work, executor, schedule, slot) for slot in slots]
                 for thread in threads:
                     thread.result()
             finally:  # after Ctrl-C too, before the pool waits for its threads
-                self.schedule.stop()
-                self.ahead.shutdown(cancel_futures=True)
+                schedule.stop()
         if not self.request.only:  # a selection says nothing about the whole
             history.add(self.states)
 
-    def work(self, slot: int) -> None:
+    def work(self, executor: Executor, schedule: Schedule, slot: int) -> None:
         """Examine one unit after another, until there are no more."""
         try:
-            while unit := self.schedule.next():
-                self.examine(unit, slot)
-                self.schedule.release(unit.implementation)
+            while unit := schedule.next():
+                self.examine(executor, schedule, unit, slot)
+                schedule.release(unit.implementation)
         except BaseException:
-            self.schedule.stop()
+            schedule.stop()
             raise
 
-    def examine(self, unit: Unit, slot: int) -> None:
-        """Run one worker process. Where its implementation has just started, it claims a target."""
+    def examine(self, executor: Executor, schedule: Schedule, unit: Unit, slot: int) -> None:
+        """Run one worker process. Where its implementation has just started, it may claim a target."""
         i, state, target = unit.implementation, self.states[unit.implementation], unit.target
 
         def claim() -> Mapping[str, Any] | None:
             nonlocal target
-            target = target or self.schedule.claim(i)
+            target = target or schedule.claim(i)
             if target is None:
                 return None
             done = state.targets[target].checked if target in state.targets else []
@@ -91,25 +88,10 @@ class Examination:
 
         if state.offered is None:
             self.reporter.starts(i)
-        journal, handle = self.new_journal(i), self.handler(i)
-        stop = self.schedule.stopped
-        reason = supervisor.supervise(
-            self.job(i, slot), journal, self.request.resources, handle, claim, stop
-        )
-        if not stop.is_set() and (lost := unfinished(state, target, reason)):
-            record_loss(journal, handle, *lost)
-
-    def job(self, i: int, slot: int) -> dict[str, Any]:
-        """The job of a worker."""
-        threads = self.request.resources.threads or 0
-        return self.prepared.job | {
-            "implementation": self.request.implementations[i]._asdict(),
-            "path": [entry for entry in sys.path if isinstance(entry, str)],
-            "threads": self.shares.threads,
-            "first": list(self.request.first),
-            "only": list(self.request.only),
-            "cores": cores.available()[slot * threads : (slot + 1) * threads],
-        }
+        task = Task(unit, slot, self.new_journal(i), self.handler(i), claim, schedule.stopped)
+        reason = executor.examine(task)
+        if not task.stop.is_set() and (lost := unfinished(state, target, reason)):
+            record_loss(task.journal, task.handle, *lost)
 
     def handler(self, i: int) -> Handle:
         """What handles the events of an implementation."""
@@ -122,22 +104,13 @@ class Examination:
                 raise CannotJudge(data["message"])
             if event == "hello":
                 refuse_absence(state, self.request.require)
-                self.make_fresh(target.dtype for target in state.left(self.request.targets) or ())
+                if self.executor:
+                    self.executor.expect(
+                        target.dtype for target in state.left(self.request.targets) or ()
+                    )
             self.reporter.show(i, event, data)
 
         return handle
-
-    def make_fresh(self, dtypes: Iterable[str]) -> None:
-        """Begin to make the truth about the fresh case while workers start, which takes as long."""
-
-        def make(dtype: str) -> None:
-            with parallel.alone():
-                self.prepared.at(dtype)
-
-        for dtype in dtypes:
-            if self.ahead and dtype not in self.dtypes and not self.schedule.stopped.is_set():
-                self.dtypes.add(dtype)
-                self.ahead.submit(make, dtype)
 
     def stem(self, i: int) -> str:
         """The names of an implementation's journals begin with it."""
@@ -159,9 +132,6 @@ class Examination:
 
 def identity(loaded: Any) -> Any:
     return loaded
-
-
-ONE = (Target("cpu", "float32"),)  # what nearly every implementation offers
 
 
 def unfinished(

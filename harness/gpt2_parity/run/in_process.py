@@ -39,7 +39,7 @@ def measure(
     def send(event: str, **data: Any) -> None:
         (handle or state.handle)(event, data)
 
-    send("begin", target=target)
+    send("begin", target=target, host=worker.host_of(target))
     load = functools.partial(prepared.load, implementation, target, decode)
     with np.errstate():  # an implementation that changes NumPy's error handling changes it for itself
         works = worker.measure(load, target, send, only=state.only)

@@ -5,7 +5,7 @@ that is what makes a run resumable. Targets may be examined at the same time by 
 with a journal of its own, so every event that belongs to a target names it.
 
     hello     the targets that the implementation offers, and the versions that it runs on
-    begin     a target begins
+    begin     a target begins, and on which machine
     plan      the target's taps and capabilities
     checking  a check begins
     measured  one measurement of the check
@@ -14,6 +14,7 @@ with a journal of its own, so every event that belongs to a target names it.
     broken    why a target could not be started, or (without a target) the implementation itself
     end       the target is done
     cannot_judge  why the run must end without a verdict
+    worker_lost   a dask worker was lost with the work, which begins again, or not; written by the client
     lost      why the work ended early, and on which target; written by the parent of a worker that
               ended, or by a worker in which every call raises
 """
@@ -38,6 +39,7 @@ class TargetState:
         self.errors: dict[str, str] = {}
         self.broken = ""
         self.checking = ""
+        self.host: dict[str, Any] = {}  # the machine that it was examined on, as run/host.py reports it
         self.seconds: dict[str, float] = {}  # by check that is done; "load": until the first check
         self.rows: list[Row] = []
         self.ended = False
@@ -51,8 +53,9 @@ class TargetState:
         """PASS, FAIL or NO VERDICT on a check that is done; "" if it has nothing to measure."""
         return judge.outcome(self.plan, check, self.measured, self.errors) if self.plan else ""
 
-    def begin(self) -> None:
+    def begin(self, host: dict[str, Any]) -> None:
         """Begin, or begin again after a resume: keep the measurements of finished checks only."""
+        self.host = host
         self.measured = [each for each in self.measured if each[0] in self.seconds]
         self.errors = {check: text for check, text in self.errors.items() if check in self.seconds}
         self.broken = self.checking = ""
@@ -83,6 +86,7 @@ class RunState:
         self.broken = ""
         self.over = False  # it ended before it reported its targets
         self.targets: dict[Target, TargetState] = {}
+        self.lost_workers: list[dict[str, Any]] = []  # of a cluster: what ran there, address, host
         self._others: list[Row] = []  # of no target, and of targets that are not offered
 
     @property
@@ -111,9 +115,14 @@ class RunState:
             case "broken", None:
                 self.broken = data["message"]
             case "begin", Target():
-                self.targets.setdefault(target, TargetState()).begin()
+                self.targets.setdefault(target, TargetState()).begin(data.get("host", {}))
             case "lost", _:
                 self._lose(target, data["message"], data.get("since", ""))
+            case "worker_lost", _:
+                unit = f"{self.name}-{target}" if target else self.name
+                self.lost_workers.append(
+                    {"unit": unit, **{key: data[key] for key in ("worker", "host")}}
+                )
             case "end", Target():
                 self._close(target)
             case _, Target() if target in self.targets:

@@ -26,6 +26,10 @@ class Reporter:
 
     def show(self, i: int, event: str, data: dict[str, Any]) -> None:
         """Report an event of implementation i, which its state has handled already."""
+        if event == "worker_lost" and data["again"]:
+            target_name = str(Target(*data["target"])) if data["target"] else ""
+            where = f"{data['worker']} on {data['host']}"
+            self._send(Update("again", self.states[i].name, target_name, worker=where))
         if event not in SHOWN:
             return
         state, step = self.states[i], SHOWN[event]

@@ -36,6 +36,7 @@ class Request(NamedTuple):
     first: Sequence[str] = ()  # checks that run before the others
     jobs: int | None = None  # workers at once; None: as many as cores and memory carry
     only: Sequence[str] = ()  # the checks to make; empty: all
+    scheduler: str = ""  # address of a dask scheduler, whose workers examine; empty: this machine does
 
 
 class Recorded(msgspec.Struct, forbid_unknown_fields=True):

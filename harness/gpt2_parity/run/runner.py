@@ -8,7 +8,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from gpt2_parity.contract.rows import NOT_ASKED, Results
 from gpt2_parity.contract.spelling import meant
 from gpt2_parity.model.checkpoint import Checkpoint
 from gpt2_parity.run.examination import Examination
+from gpt2_parity.run.executor import Executor, LocalExecutor
 from gpt2_parity.run.journal import RunState
 from gpt2_parity.run.preparation import prepare
 from gpt2_parity.run.request import Recorded, Request, begin, command, record
@@ -50,16 +51,21 @@ def verify(
     started = time.time()
     known = known_failures.read(request.ledger) if request.ledger else []
     known = [each for each in known if not request.only or each.check in request.only]
-    with tempfile.TemporaryDirectory(prefix="parity-") as temporary, journal_folder(folder) as journals:
+    with (
+        tempfile.TemporaryDirectory(prefix="parity-") as temporary,
+        journal_folder(folder) as journals,
+        executor_of(request) if objects is None else nullcontext() as executor,
+    ):
         progress(Update("prepares"))
         prepared = prepare(request.model, request.seed, Path(temporary))
         recorded = record(request, prepared.checkpoint.sha256)
         begin(recorded, journals)
         examination = Examination(request, prepared, journals, progress)
-        if objects is None:
-            examination.in_workers()
+        if executor is not None:
+            executor.prepare(prepared)
+            examination.in_workers(executor)
         else:
-            examination.in_this_process(objects)
+            examination.in_this_process(objects or ())
     states = examination.states
     for state in states:
         if state.offered and request.targets and not set(request.targets) & set(state.offered):
@@ -76,11 +82,26 @@ def verify(
         started,
         request.targets,
     )
-    shares = examination.shares if objects is None else None
-    made_with |= how(request, recorded, shares) | {"seconds_by_check": seconds(states)}
+    shares = executor.shares if executor is not None else None
+    made_with |= how(request, recorded, shares) | {
+        "hosts": hosts(states),
+        **(
+            {"lost_workers": lost} if (lost := [each for s in states for each in s.lost_workers]) else {}
+        ),
+        "seconds_by_check": seconds(states),
+    }
     if request.only:
         made_with["only"] = {name: list(request.only) for name in seconds(states)}
     return Results(rows, made_with)
+
+
+def executor_of(request: Request) -> Executor:
+    """What examines the units of a request."""
+    if not request.scheduler:
+        return LocalExecutor(request)
+    from gpt2_parity.run.distributed import DaskExecutor  # what a local run does not need
+
+    return DaskExecutor(request)
 
 
 def how(request: Request, recorded: Recorded, shares: Shares | None) -> dict[str, Any]:
@@ -104,6 +125,16 @@ def seconds(states: Sequence[RunState]) -> dict[str, dict[str, float]]:
         f"{state.name}-{target}": found.seconds
         for state in states
         for target, found in state.targets.items()
+    }
+
+
+def hosts(states: Sequence[RunState]) -> dict[str, dict[str, Any]]:
+    """The machine of each target, by implementation and target, as run/host.py reports it."""
+    return {
+        f"{state.name}-{target}": found.host
+        for state in states
+        for target, found in state.targets.items()
+        if found.host
     }
 
 

@@ -7,7 +7,7 @@ which there are.
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import psutil
@@ -32,9 +32,19 @@ class Unit(NamedTuple):
 class Schedule:
     """Hands out units. Several threads use it at once."""
 
-    def __init__(self, states: Sequence[RunState], wanted: Sequence[Target], seconds: history.Seconds):
-        """seconds: what targets took the last time (run/history.py); the longest start first."""
+    def __init__(
+        self,
+        states: Sequence[RunState],
+        wanted: Sequence[Target],
+        seconds: history.Seconds,
+        devices: Mapping[str, int] | None = None,
+    ):
+        """seconds: what targets took the last time (run/history.py); the longest start first.
+
+        devices: how many targets a device other than the CPU carries at once, if more than one.
+        """
         self.states, self.wanted, self.seconds = states, wanted, seconds
+        self.devices = devices or {}
         self.changed = threading.Condition()
         self.starting: set[int] = set()  # implementations that may still report targets
         self.taken: set[tuple[int, Target]] = set()
@@ -106,8 +116,10 @@ class Schedule:
 
     def _busy(self, target: Target) -> bool:
         """Whether a device other than the CPU is in use: its memory is for one at a time."""
-        using = {each for i, each in self.taken if each not in self.states[i].ended}
-        return target.device != "cpu" and target.device in {each.device for each in using}
+        using = [each.device for i, each in self.taken if each not in self.states[i].ended]
+        return target.device != "cpu" and using.count(target.device) >= self.devices.get(
+            target.device, 1
+        )
 
     def _waiting(self) -> bool:
         """Whether a target waits for its device."""
@@ -124,8 +136,17 @@ class Shares(NamedTuple):
 def shares(hparams: HParams, jobs: int | None, threads: int | None) -> Shares:
     """The workers that cores and memory carry, unless jobs or threads say otherwise."""
     available = len(cores.available())
-    weights = sum(math.prod(shape) for shape in parameter_shapes(hparams).values())
-    gigabytes = FRAMEWORK + COPIES * 4 * weights / 2**30
+    gigabytes = FRAMEWORK + COPIES * 4 * n_weights(hparams) / 2**30
     carried = int(psutil.virtual_memory().available / 2**30 / gigabytes)
     chosen = jobs or max(1, min(available // (threads or 1), carried))
-    return Shares(chosen, threads or (1 if weights < SMALL else max(1, available // chosen)))
+    return Shares(chosen, threads or threads_each(hparams, available, chosen))
+
+
+def threads_each(hparams: HParams, cores: int, jobs: int) -> int:
+    """The threads of each of several workers that share so many cores: one for a small model."""
+    return 1 if n_weights(hparams) < SMALL else max(1, cores // jobs)
+
+
+def n_weights(hparams: HParams) -> int:
+    """The number of weights of a model."""
+    return sum(math.prod(shape) for shape in parameter_shapes(hparams).values())

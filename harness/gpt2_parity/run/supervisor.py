@@ -258,7 +258,7 @@ def follow(
                 kind = event.pop("event")
                 handle(kind, event)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
-                return f"its journal is damaged ({error!r})"
+                return damaged(error)
             if kind != "measured":  # a check that measures for ever must exceed its time
                 since = time.monotonic()
                 doing = DOING.get(kind, doing).format(**event)
@@ -268,6 +268,11 @@ def follow(
         elif reason := "the run ended" if stop.is_set() else worker.excess(doing, since):
             return reason
     return ""
+
+
+def damaged(error: Exception) -> str:
+    """The reason to stop a worker whose event could not be handled."""
+    return f"its journal is damaged ({error!r})"
 
 
 def events(lines: TextIO, process: "subprocess.Popen[bytes]") -> Iterator[Any]:

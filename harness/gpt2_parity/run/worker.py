@@ -23,7 +23,7 @@ from gpt2_parity.implementation import discovery, signatures
 from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.implementation.without_cache import with_cache
 from gpt2_parity.model.tokenizer import tokenizer_of
-from gpt2_parity.run import child
+from gpt2_parity.run import child, host
 from gpt2_parity.run.child import explain
 from gpt2_parity.run.preparation import Prepared
 
@@ -65,7 +65,7 @@ def run(job: dict[str, Any], requests: Iterator[str], journal: Journal) -> None:
         return
     request = json.loads(line)
     target = Target(*request["target"])
-    journal("begin", target=target)
+    journal("begin", target=target, host=host_of(target))
     prepared = Prepared.of(job)
     tokenizer = tokenizer_of(Path(job["tokenizer"]), prepared.hparams)
     decode = tokenizer.decode if tokenizer else str
@@ -135,6 +135,12 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
     return {"taps": plan.taps, "offers": offers, "cache": plan.cache}
 
 
+def host_of(target: Target) -> dict[str, Any]:
+    """The machine that a target is examined on, and the versions of the frameworks there."""
+    return {**host.facts(target.device), "versions": versions()}
+
+
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of the installed frameworks and engines, by distribution."""
     installed = {}

@@ -211,8 +211,7 @@ def ended(row: Row) -> str:
             f"{' | '.join(stale['id'])} no longer fails; remove the line"
         )
     if e.get("since"):
-        auxiliary = {"sizes", *(name for name, check in CHECKS.items() if check.auxiliary)}
-        beside = f" {SECOND_MODEL}" if e["since"] in auxiliary else ""
+        beside = f" {SECOND_MODEL}" if e["since"] in ("sizes", "overflow") else ""
         return f"has raised on every call since the check {check_name(e['since'])}: {e['error']}{beside}"
     during = f" (during the check {check_name(e['during'])})" if e.get("during") else ""
     return f"{e['error']}{during}"

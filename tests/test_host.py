@@ -1,0 +1,64 @@
+"""What is reported about the machine of each target."""
+
+import json
+import os
+import platform
+
+import numpy as np
+import pytest
+
+from commands import parity
+from gpt2_parity.report import runs
+from gpt2_parity.run import cores, host
+
+SMI = """#!/bin/sh
+[ "$1" = --id ] && [ "$2" = 1 ] && shift 2 && echo 'Card B, 570.1' && exit
+[ "$1" = --id ] && echo 'No devices were found' >&2 && exit 6
+echo 'Card A, 570.1'; echo 'Card B, 570.1'
+"""
+
+
+@pytest.fixture
+def smi(tmp_path, monkeypatch):
+    """A stand-in for nvidia-smi, which has two GPUs."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(SMI)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    host.facts.cache_clear()
+    yield
+    host.facts.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [(None, ("Card A, Card B", "570.1")), ("1", ("Card B", "570.1")), ("7", ("", ""))],
+)
+def test_a_gpu_and_its_driver_are_named_as_nvidia_smi_does(visible, expected, smi, monkeypatch):
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = host.facts("cuda")
+    assert (found["gpu"], found["driver"]) == expected
+
+
+def test_a_cpu_target_names_no_gpu(smi):
+    assert (host.facts("cpu")["gpu"], host.facts("cpu")["driver"]) == ("", "")
+
+
+def test_each_target_of_a_run_has_its_machine_in_results_and_report(tmp_path, prepared):
+    out = tmp_path / "out"
+    assert parity("verify", "--impl", "numpy", "--out", out).returncode == 0
+    found = json.loads((out / "results.json").read_text())["environment"]["hosts"]
+    assert found.keys() == {"numpy-cpu-float32", "numpy-cpu-float64"}
+    for each in found.values():
+        assert each["hostname"] == platform.node()
+        assert each["cores"] == len(cores.available())
+        assert each["versions"]["numpy"] == np.__version__
+    [made] = map(runs.made_with, runs.read([out]))
+    [pairs] = [dict(pairs) for name, pairs in made.pairs if name == "hosts"]
+    shown = pairs["numpy-cpu-float32"]
+    assert f"hostname {platform.node()}, cpu " in shown
+    assert f"numpy {np.__version__}" in shown
+    assert ", gpu " not in shown
+    assert not set("{}'") & set(shown)
