@@ -72,8 +72,8 @@ def unknown(name: str) -> CannotJudge:
         return CannotJudge(f"model {name!r}: {hint}")
     what = "no such folder" if "/" in name else "unknown"
     return CannotJudge(
-        f"model {name!r}: {what}. Name micro, one of {', '.join(OFFICIAL)}, shape: and one of these, or "
-        "a folder with OpenAI's seven files or with Hugging Face's config.json and model.safetensors"
+        f"model {name!r}: {what}. Name micro, one of {', '.join(OFFICIAL)}, shape: and one of these, "
+        "or a folder with OpenAI's seven files or with Hugging Face's config.json and model.safetensors"
         f"{meant(name, named_checkpoints())}"
     )
 
