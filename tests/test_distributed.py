@@ -256,7 +256,7 @@ def test_a_dask_worker_with_other_code_is_refused(cluster, tmp_path):
     sources = str(refused.value).split("with source ")
     assert len(sources) == 3, refused.value
     assert str(code.installed()) in str(refused.value)
-    assert "install the same on both" in str(refused.value)
+    assert ", but this is gpt2_parity" in str(refused.value)  # noticed before anything was sent there
 
 
 def test_a_process_that_crashes_or_forges_its_journal_fails_and_its_dask_worker_goes_on(
@@ -285,8 +285,7 @@ def test_a_target_of_a_device_runs_where_its_resource_is(cluster, tmp_path):
     code = """
     import os
     def targets():
-        both = [("cuda", "float32"), ("cpu", "float32")]
-        return both if "PARITY_TEST_DEVICE" in os.environ else both[1:]
+        return [("cuda", "float32"), ("cpu", "float32")]
     real_load = load
     def load(params, hparams, *, device, dtype):
         if device == "cuda":
@@ -314,9 +313,10 @@ def test_ctrl_c_leaves_a_folder_that_resumes_and_no_process(cluster, local, tmp_
     code = f"""
     import time
     from pathlib import Path
-    real = forward
+    real, calls = forward, []
     def forward(*args, **kw):
-        while Path({str(hangs)!r}).exists():
+        calls.append(1)
+        while len(calls) > 20 and Path({str(hangs)!r}).exists():
             time.sleep(0.1)
         return real(*args, **kw)
     """
@@ -324,9 +324,9 @@ def test_ctrl_c_leaves_a_folder_that_resumes_and_no_process(cluster, local, tmp_
     hangs.touch()
     cluster.has(2)
     options = ["--target", "cpu-float32", "--seed", SEED, "--scheduler", cluster.address, "--out", out]
-    arguments = command("verify", "--impl", "numpy", "--impl", path, *options)
+    arguments = command("verify", "--impl", path, *options)
     run = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while count(out, "checked") < 4 or count(out, "begin") < 2:
+    while count(out, "checked") < 2:
         assert run.poll() is None, run.communicate()
         time.sleep(0.05)
     run.send_signal(signal.SIGINT)
@@ -339,9 +339,9 @@ def test_ctrl_c_leaves_a_folder_that_resumes_and_no_process(cluster, local, tmp_
     hangs.unlink()
     found = gpt2_parity.resume(out, progress=updates.append, scheduler=cluster.address)
     assert found.passed
-    numpy = [row for row in local.rows if row.implementation == "numpy"]
-    assert [row for row in found.rows if row.implementation == "numpy"] == numpy
-    assert len([update for update in updates if update.check]) == 2 * len(CHECKS) - finished
+    expected = [row for row in local.rows if row.implementation == "numpy"]
+    assert [row._replace(implementation="numpy") for row in found.rows] == expected
+    assert len([update for update in updates if update.check]) == len(CHECKS) - finished
 
 
 def count(out: Path, event: str) -> int:

@@ -68,15 +68,18 @@ def forget(run: str) -> None:
 
 
 class Cancelled(threading.Event):
-    """Set once the scheduler no longer wants a task: the client cancelled it, or has gone."""
+    """Set once a task is unwanted, because its client cancelled it or has gone, or its worker closes."""
 
     def __init__(self, worker: "Worker", key: str):
         super().__init__()
         self.worker, self.key = worker, key
 
     def is_set(self) -> bool:
+        return self.unwanted() or self.worker.status.name not in ALIVE
+
+    def unwanted(self) -> bool:
         task = self.worker.state.tasks.get(self.key)
-        return task is None or task.state != "executing" or self.worker.status.name not in ALIVE
+        return task is None or task.state != "executing"
 
 
 ALIVE = ("running", "paused")  # states of a dask worker
@@ -104,15 +107,26 @@ def examine(text: str) -> None:
     messages = Messages(worker, order)
     messages.send("began", worker=worker.address, host=platform.node())
     stop = Cancelled(worker, order.key)
-    with registered(order, stop) as slot:
-        try:
-            refuse_other_code(order)
-            if lacking := content.missing(order.hashes):
-                messages.send("lacks", hashes=lacking)
-            else:
-                messages.send("ended", reason=supervise(order, slot, messages, stop))
-        except (CannotJudge, OSError) as error:
-            messages.send("refused", message=str(error))
+    with registered(order) as slot:
+        kind, data = outcome(order, slot, messages, stop)
+    if stop.unwanted():  # asked before the last message: the client cancels what has sent it
+        if not under_way(order.run):
+            forget(order.run)
+    else:
+        messages.send(kind, **data)
+
+
+def outcome(
+    order: Order, slot: int, messages: Messages, stop: threading.Event
+) -> tuple[str, dict[str, Any]]:
+    """Examine a unit and return the last message about it."""
+    try:
+        refuse_other_code(order)
+        if lacking := content.missing(order.hashes):
+            return "lacks", {"hashes": lacking}
+        return "ended", {"reason": supervise(order, slot, messages, stop)}
+    except (CannotJudge, OSError) as error:
+        return "refused", {"message": str(error)}
 
 
 def has_begun(worker: "Worker", key: str) -> bool:
@@ -130,11 +144,8 @@ def has_begun(worker: "Worker", key: str) -> bool:
 
 
 @contextmanager
-def registered(order: Order, stop: Cancelled) -> Iterator[int]:
-    """Count a unit as under way; yields the lowest slot of this dask worker that is free.
-
-    If the client has gone, the last unit of its run removes what the run has left here.
-    """
+def registered(order: Order) -> Iterator[int]:
+    """Count a unit as under way; yields the lowest slot of this dask worker that is free."""
     with LOCK:
         slot = min(set(range(len(UNITS) + 1)) - {slot for _, slot in UNITS.values()})
         UNITS[order.key] = order.run, slot
@@ -144,8 +155,6 @@ def registered(order: Order, stop: Cancelled) -> Iterator[int]:
     finally:
         with LOCK:
             del UNITS[order.key]
-        if stop.is_set() and not under_way(order.run):
-            forget(order.run)
 
 
 def refuse_other_code(order: Order) -> None:
