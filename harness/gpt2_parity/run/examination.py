@@ -179,7 +179,15 @@ def replay(journal: Path, state: RunState) -> None:
 
 
 def refuse_absence(state: RunState, device: str) -> None:
-    """Raise CannotJudge if a device is required and the implementation does not offer it."""
+    """Raise CannotJudge if a device is required and is not offered, or is not there.
+
+    An implementation that declares a device may well compute on another one.
+    """
+    if device and device in state.unseen:
+        raise CannotJudge(
+            f"device {device} is required, and {state.name} declares it, but none is visible on this "
+            "machine: no driver of a GPU is loaded, or CUDA_VISIBLE_DEVICES hides all"
+        )
     if device and state.offered is not None and device not in {t.device for t in state.offered}:
         offers = ", ".join(map(str, state.offered)) or "nothing"
         raise CannotJudge(f"device {device} is required, but {state.name} offers {offers} here")

@@ -66,7 +66,7 @@ def examine(
     except (Exception, SystemExit) as error:
         handle("lost", {"target": None, "message": explain(error)})
         return
-    handle("hello", {"targets": offered, "versions": worker.versions()})
+    handle("hello", worker.hello(offered))
     if not offered:
         message = "targets() is empty: it cannot run on this machine"
         handle("lost", {"target": None, "message": message})

@@ -83,6 +83,7 @@ class RunState:
         self.offered: list[Target] | None = None
         self.only: tuple[str, ...] = ()  # the checks to make; empty: all
         self.versions: dict[str, str] = {}
+        self.unseen: list[str] = []  # devices that it declares and its machine does not show
         self.broken = ""
         self.over = False  # it ended before it reported its targets
         self.targets: dict[Target, TargetState] = {}
@@ -110,6 +111,7 @@ class RunState:
             case "hello", None:
                 self.offered = [Target(*offered) for offered in data["targets"]]
                 self.versions = data["versions"]
+                self.unseen = list(data.get("unseen", ()))
             case "cannot_judge", None:
                 pass  # a resumed run tries again
             case "broken", None:

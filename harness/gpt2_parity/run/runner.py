@@ -7,7 +7,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,6 +81,7 @@ def verify(
         {target for state in states for target in state.offered or ()},
         started,
         request.targets,
+        {device for state in states for device in state.unseen},
     )
     shares = executor.shares if executor is not None else None
     made_with |= how(request, recorded, shares) | {
@@ -172,15 +173,17 @@ def environment(
     offered: set[Target],
     started: float,
     targets: Sequence[Target] = (),
+    unseen: Collection[str] = (),
 ) -> dict[str, Any]:
     """Where and with what results were made, as JSON.
 
-    started: seconds since the epoch. targets: those that were asked for; empty: all.
+    started: seconds since the epoch. targets: those that were asked for; empty: all. unseen: devices
+    that are declared and not visible.
     """
     wanted = not targets or any(target.device == "cuda" for target in targets)
     cuda = "skipped: no CUDA device offered" if wanted else NOT_ASKED
     if any(target.device == "cuda" for target in offered):
-        cuda = "present"
+        cuda = "declared, but no GPU is visible" if "cuda" in unseen else "present"
     return {
         "gpt2_parity": __version__,
         "model": model,

@@ -60,7 +60,7 @@ def run(job: dict[str, Any], requests: Iterator[str], journal: Journal) -> None:
     except BaseException as error:
         journal("broken", message=explain(error))
         raise
-    journal("hello", targets=offered, versions=versions())
+    journal("hello", **hello(offered))
     if not (line := next(requests, "")):
         return
     request = json.loads(line)
@@ -133,6 +133,12 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
     """The implementation's taps and capabilities; the parent knows the rest of the plan."""
     offers = [capability.name for capability in plan.offers]
     return {"taps": plan.taps, "offers": offers, "cache": plan.cache}
+
+
+def hello(offered: Sequence[Target]) -> dict[str, Any]:
+    """What an implementation offers, on what it runs, and the devices that are not to be seen here."""
+    unseen = host.unseen(target.device for target in offered)
+    return {"targets": offered, "versions": versions(), "unseen": unseen}
 
 
 def host_of(target: Target) -> dict[str, Any]:
