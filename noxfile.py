@@ -50,7 +50,8 @@ def parity(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, in parallel."""
     install(session, "test")
-    workers = ["-n", str(os.cpu_count() or 1)]
+    # one more than cores, because many tests wait for a process
+    workers = ["-n", str((os.cpu_count() or 1) + 1), "--dist", "loadgroup"]
     # one thread each: spinning OpenBLAS threads are very slow if processes outnumber cores
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     session.run("pytest", *workers, *session.posargs, env=kernels(session) | threads)

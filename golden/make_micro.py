@@ -106,7 +106,7 @@ def train(text: np.ndarray, sentence: np.ndarray, steps: int, seed: int) -> Para
 
     @jax.jit
     def step(params, state, tokens):
-        loss, grads = jax.value_and_grad(gpt2_jax.loss)(params, tokens, HPARAMS)
+        loss, grads = jax.value_and_grad(gpt2_jax.loss)(params, tokens, HPARAMS.n_head)
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, loss
 
@@ -124,7 +124,7 @@ def held_out_loss(params: Params, text: np.ndarray) -> float:
     n = len(text) // HPARAMS.n_ctx
     windows = text[: n * HPARAMS.n_ctx].reshape(n, HPARAMS.n_ctx)
     parts = np.array_split(windows, max(1, n // BATCH))
-    losses = [float(gpt2_jax.loss(params, part, HPARAMS)) for part in parts]
+    losses = [float(gpt2_jax.loss(params, part, HPARAMS.n_head)) for part in parts]
     return float(np.average(losses, weights=[len(part) for part in parts]))
 
 

@@ -1,22 +1,24 @@
 """GPT-2 in JAX, on CPU or GPU: NumPy's forward pass with ``import jax.numpy as np``.
 
-Needs only JAX: copy the file and it runs alone. One block is compiled once for all layers; in
-``generate`` a whole step is. There are few shapes: lengths are padded up to buckets (causality hides the
-padding), and the number of cached tokens is data. Traced functions return taps as results. Shapes in
-comments: batch, n (new tokens, padded), room (positions of the cache), rows = batch * n_head, head.
+Needs only JAX: copy the file and it runs alone. A pass through all layers is one compiled program, and
+there are few: tokens are padded to 1, 32 or a multiple of 128 (causality hides the padding), the cache
+has room for a multiple of 128, and how much of it is filled is data. Around the programs NumPy works on
+the host, because each operation of JAX outside of them would be compiled too. Shapes in comments:
+batch, n (new tokens, padded), room (positions of the cache), rows = batch * n_head, head.
 """
 
 import functools
 import math
+from collections import OrderedDict
 from typing import NamedTuple
 
 import jax
 import jax.numpy as np
-import numpy as onp  # host arrays: tokens in, results out
+import numpy as onp  # host arrays: tokens and embeddings in, results out
 
 TAPS = "all"  # every tap of the contract is promised
 ORDER = "F"  # load gets each w in memory as [n_out, n_in], as it is kept: no copy is needed
-STEP = 128  # long inputs and the cache are padded to multiples of it; 2 * STEP queries attend at a time
+SHORT, STEP = 32, 128  # n is padded to 1, SHORT or multiples of STEP; 2 * STEP queries attend at a time
 # JAX's default for float32 on a GPU is TF32; sums are in float32 for bfloat16 too
 EXACT = dict(precision="highest", preferred_element_type=np.float32)
 
@@ -24,6 +26,7 @@ EXACT = dict(precision="highest", preferred_element_type=np.float32)
 class Model(NamedTuple):
     ends: dict  # what is outside the layers: checkpoint name -> array
     layers: tuple  # of dicts: name within the layer -> array, w as [n_out, n_in], which decodes faster
+    tables: dict  # wte and wpe on the host, to look up the tokens of forward
     hparams: object
 
 
@@ -50,7 +53,8 @@ def load(params, hparams, *, device, dtype):
         return {name.removeprefix(scope): put(name) for name in params if name.startswith(scope)}
 
     ends = {name: put(name) for name in ("wte", "wpe", "ln_f/g", "ln_f/b")}
-    return Model(ends, tuple(layer(f"h{i}/") for i in range(hparams.n_layer)), hparams)
+    tables = {name: onp.asarray(ends[name]) for name in ("wte", "wpe")}  # on a CPU the same memory
+    return Model(ends, tuple(layer(f"h{i}/") for i in range(hparams.n_layer)), tables, hparams)
 
 
 def numpy(x):
@@ -105,15 +109,23 @@ def attention(q, k, v, n_past, fresh):
     return np.concatenate(blocks, axis=1)
 
 
-def block(x, p, k_past, v_past, n_past, *, n_head, fresh, want_taps):
-    """One transformer block: x [batch, n, n_embd], the layer's k and v, and the taps."""
-    taps = {}
+def extended(past, new, n_past):
+    """A layer's keys or values [rows, room, head] with new ones [rows, n, head] from n_past on."""
+    if past is None:  # new is all there is
+        return new
+    room, n = past.shape[1], new.shape[1]
+    longer = np.pad(past, ((0, 0), (0, n - 1), (0, 0)))  # the padding of new may reach beyond the room
+    return jax.lax.dynamic_update_slice(longer, new, (0, n_past, 0))[:, :room]
+
+
+@functools.partial(jax.jit, static_argnames="n_head")  # so that it is traced once for all layers
+def block(x, p, k_past, v_past, n_past, *, n_head):
+    """One transformer block: x [batch, n, n_embd], the layer's k and v, and the taps by name."""
+    taps = OrderedDict()  # a dict would come out sorted
 
     def step(name, value):
-        value = value.astype(x.dtype)  # results passed to the next operation are in the declared dtype
-        if want_taps:
-            taps[name] = value
-        return value
+        taps[name] = value.astype(x.dtype)  # what the next operation gets is in the declared dtype
+        return taps[name]
 
     def affine(name, value):
         return step(name, linear(value, p[f"{name}/w"].T, p[f"{name}/b"]))
@@ -126,10 +138,8 @@ def block(x, p, k_past, v_past, n_past, *, n_head, fresh, want_taps):
     # -> q, k, v, each [rows, n, head]
     split = qkv.reshape(batch, n, 3, n_head, -1).transpose(2, 0, 3, 1, 4)
     q, k_new, v_new = split.reshape(3, batch * n_head, n, -1)
-    k = jax.lax.dynamic_update_slice(k_past, k_new, (0, n_past, 0))  # [rows, room, head]
-    v = jax.lax.dynamic_update_slice(v_past, v_new, (0, n_past, 0))
-    keys, values = (k_new, v_new) if fresh else (k, v)
-    heads = attention(q, keys, values, n_past, fresh).reshape(batch, n_head, n, -1)
+    k, v = extended(k_past, k_new, n_past), extended(v_past, v_new, n_past)
+    heads = attention(q, k, v, n_past, fresh=k_past is None).reshape(batch, n_head, n, -1)
     heads = step("attn/heads", heads.swapaxes(1, 2).reshape(x.shape))  # heads merged
     x = step("resid_mid", wide(x) + wide(affine("attn/c_proj", heads)))
     hidden = affine("mlp/c_fc", norm("ln_2", x))  # [batch, n, 4 * n_embd]
@@ -137,71 +147,80 @@ def block(x, p, k_past, v_past, n_past, *, n_head, fresh, want_taps):
     return step("", wide(x) + wide(hidden)), k, v, taps
 
 
-@jax.jit
-def embed(ends, tokens, n_past):
-    position = n_past + np.arange(tokens.shape[1])
-    x = wide(ends["wte"][tokens]) + wide(ends["wpe"][position])  # [batch, n, n_embd]
-    return x.astype(ends["wte"].dtype)
+def embed(tables, tokens, n_past):
+    """Token plus position embedding [batch, n, n_embd]; tables: wte and wpe, on the host or traced."""
+    position = n_past + onp.arange(tokens.shape[1])
+    x = wide(tables["wte"][tokens]) + wide(tables["wpe"][position])
+    return x.astype(tables["wte"].dtype)
 
 
-@jax.jit
-def head(ends, x):
-    """The last layer norm of x [batch, n, n_embd], and the logits: the head is tied to the embedding."""
-    x = layer_norm(wide(x), wide(ends["ln_f/g"]), wide(ends["ln_f/b"])).astype(x.dtype)
-    return x, product(x, ends["wte"]).astype(x.dtype)
-
-
-@jax.jit
-def choose(ends, x, at):
-    """The likeliest token [batch, 1] after position at; computes the logits of that position only."""
-    logits = head(ends, jax.lax.dynamic_slice_in_dim(x, at, 1, axis=1))[1]
-    return logits.argmax(axis=-1).astype(np.int32)
-
-
-one_block = jax.jit(block, static_argnames=("n_head", "fresh", "want_taps"))
-
-
-def hidden(ends, layers, tokens, past, tap=None, *, n_head, fresh):
-    """The last block's result [batch, n, n_embd] for tokens [batch, n], and the extended k and v."""
-    x = embed(ends, tokens, past.n)
-    if tap:
-        tap("embed", x)
-    static = dict(n_head=n_head, fresh=fresh, want_taps=tap is not None)
-    k, v = list(past.k), list(past.v)
+def blocks(layers, x, past, n_head):
+    """x [batch, n, n_embd] after all blocks, the extended k and v, and the taps by name."""
+    k, v, taps = list(past.k), list(past.v), OrderedDict()
     for i, layer in enumerate(layers):
-        x, k[i], v[i], taps = one_block(x, layer, k[i], v[i], past.n, **static)
-        for name, value in taps.items():
-            tap(f"h{i}/{name}".removesuffix("/"), value)
-    return x, tuple(k), tuple(v)
+        x, k[i], v[i], found = block(x, layer, k[i], v[i], past.n, n_head=n_head)
+        taps |= {f"h{i}/{name}".removesuffix("/"): value for name, value in found.items()}
+    return x, tuple(k), tuple(v), taps
 
 
-def extend(model, tokens, past=None, tap=None, n_more=0):
-    """hidden() of tokens padded to a bucket, and the cache after them, with room for n_more."""
-    n_past, n_ctx = past.n if past else 0, model.hparams.n_ctx
-    refuse_bad_tokens(tokens, n_past + n_more, model.hparams)
-    batch, n = tokens.shape
-    n_pad = 1 if n == 1 else max(16, min(up(n), 1 << (n - 1).bit_length()))
-    n_pad = min(n_pad, n_ctx - n_past)
-    past = with_room(model, past, batch, min(n_ctx, up(n_past + max(n_pad, n + n_more))))
-    padded, n_head = onp.pad(tokens, ((0, 0), (0, n_pad - n))), model.hparams.n_head
-    x, k, v = hidden(*model[:2], padded, past, tap, n_head=n_head, fresh=n_past == 0)
-    return x, Cache(k, v, n_past + n)
+def last_norm(ends, x):
+    return layer_norm(wide(x), wide(ends["ln_f/g"]), wide(ends["ln_f/b"])).astype(x.dtype)
+
+
+def head(ends, x):
+    """Logits [batch, n, n_vocab] of x [batch, n, n_embd]: the head is tied to the embedding."""
+    return product(x, ends["wte"]).astype(x.dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("n_head", "want_taps"))
+def whole_pass(ends, layers, x, past, want_logits, *, n_head, want_taps):
+    """From embeddings x [batch, n, n_embd] to logits, k, v, and the taps by name."""
+    x, k, v, taps = blocks(layers, x, past, n_head)
+    taps["ln_f"] = x = last_norm(ends, x)
+    zeros = np.zeros((*x.shape[:2], len(ends["wte"])), x.dtype)
+    logits = jax.lax.cond(want_logits, lambda: head(ends, x), lambda: zeros)
+    return logits, k, v, taps if want_taps else {}
+
+
+def extend(model, x, past, tap=None, want_logits=True):
+    """Logits [batch, n, n_vocab] of embeddings x [batch, n, n_embd], and the cache after them."""
+    hp, (batch, n, _) = model.hparams, x.shape
+    n_past = past.n if past else 0
+    n_pad = min(hp.n_ctx, 1 if n == 1 else SHORT if n <= SHORT else up(n))
+    fills = n_pad == hp.n_ctx or n_pad % STEP == 0  # a cache without room to spare
+    past = empty(hp.n_layer) if fills and n_past == 0 else with_room(model, past, batch, n_past + n_pad)
+    x = onp.pad(x, ((0, 0), (0, n_pad - n), (0, 0)))
+    # a single token always comes with taps, so that one program does
+    static = dict(n_head=hp.n_head, want_taps=n == 1 or tap is not None)
+    logits, k, v, taps = whole_pass(model.ends, model.layers, x, past, want_logits, **static)
+    for name, value in taps.items() if tap else ():
+        tap(name, onp.asarray(value)[:, :n])
+    return onp.asarray(logits)[:, :n] if want_logits else None, Cache(k, v, n_past + n)
 
 
 def up(n):
     return -(-n // STEP) * STEP
 
 
-def with_room(model, past, batch, room):
-    """past with at least room positions; an empty cache for None."""
-    hp = model.hparams
+def empty(n_layer):
+    return Cache((None,) * n_layer, (None,) * n_layer, 0)
+
+
+def with_room(model, past, batch, n):
+    """past with room for n positions in all; zeros for None."""
+    hp, wte = model.hparams, model.ends["wte"]
+    room = min(hp.n_ctx, up(n))
     if past is None:
         shape = (batch * hp.n_head, room, hp.n_embd // hp.n_head)
-        empty = (np.zeros_like(model.ends["wte"], shape=shape),) * hp.n_layer  # same dtype and device
-        return Cache(empty, empty, 0)
+        zeros = (jax.device_put(onp.zeros(shape, wte.dtype), wte.sharding),) * hp.n_layer
+        return Cache(zeros, zeros, 0)
     if (more := room - past.k[0].shape[1]) <= 0:
         return past
-    return Cache(*jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, more), (0, 0))), past[:2]), past.n)
+
+    def longer(x):
+        return jax.device_put(onp.pad(x, ((0, 0), (0, more), (0, 0))), wte.sharding)
+
+    return Cache(*jax.tree.map(longer, past[:2]), past.n)
 
 
 def refuse_bad_tokens(tokens, n_past, hparams):
@@ -216,46 +235,41 @@ def refuse_bad_tokens(tokens, n_past, hparams):
 
 def forward(model, tokens, past=None, tap=None):
     """Logits [batch, n, n_vocab] of every position of tokens [batch, n], and the cache after them."""
-    tokens = onp.asarray(tokens, onp.int32)
-    new = onp.s_[:, : tokens.shape[1]]  # cut on the host: on the device, each length would be compiled
-    x, present = extend(model, tokens, past, tap and (lambda name, x: tap(name, onp.asarray(x)[new])))
-    x, logits = head(model.ends, x)
+    tokens, n_past = onp.asarray(tokens, onp.int32), past.n if past else 0
+    refuse_bad_tokens(tokens, n_past, model.hparams)
+    x = embed(model.tables, tokens, n_past)
     if tap:
-        tap("ln_f", onp.asarray(x)[new])
-    return onp.asarray(logits)[new], present
+        tap("embed", x)
+    return extend(model, x, past, tap)
 
 
 def generate(model, tokens, n_new):
     """Greedy continuation: int32 [batch, n_new]; the host waits only for the last token."""
     tokens = onp.asarray(tokens, onp.int32)
-    x, (k, v, n) = extend(model, tokens, n_more=n_new - 1)
-    new = [choose(model.ends, x, tokens.shape[1] - 1)]
-    for at in range(n, n + n_new - 1):
+    refuse_bad_tokens(tokens, n_new - 1, model.hparams)
+    x = embed(model.tables, tokens[:, :-1], 0)  # the last token is the first that another follows
+    _, past = extend(model, x, None, want_logits=False)
+    k, v, n = with_room(model, past, len(tokens), past.n + n_new)
+    new = [jax.device_put(tokens[:, -1:], model.ends["wte"].sharding)]
+    for at in range(n, n + n_new):
         token, k, v = following(*model[:2], new[-1], k, v, at, n_head=model.hparams.n_head)
         new.append(token)
-    return onp.concatenate(new, axis=1)
+    return onp.concatenate(new[1:], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames="n_head", donate_argnames=("k", "v"))
 def following(ends, layers, token, k, v, n, *, n_head):
-    """The token [batch, 1] after token, which is at n; k and v in place. One call for all layers."""
-    x, k, v = hidden(ends, layers, token, Cache(k, v, n), n_head=n_head, fresh=False)
-    return choose(ends, x, 0), k, v
+    """The likeliest token [batch, 1] after token, which is at n; k and v in place."""
+    x, k, v, _ = blocks(layers, embed(ends, token, n), Cache(k, v, n), n_head)
+    return head(ends, last_norm(ends, x)).argmax(axis=-1).astype(np.int32), k, v
 
 
-def loss(parts, tokens, hparams):
+def loss(parts, tokens, n_head):
     """Mean next-token cross entropy (nats) of tokens [batch, n]; parts: a model's ends and layers."""
-    empty = with_room(Model(*parts, hparams), None, *tokens.shape)
-    x, *_ = hidden(*parts, tokens, empty, n_head=hparams.n_head, fresh=True)
-    log_probs = jax.nn.log_softmax(wide(head(parts[0], x)[1][:, :-1]))
+    ends, layers = parts
+    x, *_ = blocks(layers, embed(ends, tokens, 0), empty(len(layers)), n_head)
+    log_probs = jax.nn.log_softmax(wide(head(ends, last_norm(ends, x))[:, :-1]))
     return -np.take_along_axis(log_probs, tokens[:, 1:, None], axis=-1).mean()
-
-
-def loss_and_grads(model, tokens):
-    """The loss (nats) of tokens [batch, n], and its gradients by checkpoint name."""
-    refuse_bad_tokens(onp.asarray(tokens), 0, model.hparams)
-    value, grads = jax.value_and_grad(loss)(model[:2], np.asarray(tokens), model.hparams)
-    return float(value), by_name(*grads)
 
 
 def by_name(ends, layers):
@@ -264,3 +278,17 @@ def by_name(ends, layers):
     for i, layer in enumerate(layers):
         named |= {f"h{i}/{name}": w.T if name.endswith("/w") else w for name, w in layer.items()}
     return named
+
+
+@functools.partial(jax.jit, static_argnames="n_head")
+def loss_and_slope(parts, tokens, *, n_head):
+    value, slope = jax.value_and_grad(loss)(parts, tokens, n_head)
+    return value, by_name(*slope)
+
+
+def loss_and_grads(model, tokens):
+    """The loss (nats) of tokens [batch, n], and its gradients by checkpoint name, w as [n_in, n_out]."""
+    tokens = onp.asarray(tokens, onp.int32)
+    refuse_bad_tokens(tokens, 0, model.hparams)
+    value, grads = loss_and_slope(model[:2], tokens, n_head=model.hparams.n_head)
+    return float(value), grads

@@ -19,6 +19,18 @@ def command(*arguments) -> list[str]:
     return [sys.executable, "-m", "gpt2_parity", *map(str, arguments)]
 
 
+def interruptible(*arguments) -> list[str]:
+    """The same as a command that Ctrl-C ends: a shell's background job, and so a test, may ignore it.
+
+    Not by preexec_fn: it forks, which warns in a process that has imported JAX.
+    """
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from gpt2_parity.cli import main; main()"
+    )
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
 def module(folder: Path, name: str, extra: str) -> Path:
     """The NumPy specimen with code added at its end, as a file of its own."""
     path = folder / f"{name}.py"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import huggingface_folder
 import tf_bundle
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.files import digest, safetensors_mmap
@@ -44,6 +45,11 @@ class World(NamedTuple):
     def generated(self) -> Path:
         """A model in the form of shape:SIZE, in a folder of its own."""
         return self.root / "generated"
+
+    @property
+    def huggingface(self) -> Path:
+        """A model with micro's vocabulary in the form of Hugging Face, in a folder of its own."""
+        return self.root / "huggingface"
 
 
 class Case(NamedTuple):
@@ -630,6 +636,108 @@ for name in ("wte", "h0/ln_1/g"):
 for name in ("extra", "../../evil", "model/wte", "h1/ln_1/g", "H0/ln_1/g", "w\u0442e", ""):
     spoil = weights(lambda p, n=name: p.update({n: np.ones(1, np.float32)}))
     add(f"weights-unknown-{name!a}", spoil, model, f"unknown variable model/{name}")
+
+
+# A folder of Hugging Face, without a manifest; test_huggingface.py has its refusals one by one.
+
+HUGGING_FACE = (*BUILD, "--model", "{root}/huggingface")
+EMPTY = ("missing", "empty", "a_folder", "a_fifo", "dangling_link", "link_loop", "link_to_a_device")
+for file, ways in {
+    "config.json": EMPTY,
+    "model.safetensors": (*EMPTY, "link_to_another_file"),
+    "vocab.json": ("missing",),
+    "merges.txt": ("missing",),
+}.items():
+    for how in ways:
+        add(
+            f"hf-{file}-{how}",
+            lambda w, f=file, s=SPOILT[how]: s(w.huggingface / f),
+            HUGGING_FACE,
+            f"huggingface/{file}: ",
+        )
+for name in (
+    "null",
+    "list",
+    "open",
+    "NaN",
+    "number_of_5000_digits",
+    "nested_100000_deep",
+    "utf16",
+    "html",
+):
+    add(
+        f"hf-config-{name}",
+        lambda w, d=NO_JSON[name]: put(w.huggingface / "config.json", d),
+        HUGGING_FACE,
+        "huggingface/config.json: not a configuration as JSON",
+    )
+for name, changes, named in [
+    ("another_model", {"model_type": "llama"}, "config.json: model_type is 'llama'"),
+    ("unknown", {"evil\n\x1b[2J" + "x" * 5000: 1}, "is unknown"),
+    ("giant_n_embd", {"n_embd": 10**300}, "config.json: n_embd is "),
+    ("text_for_n_embd", {"n_embd": "8", "n_inner": 32}, "config.json: n_inner is "),
+    ("n_layer-4095", {"n_layer": 4095}, "model.safetensors: tensor h.1.ln_1.weight is missing"),
+    ("n_head-3", {"n_head": 3}, "config.json: n_embd 8 is not divisible by n_head 3"),
+]:
+    add(
+        f"hf-config-{name}",
+        lambda w, c=changes: spoil_json(w.huggingface / "config.json", lambda raw: raw.update(c)),
+        HUGGING_FACE,
+        named,
+    )
+for name in ("length_beyond_the_file", "length_2_to_64_less_1", "nested_100000_deep", "not_utf8", "name_twice",
+             "bytes_after_the_end", "overlapping", "entry_null", "offsets_giant", "dtype_unknown", "shape_giant"):  # fmt: skip
+    add(
+        f"hf-header-{name}",
+        lambda w, lie=LIES[name]: put(
+            w.huggingface / "model.safetensors", lie((w.huggingface / "model.safetensors").read_bytes())
+        ),
+        HUGGING_FACE,
+        "huggingface/model.safetensors: not a readable safetensors file",
+    )
+
+
+def _bomb(world: World) -> None:
+    """A file of holes whose header would need more memory than a header may."""
+    path = world.huggingface / "model.safetensors"
+    put(path, (safetensors_mmap.LONGEST_HEADER + 64).to_bytes(8, "little"))
+    os.truncate(path, safetensors_mmap.LONGEST_HEADER + 128)
+
+
+def _pickled(world: World) -> None:
+    """Only pickled weights; unpickling these calls a function."""
+    (world.huggingface / "model.safetensors").unlink()
+    put(world.huggingface / "pytorch_model.bin", b"cos\nabort\n(tR.")
+
+
+def _shards(world: World) -> None:
+    (world.huggingface / "model.safetensors").unlink()
+    put(world.huggingface / "model.safetensors.index.json", "{}")
+
+
+def tensors(**changes: Any) -> Callable[[World], None]:
+    return lambda world: huggingface_folder.alter(world.huggingface, **changes)
+
+
+for name, spoil, named in [
+    ("header_bomb", _bomb, "its header is longer than 100000000 bytes"),
+    ("pickle", _pickled, "pytorch_model.bin: a pickle"),
+    ("shards", _shards, "model.safetensors.index.json: the weights are split"),
+    ("nan", tensors(**{"wte.weight": lambda a: a * np.nan}), "tensor wte.weight has values"),
+    (
+        "transposed",
+        tensors(**{"h.0.mlp.c_fc.weight": lambda a: a.T.copy()}),
+        "c_fc.weight has shape (32, 8)",
+    ),
+    ("unknown", tensors(**{"../../evil\n": np.ones(1, np.float32)}), "is not one of GPT-2's"),
+    (
+        "layer_of_5000_digits",
+        tensors(**{f"h.{'9' * 5000}.attn.bias": np.ones(1, np.float32)}),
+        "is not one of",
+    ),
+    ("untied", tensors(**{"lm_head.weight": np.ones((1000, 8), np.float32)}), "lm_head.weight differs"),
+]:
+    add(f"hf-{name}", spoil, HUGGING_FACE, named)
 
 
 # Bad command lines.

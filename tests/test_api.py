@@ -20,6 +20,8 @@ from gpt2_parity.implementation import discovery, given, signatures
 from gpt2_parity.report import results
 from gpt2_parity.run import supervisor
 
+pytestmark = pytest.mark.xdist_group("api")  # one worker makes what all of these share
+
 ONE = {"targets": "cpu-float32", "seed": 5}
 
 
@@ -415,3 +417,43 @@ def test_python_dash_m_is_the_command():
 def test_the_plugin_of_pytest_goes_through_the_api():
     source = Path(gpt2_parity.__file__).with_name("pytest_plugin.py").read_text()
     assert "gpt2_parity.commands" not in source
+
+
+def test_a_selection_of_checks_makes_only_these_and_names_them(home, tmp_path):
+    verdict = gpt2_parity.verify("numpy", **ONE, only=["kv_cache", "logits"], out=tmp_path)
+    assert verdict.passed
+    assert {row.check for row in verdict.rows} == {"kv_cache", "logits"}
+    assert verdict.environment["seconds_by_check"]["numpy-cpu-float32"].keys() == {
+        *("load", "logits", "kv_cache")
+    }
+    assert "command" not in verdict.environment
+    claim = "(selected checks only: logits, kv_cache)"
+    assert claim in repr(verdict)
+    assert claim in verdict._repr_html_()
+    summary = (tmp_path / "report.md").read_text()
+    assert summary.startswith("# PASS: ")
+    assert claim.replace("_", "\\_") in summary
+    assert f"It is right {claim}" in (tmp_path / "report.html").read_text()
+
+
+def test_a_selection_judges_only_the_lines_of_the_ledger_about_it(home, tmp_path):
+    book = tmp_path / "ledger.txt"
+    line = "numpy-cpu-float32 | {} | logits | 5 | none"
+    book.write_text(line.format("local"))
+    assert gpt2_parity.verify("numpy", **ONE, only=["logits"], ledger=book).passed
+    book.write_text(line.format("logits"))
+    assert gpt2_parity.verify("numpy", **ONE, only=["logits"], ledger=book).exit_code == 1
+
+
+def test_in_this_process_a_selection_is_made_too(home):
+    verdict = gpt2_parity.verify(in_memory(), **ONE, isolated=False, only=["taps"])
+    assert {row.check for row in verdict.rows} == {"taps"}
+
+
+def test_a_check_that_does_not_exist_is_refused_with_the_nearest_name():
+    with pytest.raises(CannotJudge, match=r"check 'kv_cach': unknown; did you mean kv_cache\?"):
+        gpt2_parity.verify("numpy", only=["kv_cach"])
+
+
+def test_a_selection_without_measurements_is_no_verdict(home):
+    assert gpt2_parity.verify("numpy", **ONE, only=["gradients"]).exit_code == 2

@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -30,8 +31,11 @@ from gpt2_parity.implementation.discovery import Found, find
 from gpt2_parity.model import catalogue, synthetic
 from gpt2_parity.reference import oracle
 from gpt2_parity.reference.oracle import Arithmetic
+from gpt2_parity.report import runs
 from gpt2_parity.report.runs import BENCH
 from gpt2_parity.run.supervisor import THREADS, Resources
+
+pytestmark = pytest.mark.xdist_group("bench")  # one worker makes what all of these share
 
 ROOT = Path(__file__).parent.parent
 FLOAT32 = Target("cpu", "float32")
@@ -212,6 +216,43 @@ def test_the_files_say_what_the_rows_say(outcome, tmp_path):
         tables.read(tmp_path)
 
 
+SCHEMA = json.loads((ROOT / "docs" / "bench.schema.json").read_text(encoding="utf-8"))
+
+
+def test_a_real_bench_json_is_valid_by_the_published_schema(outcome, tmp_path):
+    tables.write(tmp_path, outcome)
+    jsonschema.Draft202012Validator(SCHEMA).validate(json.loads((tmp_path / BENCH).read_text()))
+
+
+def test_the_schema_has_the_columns_and_refuses_others(outcome, tmp_path):
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    validator.check_schema(SCHEMA)
+    described = SCHEMA["$defs"]["row"]
+    assert tuple(described["properties"]) == tuple(described["required"]) == TimedRow._fields
+    assert SCHEMA["properties"]["schema"]["const"] == runs.BENCH_SCHEMA
+    assert SCHEMA["$id"] == f"urn:gpt2-parity:bench:{runs.BENCH_SCHEMA}"
+    environment = SCHEMA["properties"]["environment"]
+    assert set(outcome.environment) | {"command"} == set(environment["properties"])
+    tables.write(tmp_path, outcome)
+    good = json.loads((tmp_path / BENCH).read_text())
+    for change in (
+        {"verdict": "pass"},
+        {"verdict": "wrong output"},  # with figures
+        {"median": None},
+        {"samples": [1.0]},
+        {"phase": "train"},
+        {"unit": "ms"},
+        {"speedup": 0},
+        {"n": "24"},
+        {"extra": 1},
+    ):
+        bad = good | {"rows": [good["rows"][0] | change]}
+        assert not validator.is_valid(bad), change
+    assert not validator.is_valid(good | {"schema": 2})
+    del good["environment"]["truth"]
+    assert not validator.is_valid(good)
+
+
 def test_the_command_writes_both_files_and_shows_the_table(tmp_path, prepared):
     out = tmp_path / "out"
     other = module(tmp_path, "other", "")
@@ -224,6 +265,7 @@ def test_the_command_writes_both_files_and_shows_the_table(tmp_path, prepared):
     assert document["schema"] == 1
     assert document["environment"]["command"].startswith("parity bench --impl numpy")
     assert {row["verdict"] for row in document["rows"]} <= {"verified", "skipped"}
+    jsonschema.Draft202012Validator(SCHEMA).validate(document)
 
 
 @pytest.mark.parametrize(
@@ -529,3 +571,21 @@ def test_the_prompt_is_subtracted_as_it_is_once_memory_is_warm(monkeypatch):
 def imported(node) -> set[str]:
     names = [alias.name for alias in getattr(node, "names", ())]
     return {name.partition(".")[0] for name in [*names, getattr(node, "module", None) or ""]}
+
+
+@pytest.mark.parametrize(
+    ("interval", "shown"),
+    [
+        ((1.4, 1.2, 1.6), "1.40x (1.20 to 1.60)"),
+        ((0.7, 0.6, 0.9), "0.70x (0.60 to 0.90)"),
+        ((1.1, 0.9, 1.3), "cannot tell (0.90 to 1.30)"),
+        ((1.1, 1.0, 1.3), "cannot tell (1.00 to 1.30)"),
+        ((0.9, 0.8, 1.0), "cannot tell (0.80 to 1.00)"),
+    ],
+)
+def test_a_ratio_whose_interval_holds_1_is_no_ratio(interval, shown):
+    speedup, low, high = interval
+    timed = row()._replace(speedup=speedup, speedup_low=low, speedup_high=high)
+    assert tables.speed_against(timed) == shown
+    timed = rows.filled(timed, [1.0, 1.1] * 3, [1.0, 1.0] * 3)._replace(implementation="mine")
+    assert tables.cells(timed)[4].startswith("cannot tell")

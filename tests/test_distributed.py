@@ -30,7 +30,7 @@ from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.files import digest
 from gpt2_parity.implementation.discovery import find
 from gpt2_parity.model import synthetic
-from gpt2_parity.run import code, content, dask_task, distributed, request, supervisor
+from gpt2_parity.run import code, content, dask_task, distributed, host, request, supervisor
 from gpt2_parity.run.order import Files, Order
 from gpt2_parity.run.supervisor import Resources
 
@@ -307,7 +307,10 @@ def test_a_target_of_a_device_runs_where_its_resource_is(cluster, tmp_path):
     labelled = cluster.start("--resources", "cuda=1", PARITY_TEST_DEVICE=str(ran))
     cluster.has(3)
     try:
-        found = gpt2_parity.gate(path, seed=SEED, require_device="cuda", scheduler=cluster.address)
+        found = gpt2_parity.gate(path, seed=SEED, scheduler=cluster.address)
+        if not host.sees_a_gpu():
+            with pytest.raises(CannotJudge, match="mixed declares it, but none is visible"):
+                gpt2_parity.gate(path, seed=SEED, require_device="cuda", scheduler=cluster.address)
     finally:
         cluster.stop(labelled)
     assert found.passed, found.explain()
@@ -525,9 +528,9 @@ def test_each_label_carries_as_many_units_as_its_dask_workers_together():
 
 def test_the_threads_of_a_machine_share_its_cores(executor):
     """A dask worker with four threads on a machine of 16 cores, and two with two threads on one of 8."""
-    for address, host, cores, nthreads in (("a", "x", 16, 4), ("b", "y", 8, 2), ("c", "y", 8, 2)):
+    for address, machine, cores, nthreads in (("a", "x", 16, 4), ("b", "y", 8, 2), ("c", "y", 8, 2)):
         executor.workers[address] = {"nthreads": nthreads}
-        executor.hosts[address] = {"hostname": host, "cores": cores}
+        executor.hosts[address] = {"hostname": machine, "cores": cores}
     assert executor.shared_out(synthetic.OFFICIAL["124M"]) == (8, 2)
 
 

@@ -169,7 +169,7 @@ def test_an_unknown_mistake_in_a_black_box_is_said_to_be_unexplained(prepared):
     rows = examine(boxed(strange), prepared, only=QUICK)
     told = {explain.diagnosis(row) for row in rows if row.check == "logits" and row.verdict == "fail"}
     assert told
-    assert all(text.startswith("no known mistake, made in every layer, explains it") for text in told)
+    assert all(text.startswith("no known mistake") for text in told)
 
 
 def test_an_honest_black_box_passes_and_no_mistake_is_looked_for(prepared, monkeypatch):

@@ -28,6 +28,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from commands import interruptible
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.model import catalogue, checkpoint, download, published_files, tf_index
 
@@ -644,12 +645,10 @@ def test_ctrl_c_says_that_it_can_be_gone_on_with_and_it_can(server, tmp_path):
     server.trouble = trouble
     command = [*COMMAND, "fetch", "124M", "--base-url", server.url]
     process = subprocess.Popen(
-        command,
+        interruptible("fetch", "124M", "--base-url", server.url),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell's background job ignores SIGINT, and so would whatever a test started from there
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     staging = tmp_path / "home" / "models" / ".124M.partial"
     part = staging / "encoder.json.part"

@@ -1,8 +1,6 @@
-"""The gate: complaints about the contract, the skeleton, the ledger, and the pytest plugin."""
+"""The gate: complaints about the contract, the skeleton, and the ledger."""
 
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from types import SimpleNamespace
 
@@ -17,6 +15,8 @@ from gpt2_parity.implementation import signatures, template
 from gpt2_parity.implementation.discovery import Found, find, split
 from gpt2_parity.report import results
 from gpt2_parity.verdict import known_failures
+
+pytestmark = pytest.mark.xdist_group("gate")  # one worker makes what all of these share
 
 NUMPY = find("numpy").load()
 
@@ -265,83 +265,3 @@ def test_a_gate_with_a_ledger(tmp_path, prepared):
     done = parity("gate", path, *options)
     assert done.returncode == 1
     assert "out of date" in done.stdout
-
-
-# -- pytest
-
-
-def pytest_in(folder, *arguments):
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        "error",
-        *map(str, arguments),
-    ]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-
-
-def test_pytest_runs_a_test_for_each_target_and_check(tmp_path, prepared):
-    done = pytest_in(tmp_path, "-v", "--parity-impl", "numpy", "--parity-target", "cpu-float32")
-    assert done.returncode == 0, done.stdout
-    assert "parity[numpy-cpu-float32-kv_cache] PASSED" in done.stdout
-    assert "15 passed" in done.stdout
-
-
-def test_a_wrong_implementation_fails_its_tests_with_an_explanation_under_xdist_too(tmp_path, prepared):
-    path = write(named("erf_gelu"), tmp_path)
-    (tmp_path / "test_own.py").write_text("def test_own(): pass\n")
-    chosen = ("--parity-impl", path, "--parity-target", "cpu-float32")
-    done = pytest_in(tmp_path, "-n", 2, *chosen, "--parity-out", tmp_path / "out")
-    assert done.returncode == 1
-    assert "erf instead of tanh GELU explains it" in done.stdout
-    assert "FAILED ::parity[erf_gelu-cpu-float32-local]" in done.stdout
-    counts = dict(re.findall(r"(\d+) (passed|failed)", done.stdout)[i][::-1] for i in range(2))
-    assert int(counts["failed"]) + int(counts["passed"]) == 15 + 1
-    assert (tmp_path / "out" / "results.json").is_file()
-
-
-def test_tests_can_be_selected_by_name(tmp_path, prepared):
-    chosen = ("--parity-impl", "numpy", "--parity-target", "cpu-float32", "-k", "kv_cache")
-    assert "1 passed, 14 deselected" in pytest_in(tmp_path, *chosen).stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--parity-impl", "nonesuch"], "implementation 'nonesuch'"),
-        (["--parity-impl", "numpy", "--parity-require-device", "cuda"], "device cuda is required"),
-        (["--parity-impl", "numpy", "--parity-model", "nonesuch"], "model 'nonesuch'"),
-    ],
-)
-def test_what_cannot_be_judged_is_a_usage_error_of_pytest(arguments, message, tmp_path, prepared):
-    done = pytest_in(tmp_path, *arguments)
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert message in done.stderr
-
-
-def test_an_import_that_fails_is_a_failure_and_not_a_skip(tmp_path, prepared):
-    path = tmp_path / "absent.py"
-    path.write_text("import no_such_framework\n")
-    done = pytest_in(tmp_path, "--parity-impl", path)
-    assert done.returncode == pytest.ExitCode.TESTS_FAILED
-    assert "parity[absent-load]" in done.stdout
-    assert "No module named 'no_such_framework'" in done.stdout
-
-
-def test_without_an_implementation_the_plugin_does_nothing(tmp_path):
-    (tmp_path / "test_own.py").write_text("def test_own(): pass\n")
-    done = pytest_in(tmp_path)
-    assert "1 passed" in done.stdout
-
-
-def test_importing_the_plugin_is_cheap():
-    code = (
-        "import sys, gpt2_parity.pytest_plugin; "
-        "print(sorted({'numpy', 'pandas', 'typer', 'rich'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

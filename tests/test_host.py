@@ -7,7 +7,7 @@ import platform
 import numpy as np
 import pytest
 
-from commands import parity
+from commands import module, parity
 from gpt2_parity.report import runs
 from gpt2_parity.run import cores, host
 
@@ -62,3 +62,35 @@ def test_each_target_of_a_run_has_its_machine_in_results_and_report(tmp_path, pr
     assert f"numpy {np.__version__}" in shown
     assert ", gpu " not in shown
     assert not set("{}'") & set(shown)
+
+
+FALLS_BACK = """
+def targets():
+    return [("cuda", "float32"), ("cpu", "float32")]
+real_load = load
+def load(params, hparams, *, device, dtype):
+    return real_load(params, hparams, device="cpu", dtype=dtype)
+"""
+
+
+@pytest.mark.skipif(host.sees_a_gpu(), reason="there is a GPU here")
+def test_a_device_that_is_declared_and_not_there_is_not_believed(tmp_path, prepared):
+    """It computes on the CPU, and would pass everything."""
+    path = module(tmp_path, "falls_back", FALLS_BACK)
+    done = parity("gate", path, "--require-device", "cuda")
+    assert done.returncode == 2
+    assert "falls_back declares it, but none is visible on this machine" in done.stderr
+    done = parity("gate", path)
+    assert done.returncode == 0
+    assert "cuda: declared, but no GPU is visible" in done.stdout
+
+
+def test_a_gpu_is_seen_by_its_driver(tmp_path, monkeypatch):
+    driver = tmp_path / "nvidiactl"
+    monkeypatch.setattr(host, "DRIVERS", (tmp_path / "kfd", driver))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert host.unseen(["cuda", "cpu", "mps"]) == ["cuda"]
+    driver.touch()
+    assert host.unseen(["cuda", "cpu"]) == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert host.unseen(["cuda"]) == ["cuda"]

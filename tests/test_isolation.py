@@ -36,8 +36,8 @@ MISDEEDS = {
     "raises": ("def load(*_, **__):\n    raise RuntimeError('out of luck')", "out of luck"),
     "lacks_load": ("del load", "it lacks load(params, hparams, *, device, dtype)"),
     "no_targets": ("def targets():\n    return []", "targets() is empty"),
-    "hangs": ("def forward(*_, **__):\n    import time; time.sleep(600)", "took longer than 15 s"),
-    "hangs_at_import": ("import time; time.sleep(600)", "the start took longer than 15 s"),
+    "hangs": ("def forward(*_, **__):\n    import time; time.sleep(600)", "took longer than 6 s"),
+    "hangs_at_import": ("import time; time.sleep(600)", "the start took longer than 6 s"),
     "devours": (
         "HOARD = []\ndef forward(*_, **__):\n    while True: HOARD.append(np.ones(2**24))",
         "GiB of memory, allowed 2 GiB",
@@ -62,7 +62,7 @@ MISDEEDS = {
 def test_a_misdeed_is_that_implementations_verdict_and_the_others_are_kept(name, tmp_path, prepared):
     code, message = MISDEEDS[name]
     path, out = module(tmp_path, name, code), tmp_path / "out"
-    resources = ("--timeout", 15 if "hangs" in name else 120, "--memory", 2)
+    resources = ("--timeout", 6 if "hangs" in name else 120, "--memory", 2)
     chosen = ("--impl", path, "--impl", "numpy", "--target", "cpu-float32")
     done = parity("verify", *chosen, "--out", out, *resources)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -229,7 +229,7 @@ def test_of_five_one_crashes_and_one_hangs_and_three_have_full_verdicts(tmp_path
     paths.insert(3, module(tmp_path, "fourth", MISDEEDS["hangs"][0]))
     out = tmp_path / "out"
     chosen = [word for path in paths for word in ("--impl", path)]
-    options = ("--target", "cpu-float32", "--timeout", 20, "--out", out)
+    options = ("--target", "cpu-float32", "--timeout", 10, "--out", out)
     assert parity("verify", *chosen, *options).returncode == 1
     rows = results.load(out).rows
     by_name = {path.stem: [row for row in rows if row.implementation == path.stem] for path in paths}

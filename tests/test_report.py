@@ -1,5 +1,6 @@
 """The reports agree with the rows, whatever those are; and hostile text in them does no harm."""
 
+import io
 import json
 import re
 import sys
@@ -22,12 +23,14 @@ from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.contract.plan import CaseShape, Plan
 from gpt2_parity.contract.rows import STATUSES, VERDICTS, Measurement, Results, Row
 from gpt2_parity.contract.rows import label as label_of
-from gpt2_parity.report import durations, files, plots, results, texts, verdicts
+from gpt2_parity.report import durations, files, plots, results, terminal, texts, verdicts
 from gpt2_parity.report import page as pages
 from gpt2_parity.report import runs as folders
 from gpt2_parity.report.markdown import MOST_BYTES
 from gpt2_parity.verdict import explain
 from gpt2_parity.verdict.judge import Judge, expected
+
+pytestmark = pytest.mark.xdist_group("report")  # one worker makes what all of these share
 
 DOCS = Path(__file__).parent.parent / "docs"
 SCHEMA = json.loads((DOCS / "results.schema.json").read_text(encoding="utf-8"))
@@ -488,8 +491,9 @@ def test_the_schema_has_the_columns_and_verdicts_and_refuses_others(runs):
     assert tuple(described["properties"]["status"]["enum"]) == STATUSES
     assert tuple(results.RowEntry.__struct_fields__) == Row._fields
     assert SCHEMA["properties"]["schema"]["const"] == results.SCHEMA
+    assert SCHEMA["$id"] == f"urn:gpt2-parity:results:{results.SCHEMA}"
     good = json.loads((runs["clean"] / results.NAME).read_text())
-    assert set(good["environment"]) == set(SCHEMA["properties"]["environment"]["properties"])
+    assert {*good["environment"], "only"} == set(SCHEMA["properties"]["environment"]["properties"])
     for change in (
         {"verdict": "ok"},
         {"value": None},
@@ -598,3 +602,33 @@ def test_the_page_shows_where_the_time_went(runs):
 def test_seconds_that_are_none_are_left_out(value):
     run = folders.Run("it", Results([], {"seconds": 1.0, "seconds_by_check": value}))
     assert durations.durations([run]) is None
+
+
+def test_paragraphs_on_a_terminal_break_between_words_and_are_indented(runs):
+    found = results.load(runs["fault"])
+    screen = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+    terminal.show(screen, found)
+    lines = screen.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    (paragraph, *_) = next(iter(explain.paragraphs(found.rows).values()))
+    assert len(paragraph) > 160
+    first = next(i for i, line in enumerate(lines) if line.startswith(f"  {paragraph[:40]}"))
+    shown: list[str] = []
+    while sum(len(line) + 1 for line in shown) < len(paragraph):
+        line = lines[first + len(shown)]
+        assert line.startswith("  ")
+        shown.append(line.strip())
+    assert " ".join(shown) == paragraph
+
+
+def test_a_pipe_gets_each_paragraph_as_one_line(runs):
+    found = results.load(runs["fault"])
+    pipe = Console(width=80, file=io.StringIO())
+    terminal.show(pipe, found)
+    (paragraph, *_) = next(iter(explain.paragraphs(found.rows).values()))
+    assert f"  {paragraph}" in pipe.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(("name", "outcome"), [("clean", "PASS"), ("fault", "FAIL"), ("crash", "FAIL")])
+def test_a_job_summary_begins_with_the_outcome(runs, name, outcome):
+    assert (runs[name] / "report.md").read_text().startswith(f"# {outcome}: ")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from commands import SPECIMEN, command, module, parity
+from commands import SPECIMEN, interruptible, module, parity
 from examine import examine
 from faults import named, write
 from gpt2_parity.checks.registry import CHECKS
@@ -25,6 +25,8 @@ from gpt2_parity.implementation import discovery
 from gpt2_parity.implementation.discovery import IMPLS, find
 from gpt2_parity.model import catalogue
 from gpt2_parity.report import files, results, terminal
+
+pytestmark = pytest.mark.xdist_group("run")  # one worker makes what all of these share
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +148,7 @@ def test_a_run_is_refused_where_another_one_is_under_way(command, tmp_path, prep
 
 
 def test_a_refused_run_removes_the_folder_that_it_made(tmp_path, prepared):
-    done = parity("verify", "--impl", "numpy", "--target", "cpu-float8", "--out", tmp_path / "a" / "b")
+    done = parity("verify", "--impl", "numpy", "--target", "tpu-float32", "--out", tmp_path / "a" / "b")
     assert done.returncode == 2
     assert not (tmp_path / "a" / "b").exists()
 
@@ -353,7 +355,7 @@ def test_infinite_results_are_blamed_and_get_no_wrong_diagnosis(tmp_path, prepar
     (tmp_path / "infinite.py").write_text(text)
     done = parity("gate", "infinite.py", "--out", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 1
-    assert "no known mistake applies" in done.stdout
+    assert "no known mistake explains it" in done.stdout
     assert "fall to inf" not in done.stdout
     frame = results.read(tmp_path / "out")
     failed = frame[frame.verdict == "fail"]
@@ -411,10 +413,9 @@ def test_ctrl_c_exits_2_and_says_how_to_continue(tmp_path, prepared):
     out.mkdir()
     (out / "results.json").write_text('{"complete": true}')
     running = subprocess.Popen(
-        command("gate", path, "--out", out),
+        interruptible("gate", path, "--out", out),
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's & has it ignored
     )
     while not list(tmp_path.glob("out/journal/*.jsonl")):
         assert running.poll() is None

@@ -54,7 +54,7 @@ def test_it_imports_its_framework_and_nothing_of_ours(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_stays_short(name):
     # both have the gradients besides, and PyTorch three ways to multiply and two to attend
-    most = {"jax": 266, "torch": 275}.get(name, 215)
+    most = {"jax": 295, "torch": 275}.get(name, 215)
     assert len(path(name).read_text().splitlines()) <= most
 
 
@@ -259,17 +259,16 @@ def test_jax_lowers_for_cuda_without_cuda(dtype, n):
     impl = discovery.find("jax").load()
     model = impl.load(params(), HPARAMS, device="cpu", dtype=dtype)
     past = impl.with_room(model, None, 2, 16)
-    taps = {}
+    static = {"n_head": HPARAMS.n_head}
 
-    def step(ends, layers, tokens, k, v, n_past):
-        tap = taps.__setitem__ if n > 1 else None
-        static = {"n_head": HPARAMS.n_head, "fresh": False}
-        x, k, v = impl.hidden(ends, layers, tokens, impl.Cache(k, v, n_past), tap, **static)
-        return impl.head(ends, x)[1], impl.choose(ends, x, 0), k, v
+    def step(ends, layers, x, k, v, n_past):
+        past = impl.Cache(k, v, n_past)
+        logits, k, v, _ = impl.whole_pass(ends, layers, x, past, True, want_taps=n > 1, **static)
+        token = logits[:, -1:].argmax(-1)
+        return logits, impl.following(ends, layers, token, k, v, n_past + n, **static)
 
-    exported = export.export(jax.jit(step), platforms=["cuda"])(
-        *model[:2], np.zeros((2, n), np.int32), past.k, past.v, 3
-    )
+    x = np.zeros((2, n, HPARAMS.n_embd), model.tables["wte"].dtype)
+    exported = export.export(jax.jit(step), platforms=["cuda"])(*model[:2], x, past.k, past.v, 3)
     assert exported.platforms == ("cuda",)
     assert exported.out_avals[0].shape == (2, n, 50)
     # float32 must not become TF32: every matrix product asks for the highest precision
@@ -313,7 +312,7 @@ def test_cuda_itself(name, dtype, prepared):
 
 
 def test_jax_compiles_nothing_for_another_length():
-    """Lengths of one bucket are one set of programs, with taps and without, in generate too."""
+    """Lengths of one bucket share four programs: with taps, without, decode, and generate's step."""
     jax = pytest.importorskip("jax")
     impl = discovery.find("jax").load()
     hparams = HPARAMS._replace(n_ctx=64)
@@ -336,7 +335,7 @@ def test_jax_compiles_nothing_for_another_length():
         run(25)
     finally:
         jax.monitoring.clear_event_listeners()
-    assert len(programs) > 5  # the listener does hear
+    assert len(programs) == 4
     assert [event for event in compiled if "backend_compile" in event] == []
 
 

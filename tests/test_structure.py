@@ -81,7 +81,7 @@ ROOMS = {
     "api": "report run verdict checks implementation reference model files contract",
     "commands": "api bench published report run verdict checks implementation reference model files "
     "contract",
-    "pytest_plugin": "api report verdict contract",
+    "pytest_plugin": "api report run verdict checks implementation model files contract",
     "cli": "commands contract",
     "__main__": "cli",
 }

@@ -6,7 +6,7 @@ import subprocess
 import threading
 from pathlib import Path
 
-from commands import SPECIMEN, command, parity
+from commands import SPECIMEN, interruptible, parity
 from examine import examine
 from faults import Plain, named, plant
 from gpt2_parity.checks.registry import CHECKS, beginning_with
@@ -24,12 +24,9 @@ class Watched:
 
     def __init__(self, path: Path):
         self.process = subprocess.Popen(
-            command("gate", path, "--watch", "--target", "cpu-float32", "--seed", "3"),
+            interruptible("gate", path, "--watch", "--target", "cpu-float32", "--seed", 3),
             stdout=subprocess.PIPE,
             text=True,
-            preexec_fn=lambda: signal.signal(
-                signal.SIGINT, signal.SIG_DFL
-            ),  # a shell's & has it ignored
         )
         self.timer = threading.Timer(200, self.process.kill)  # so that a test cannot wait for ever
         self.timer.start()

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +24,7 @@ DATA = {  # in the wheel -> in the repository
     "gpt2_parity/shipped/impls": "impls",
     "gpt2_parity/shipped/golden": "golden",
     "gpt2_parity/shipped/results.schema.json": "docs/results.schema.json",
+    "gpt2_parity/shipped/bench.schema.json": "docs/bench.schema.json",
     "gpt2_parity": "harness/gpt2_parity",
 }
 CACHES = ("__pycache__", "*.pyc")
@@ -145,6 +147,65 @@ def test_what_the_project_has_of_our_names_is_its_own(installed, project, prepar
     done = run(installed, project, "gate", "other.py", "--target", "cpu-float32")
     assert done.returncode == 1
     assert "No module named 'harness.gpt2_parity'" in done.stdout
+
+
+USER = """
+import gpt2_parity
+
+verdict = gpt2_parity.verify("mine.py", targets=["cpu-float32"])
+reveal_type(verdict)
+reveal_type(verdict.passed)
+reveal_type(verdict.rows[0].ratio)
+gpt2_parity.verify("mine.py", seed="one")
+gpt2_parity.verify("mine.py", sede=1)
+gpt2_parity.verifi("mine.py")
+"""
+
+
+def checked(installed: Path, folder: Path, code: str) -> list[str]:
+    """What mypy --strict prints, line by line, about a user's file beside the installed package.
+
+    It looks for packages in a new environment: this one may have gpt2_parity in another way.
+    """
+    (folder / "user.py").write_text(code)
+    venv.create(folder / "venv", with_pip=False)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--cache-dir",
+            "cache",
+            "--python-executable",
+            "venv/bin/python",
+            "user.py",
+        ],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.stderr, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_user_who_checks_types_sees_ours(installed, tmp_path):
+    lines = checked(installed, tmp_path, USER)
+    assert [line.partition(" is ")[2] for line in lines if "Revealed" in line] == [
+        '"gpt2_parity.api.Verdict"',
+        '"bool"',
+        '"float | None"',
+    ], lines
+    errors = [(line.split(":")[1], line.rpartition("  ")[2]) for line in lines if ": error: " in line]
+    assert errors == [("8", "[arg-type]"), ("9", "[call-arg]"), ("10", "[attr-defined]")], lines
+
+
+def test_without_the_mark_of_a_typed_package_a_user_sees_none(installed, tmp_path):
+    copy = shutil.copytree(installed, tmp_path / "untyped")
+    (copy / "gpt2_parity" / "py.typed").unlink()
+    assert "[import-untyped]" in "".join(checked(copy, tmp_path, "import gpt2_parity\n"))
 
 
 OPTIONAL = ("tensorflow", "torch", "jax", "transformers", "pandas", "matplotlib")

@@ -312,11 +312,13 @@ for _dtype in ("float32", "bfloat16", "float16"):
         specimen="jax",
         dtype=_dtype,
     )
-variant("not_jitted", ('jax.jit(block, static_argnames=("n_head", "fresh", "want_taps"))', "block"),
+variant("not_jitted",
+        ('@functools.partial(jax.jit, static_argnames=("n_head", "want_taps"))\n', ""),
+        ('@functools.partial(jax.jit, static_argnames="n_head")\n', ""),
+        ('@functools.partial(jax.jit, static_argnames="n_head")  #', "#"),
         ('@functools.partial(jax.jit, static_argnames="n_head", donate_argnames=("k", "v"))\n', ""),
-        *(("@jax.jit\n" + function, function) for function in ("def embed(", "def head(", "def choose(")),
         specimen="jax")  # fmt: skip
-variant("small_buckets", ("STEP = 128", "STEP = 16"), specimen="jax")
+variant("small_buckets", ("SHORT, STEP = 32, 128", "SHORT, STEP = 4, 16"), specimen="jax")
 
 # -- CUDA: which kernels there are depends on the dtype and the mask, and MATH is always there
 

@@ -110,7 +110,7 @@ class Verdict:
 
     def __repr__(self) -> str:
         outcome = OUTCOMES[self.exit_code]
-        return f"<Verdict {outcome} on {self.environment.get('model')}: {results.headline(self.rows)}>"
+        return f"<Verdict {outcome} on {self.environment.get('model')}: {results.counts(self.results)}>"
 
     def _repr_html_(self) -> str:
         from gpt2_parity.report import notebook  # jinja2 is not needed for a verdict
@@ -133,6 +133,7 @@ def verify(
     threads: int | None = DEFAULT.threads,
     jobs: int | None = None,
     first: Sequence[str] = (),
+    only: Sequence[str] = (),
     scheduler: str = "",
     progress: Progress | None = None,
 ) -> Verdict:
@@ -140,7 +141,8 @@ def verify(
 
     implementations: a name ("numpy"), "MODULE[:attr]", "PATH.py[:attr]", a pathlib.Path, a module,
         or any object with the functions of the contract; or a list of these.
-    model: micro, an official size, shape:SIZE, or a folder with a checkpoint.
+    model: micro, an official size, shape:SIZE, or a folder with a checkpoint (OpenAI's
+        files, or Hugging Face's).
     targets: "cpu-float32" or ("cpu", "float32"), or several; None: all that are offered here.
     seed: of the fresh random tokens, below 2**63; None: a random one, which the environment records.
     out: folder for results.json, junit.xml, report.md and report.html. An interrupted run continues from
@@ -156,6 +158,7 @@ def verify(
         share of a worker.
     jobs: workers at once; None: as many as processors and memory carry.
     first: checks to run before the others; the verdict does not depend on it.
+    only: checks to make; the verdict says nothing about the others, and names these.
     scheduler: address of a dask scheduler; the workers of its cluster then do the work.
     progress: called with an Update (contract/progress.py) at each step, from several threads.
 
@@ -167,7 +170,6 @@ def verify(
     refuse_recursion()
     request = Request(
         implementations=[one.found for one in given],
-        model=catalogue.locate(model),
         seed=seed_of(seed),
         targets=targets_of(targets),
         require=require_device,
@@ -175,6 +177,8 @@ def verify(
         ledger=Path(ledger).resolve() if ledger is not None else None,
         first=first,
         jobs=requests.jobs(jobs),
+        only=requests.checks(only),
+        model=catalogue.locate(model),  # last: it may generate weights
         scheduler=scheduler,
     )
     if scheduler and not isolated:

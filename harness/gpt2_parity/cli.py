@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from gpt2_parity.commands import golden, listing
 from gpt2_parity.commands.bench import bench
+from gpt2_parity.commands.plain_help import Command, Group
 from gpt2_parity.commands.published import fetch, known
 from gpt2_parity.commands.report import compare, report
 from gpt2_parity.commands.verify import gate, new, resume, verify
@@ -28,12 +29,13 @@ app = typer.Typer(
     help="Is this GPT-2 right, and if not, where is it wrong? "
     "Exit codes: 0 right, 1 wrong, 2 could not judge.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"]},  # the commands inherit it
     pretty_exceptions_enable=False,
 )
 for function in (verify, gate, resume, new, bench, report, compare, fetch, known):
-    app.command()(function)
-app.command("list")(listing.show)
+    app.command(cls=Command)(function)
+app.command("list", cls=Command)(listing.show)
 app.add_typer(golden.app, name="golden")
 
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from .plain import Plain
-from .rounding import through_float16
+from .rounding import BFLOAT16, TF32, cut, through_float16
 from .shelf import fault, only_at, put
 
 GELU = "h*/mlp/gelu"
@@ -97,3 +97,61 @@ put(
     blame=GELU,
     trips="local",
 )
+
+
+def late_bias(x, at):
+    """Of c_fc, whose tap is as it should be."""
+    [b] = at._replace(name=at.name.replace("gelu", "c_fc")).weights("b")
+    return Plain.gelu(x - b, at) + b
+
+
+put("bias_after_gelu", gelu=late_bias, blame=GELU, diagnosis="bias_after_gelu", trips="local")
+
+
+@fault(
+    "gelu_cut_off_at_-4",
+    replaces="gelu",
+    blame=f"{GELU} h?/mlp/gelu?",
+    diagnosis="gelu_cut_off",
+    trips="local",
+)
+def cut_off(x, at):
+    return np.where(x < -4, np.float32(0), Plain.gelu(x, at))
+
+
+@fault("gelu_cut_off_at_3", replaces="gelu", blame=GELU, diagnosis="gelu_cut_off", trips="local")
+def cut_off_above(x, at):
+    return np.where(x > 3, x, Plain.gelu(x, at))
+
+
+@fault(
+    "gelu_in_the_memory_order_of_another",
+    replaces="gelu",
+    blame=GELU,
+    diagnosis="memory_order",
+    trips="local",
+)
+def in_wrong_order(x, at):
+    return Plain.gelu(np.asfortranarray(x).ravel("K").reshape(x.shape), at)
+
+
+def coarse_tanh(x, at, cast):
+    return x * (1 + cast(np.tanh(ROOT * (x + 0.044715 * (x * x * x))))) / 2
+
+
+for _name, _bits in {"tf32": TF32, "bfloat16": BFLOAT16}.items():
+    put(
+        f"tanh_of_{_name}",
+        gelu=functools.partial(coarse_tanh, cast=lambda t, bits=_bits: cut(t, bits)),
+        blame=GELU,
+        diagnosis="gelu_coarse_tanh",
+        trips="local",
+    )
+
+
+@fault("tanh_in_float16", replaces="gelu", blame=GELU, diagnosis="gelu_coarse_tanh", trips="local")
+def tanh_in_float16(x, at):
+    half = x.astype(np.float16)
+    with np.errstate(over="ignore"):
+        t = np.tanh(np.float16(ROOT) * (half + np.float16(0.044715) * half * half * half))
+    return np.float32(0.5) * x * (1 + t.astype(x.dtype))

@@ -31,6 +31,11 @@ def scale_by_n_embd(q, keys, at):
     return no_scale(q, keys, at) / math.sqrt(at.model.hparams.n_embd)
 
 
+@fault("scale_by_layer", replaces="scores", blame="h{1,2,3}/attn/heads", diagnosis="scale_by_layer")
+def scale_by_layer(q, keys, at):
+    return Plain.scores(q, keys, at) / (1 + int(at.name[1]))
+
+
 @fault("softmax_temperature_1.0005", alters="scores", blame=HEADS, diagnosis="softmax_temperature")
 def temperature(scores):
     return scores * 1.0005
@@ -198,3 +203,21 @@ for _order in ("kqv", "vkq", "qvk", "kvq"):
         blame=HEADS,
         diagnosis=f"order_{_order}",
     )
+
+
+@fault("exp_by_bits", replaces="softmax", blame=HEADS, diagnosis="exp_by_bits", trips="local")
+def exp_by_bits(scores, at):
+    """Schraudolph's: the argument is written into the exponent of a float32."""
+    x = np.maximum(scores - scores.max(axis=-1, keepdims=True), np.float32(-80))
+    bits = x * np.float32(2**23 / math.log(2)) + np.float32(127 * 2**23 - 486411)
+    y = np.where(x <= -80, np.float32(0), bits.astype(np.int32).view(np.float32))
+    return y / y.sum(axis=-1, keepdims=True)
+
+
+put(
+    "scale_by_layer_in_a_black_box",
+    scores=scale_by_layer,
+    blame="logits",
+    diagnosis="scale_by_layer",
+    **BLACK_BOX,
+)

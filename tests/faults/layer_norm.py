@@ -71,3 +71,8 @@ def skipped(x, g, b, at):
 @fault("norm_over_batch", replaces="layer_norm", blame=NORMS, diagnosis="norm_over_batch", trips="batch")
 def over_batch(x, g, b, at):
     return standard(x, axis=0) * g + b
+
+
+@fault("norm_bare", replaces="layer_norm", blame=NORMS, diagnosis="norm_bare")
+def bare(x, g, b, at):
+    return standard(x)

@@ -1,7 +1,11 @@
 """Mistakes of the matrix products: their bias, and the layout of their weights."""
 
+import functools
+
+import numpy as np
+
 from .plain import Plain
-from .shelf import fault
+from .shelf import fault, put
 
 PRODUCTS = "h*/attn/c_attn h*/attn/c_proj h*/mlp/c_fc h*/mlp/c_proj"
 
@@ -31,3 +35,34 @@ def transposed_c_proj(x, w, b, at):
 def reshaped_c_attn(x, w, b, at):
     """Reads w [n_in, n_out] as if its memory layout were [n_out, n_in]."""
     return Plain.linear(x, w.reshape(w.shape[::-1]).T if at.name.endswith("c_attn") else w, b, at)
+
+
+def int8(x, axis):
+    scale = np.abs(x).max(axis=axis, keepdims=True) / np.float32(127)
+    return np.round(x / scale) * scale
+
+
+def int8_linear(x, w, b, at, axis):
+    """Both factors in int8: the inputs with scales along axis, the weights with one for each column."""
+    return int8(x, axis) @ int8(w, 0) + b
+
+
+put(
+    "int8_inputs",
+    linear=functools.partial(int8_linear, axis=-1),
+    blame=PRODUCTS,
+    diagnosis="int8_inputs",
+    trips="local precision",
+)
+put(
+    "int8_inputs_by_tensor",
+    linear=functools.partial(int8_linear, axis=None),
+    blame=PRODUCTS,
+    diagnosis="int8_inputs_by_tensor",
+    trips="local precision causality",
+)
+
+
+@fault("logits_shifted", alters="head", blame="logits", diagnosis="logits_shifted", trips="local")
+def shifted(logits):
+    return logits + np.float32(0.5)

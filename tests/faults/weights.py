@@ -116,3 +116,38 @@ def int8_weights(p):
         return np.round(w / scale) * scale
 
     return matrices(p, quantised)
+
+
+def in_groups(p, most, group, scales):
+    """Each w in groups of the inputs of an output, with a scale of its own, as ggml has it."""
+    for name, w in p.items():
+        if name.endswith("/w"):
+            parts = w.T.reshape(w.shape[1], -1, group)
+            scale = (np.abs(parts).max(-1, keepdims=True) / most).astype(scales).astype(np.float32)
+            whole = np.clip(np.round(parts / scale), -int(most + 0.5), int(most))
+            p[name] = np.ascontiguousarray((whole * scale).reshape(w.shape[::-1]).T)
+    return p
+
+
+for _name, _most, _group, _scales in (
+    ("int8_weights_in_groups_of_32", 127, 32, np.float16),
+    ("int8_weights_in_groups_of_64_of_127.5", 127.5, 64, np.float32),
+    ("int4_weights_in_groups_of_32", 7, 32, np.float16),
+    ("int4_weights_in_groups_of_64_of_8", 8, 64, np.float16),
+):
+    put(
+        _name,
+        weights=altered("weights", lambda p, m=_most, g=_group, s=_scales: in_groups(p, m, g, s)),
+        blame=PRODUCTS,
+        diagnosis=f"{_name[:4]}_weights",
+        trips="local precision",
+    )
+
+
+put(
+    "int8_weights_in_groups_in_a_black_box",
+    weights=altered("weights", lambda p: in_groups(p, 127, 32, np.float16)),
+    blame="logits",
+    diagnosis="int8_weights",
+    **BLACK_BOX,
+)

@@ -17,6 +17,7 @@ from gpt2_parity.bench.workload import SAMPLES, Outcome, Settings, TimedRow, Wor
 from gpt2_parity.contract import dtypes
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import CannotJudge, Target
+from gpt2_parity.contract.spelling import meant
 from gpt2_parity.implementation.discovery import Found
 from gpt2_parity.model import checkpoint
 from gpt2_parity.model.catalogue import Model
@@ -147,10 +148,13 @@ def measure(
     names = [one.name for one in found]
     baseline = against or names[0]
     if baseline not in names:
-        raise CannotJudge(f"--against {baseline}: not measured in this run ({', '.join(names)})")
+        raise CannotJudge(
+            f"--against {baseline}: not measured in this run ({', '.join(names)})"
+            f"{meant(baseline, names)}"
+        )
     if settings.target.dtype not in dtypes.DTYPES:
         raise CannotJudge(f"target {settings.target}: dtype is not one of {', '.join(dtypes.DTYPES)}")
-    hparams = checkpoint.read_hparams(model.checkpoint / "hparams.json")
+    hparams = checkpoint.hparams_of(model.checkpoint)
     if lacking := too_big(hparams, settings.target, len(names)):
         raise CannotJudge(f"model {model.name}: {lacking}")
     settings = settings._replace(workloads=settings.workloads or workloads(hparams, quick))

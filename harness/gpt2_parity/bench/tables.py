@@ -86,8 +86,16 @@ def cells(row: TimedRow) -> list[str]:
     if row.implementation == row.against:
         ratio = "baseline"
     elif row.speedup is not None:
-        ratio = f"{row.speedup:.2f}x ({row.speedup_low:.2f} to {row.speedup_high:.2f})"
+        ratio = speed_against(row)
     return [quantity(row.median, row.unit), spread, speed, share, ratio, row.verdict]
+
+
+def speed_against(row: TimedRow) -> str:
+    """The ratio to the baseline, with its interval; "cannot tell" where the interval holds 1."""
+    low, high = row.speedup_low, row.speedup_high
+    unclear = low is not None and high is not None and low <= 1 <= high
+    ratio = "cannot tell" if unclear else f"{row.speedup:.2f}x"
+    return f"{ratio} ({low:.2f} to {high:.2f})"
 
 
 def grouped(rows: Sequence[TimedRow]) -> dict[str, list[TimedRow]]:

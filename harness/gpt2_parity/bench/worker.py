@@ -19,6 +19,7 @@ from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.files import safetensors_mmap
 from gpt2_parity.implementation import discovery
+from gpt2_parity.implementation.without_cache import with_cache
 from gpt2_parity.model import weight_layout
 from gpt2_parity.run import child
 
@@ -30,7 +31,7 @@ class TimedModel:
 
     def __init__(self, job: dict[str, Any]):
         self.job, self.hparams, self.target = job, HParams(**job["hparams"]), Target(*job["target"])
-        self.impl: Any = discovery.Found(**job["implementation"]).load()
+        self.impl: Any = with_cache(discovery.Found(**job["implementation"]).load())
         # tokens [1, n], positions [kept], and logits [1, kept, n_vocab] there
         self.expected = safetensors_mmap.read(Path(job["expected"]))
         self.offered = [Target(*target) for target in self.impl.targets()]

@@ -10,8 +10,8 @@ import numpy as np
 
 from gpt2_parity.contract.check import Check, Implied
 from gpt2_parity.contract.limits import NOISE
-from gpt2_parity.contract.plan import CaseShape, Key, Plan
-from gpt2_parity.contract.rows import Measurement
+from gpt2_parity.contract.plan import IN_PLACE, CaseShape, Key, Plan
+from gpt2_parity.contract.rows import Evidence, Measurement
 from gpt2_parity.implementation.loaded import Loaded, chunk_cuts
 from gpt2_parity.reference.records import Record, shape_of
 
@@ -37,12 +37,17 @@ def alone(n: int) -> list[int]:
     return sorted(cut for cut in pages | few if cut < n)
 
 
-def scopes(case: CaseShape) -> list[str]:
-    return [*splits(case), *([TWICE, THREE_WAYS] if case.n > 2 else [])]
+def branches(case: CaseShape, plan: Plan) -> bool:
+    """Whether a cache of this case is continued in several ways."""
+    return case.n > 2 and plan.cache != IN_PLACE
+
+
+def scopes(case: CaseShape, plan: Plan) -> list[str]:
+    return [*splits(case), *([TWICE, THREE_WAYS] if branches(case, plan) else [])]
 
 
 def expected(plan: Plan) -> Iterable[Key]:
-    return [(case.name, scope, "noise_units") for case in plan.cases for scope in scopes(case)]
+    return [(case.name, scope, "noise_units") for case in plan.cases for scope in scopes(case, plan)]
 
 
 def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
@@ -51,12 +56,12 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
             got = loaded.in_chunks(record.tokens, cuts)
             units = loaded.units(got, loaded.logits(record), record)
             yield Measurement(record.name, scope, "noise_units", units, {"cut_at": cuts[:20]})
-        if TWICE in scopes(shape_of(record)):
-            yield Measurement(record.name, TWICE, "noise_units", continued_twice(loaded, record))
+        if branches(shape_of(record), plan):
+            yield continued_twice(loaded, record)
             yield Measurement(record.name, THREE_WAYS, "noise_units", three_ways(loaded, record))
 
 
-def continued_twice(loaded: Loaded, record: Record) -> float:
+def continued_twice(loaded: Loaded, record: Record) -> Measurement:
     """The error of two continuations of one cache, in noise units, with other calls in between."""
     n, n_vocab = record.tokens.shape[1], loaded.hparams.n_vocab
     first, middle, last = np.split(record.tokens, [n // 2, n - 1], axis=1)
@@ -68,7 +73,22 @@ def continued_twice(loaded: Loaded, record: Record) -> float:
     end, _ = loaded.forward(last, present)
     whole, _ = loaded.forward(np.concatenate([first, other], axis=1))
     one = loaded.units(np.concatenate([got, end], axis=1), loaded.logits(record)[:, n // 2 :], record)
-    return float(np.maximum(one, loaded.units(instead, whole[:, n // 2 :], record)))  # NaN stays NaN
+    two = loaded.units(instead, whole[:, n // 2 :], record)
+    worst = float(np.maximum(one, two))  # NaN stays NaN
+    evidence: Evidence = {}
+    if worst > NOISE.most:
+        overwritten = loaded.forward(np.concatenate([first, other, last], axis=1))[0]
+        appended = loaded.forward(np.concatenate([first, middle, other], axis=1))[0]
+        as_if = ((end, overwritten), (instead, appended))  # what a cache written in place would give
+        if any(alike(loaded, *each, record) for each in as_if):
+            evidence = {"in_place": True}
+    return Measurement(record.name, TWICE, "noise_units", worst, evidence)
+
+
+def alike(loaded: Loaded, got: np.ndarray, whole: np.ndarray, record: Record) -> bool:
+    """Whether logits [batch, n, n_vocab] are the last ones of whole, within the noise."""
+    n = got.shape[1]
+    return whole.shape[1] >= n and loaded.units(got, whole[:, -n:], record) <= NOISE.most
 
 
 def three_ways(loaded: Loaded, record: Record) -> float:

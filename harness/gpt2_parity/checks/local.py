@@ -12,7 +12,7 @@ is given in noise units of that segment. Failures are diagnosed in this check.
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from gpt2_parity.contract import dtypes
 from gpt2_parity.contract.architecture import Op, graph
 from gpt2_parity.contract.check import Check
 from gpt2_parity.contract.limits import Limit
-from gpt2_parity.contract.plan import CaseShape, Key, Plan
+from gpt2_parity.contract.plan import NO_CACHE, CaseShape, Key, Plan
 from gpt2_parity.contract.rows import Evidence, Measurement
 from gpt2_parity.implementation.loaded import Loaded, chunk_cuts
 from gpt2_parity.mistakes import matching
@@ -35,6 +35,7 @@ LONG = 64  # a longer case is examined in prefill only
 BLOCK = 2_500_000  # elements of a weight converted to float64 at a time (all of 124M's c_fc)
 SEGMENT_DRAWS = 3
 INHERITED = {"inherited": "input_not_finite"}
+FALL = 3.0  # the factor by which a mistake that explains an error must at least reduce it
 EXAMPLES = 4  # failures of one operation, over all layers, that are diagnosed; the rest share the result
 
 
@@ -55,9 +56,13 @@ class LocalResult(NamedTuple):
         return Measurement(self.case, self.op.name, self.metric, self.value, self.evidence)
 
 
-def modes(case: CaseShape) -> dict[str, list[int]]:
-    """The ways to run a case, by suffix of the metric: the cuts of the tokens, none for prefill."""
-    return {"": []} | ({"_decode": chunk_cuts(case.n)} if 2 <= case.n <= LONG else {})
+def modes(case: CaseShape, plan: Plan) -> dict[str, list[int]]:
+    """The ways to run a case, by suffix of the metric: the cuts of the tokens, none for prefill.
+
+    Without a cache, attention in decode reads keys that it has computed anew, not those tapped before.
+    """
+    decodes = 2 <= case.n <= LONG and plan.cache != NO_CACHE
+    return {"": []} | ({"_decode": chunk_cuts(case.n)} if decodes else {})
 
 
 def judged(plan: Plan) -> list[tuple[Op, str]]:
@@ -76,7 +81,7 @@ def expected(plan: Plan) -> Iterable[Key]:
     return [
         (case.name, op.name, metric + mode)
         for case in plan.cases
-        for mode in modes(case)
+        for mode in modes(case, plan)
         for op, metric in judged(plan)
     ]
 
@@ -85,7 +90,7 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
     failures: list[LocalResult] = []  # yielded last: failures of one kind share a diagnosis
     diagnosed: dict[str, int] = defaultdict(int)
     for record in loaded.records:
-        for mode, cuts in modes(shape_of(record)).items() if plan.taps else ():
+        for mode, cuts in modes(shape_of(record), plan).items() if plan.taps else ():
             run = loaded.decode(record, cuts) if cuts else loaded.prefill(record)
             captured = run.taps | {"logits": run.logits}
             scenes = [
@@ -93,8 +98,11 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
                 for op, metric in judged(plan)
                 if all(name in captured for name in needed(op, metric))
             ]
+            anew = bool(cuts) and loaded.tokens_are_the_cache(run, record.tokens)
             for scene, worst in zip(scenes, examine(scenes), strict=True):
                 finding = scene.finding(*worst, diagnosed)
+                if anew and scene.op.kind == "attention":
+                    finding.evidence["cache_is_tokens"] = True
                 if finding.value <= finding.most:
                     yield finding.measurement
                 else:
@@ -282,17 +290,24 @@ def examine(scenes: list[Examined]) -> list[tuple[float, Evidence]]:
 
 
 def conclude(findings: list[LocalResult]) -> Iterator[Measurement]:
-    """Failures, with the diagnosis that all failures of the same operation agree on, over all layers."""
+    """Failures, with the mistake that explains all failures of an operation, over all layers and cases.
+
+    If none does, each layer is asked for the mistake that explains all failures there.
+    """
+    for group in grouped(findings, place_of):
+        whole = agree(group)
+        for part in [group] if whole.explains else grouped(group, lambda finding: finding.op.name):
+            agreed = whole if whole.explains else agree(part)
+            yield from (conclusion(finding, agreed) for finding in part)
+
+
+def grouped(
+    findings: list[LocalResult], key: Callable[[LocalResult], str]
+) -> Iterable[list[LocalResult]]:
     groups: dict[str, list[LocalResult]] = defaultdict(list)
     for finding in findings:
-        if finding.left:
-            groups[place_of(finding)].append(finding)
-    agreed = {kind: agree(group) for kind, group in groups.items()}
-    for finding in findings:
-        measurement = finding.measurement
-        if finding.value > finding.most and place_of(finding) in agreed:
-            measurement = match(finding, agreed[place_of(finding)]).on(measurement)
-        yield measurement
+        groups[key(finding)].append(finding)
+    return groups.values()
 
 
 def place_of(finding: LocalResult) -> str:
@@ -301,33 +316,35 @@ def place_of(finding: LocalResult) -> str:
     return f"{leaf} {finding.metric}"
 
 
-def agree(group: list[LocalResult]) -> tuple[str, float, float]:
-    """The mistake that leaves the least error over all findings, and the error before and after it.
+def agree(group: list[LocalResult]) -> Match:
+    """The mistake that leaves the least error over all findings, and whether it explains each of them.
 
     If several are as good, the first registered wins: specific ones come before general ones.
     """
-    telling = [finding for finding in group if finding.positions >= FEW]
-    group = telling or group
-    names = [name for name in group[0].left if all(name in finding.left for finding in group)]
-    worst = {name: max(finding.left[name] for finding in group) for name in names}
+    tried = [finding for finding in group if finding.left]
+    telling = [finding for finding in tried if finding.positions >= FEW] or tried
+    if not telling:
+        return Match("", False, math.nan, math.nan)
+    names = [name for name in telling[0].left if all(name in finding.left for finding in telling)]
+    worst = {name: max(finding.left[name] for finding in telling) for name in names}
     least = min(worst.values(), default=math.inf)
     name = next((name for name in names if worst[name] <= 1.2 * least + 0.1), "")
-    return name, max(finding.value for finding in group), least
+    all_of_them = bool(name) and all(explains(finding, finding.left[name]) for finding in telling)
+    return Match(name, all_of_them, max(finding.value for finding in telling), least)
 
 
-def match(finding: LocalResult, agreed: tuple[str, float, float]) -> Match:
-    """The mistake that its group agrees on, or its own nearest if that does not explain the finding."""
-    name, _, after = agreed
-    if finding.left and not explains(finding, after):  # several mistakes in one group
-        name, after = min(finding.left.items(), key=lambda item: item[1])
-    return Match(name, bool(name) and explains(finding, after), finding.value, after)
+def conclusion(finding: LocalResult, agreed: Match) -> Measurement:
+    """A failure with the mistake that its group agrees on. What inherits NaN has none."""
+    if not finding.value > finding.most:
+        return finding.measurement
+    after = finding.left.get(agreed.name, agreed.after) if agreed.explains else agreed.after
+    return agreed._replace(before=finding.value, after=after).on(finding.measurement)
 
 
 def explains(finding: LocalResult, after: float) -> bool:
     """Whether the error falls to rounding level, or nearly so from orders of magnitude above it."""
-    most = finding.most
-    nearly = after <= 8 * most and after <= finding.value / 100
-    return after <= most or nearly or (math.isfinite(after) and after <= finding.value * 1e-4)
+    most, before = finding.most, finding.value
+    return (after <= most and after <= before / FALL) or (after <= 8 * most and after <= before / 100)
 
 
 LOOK_AT = {

@@ -80,8 +80,10 @@ def fingerprint(
         wider = bits_lost(whole, declared)
         if wider < lost - 1:  # the weights are kept wider than declared
             product, lost = whole, wider
-    measured = name_precision(product)
+    measured, dtype = name_precision(product)
     evidence: Evidence = {"measured": measured, "declared": declared}
+    if dtype:
+        evidence["as_coarse_as"] = dtype
     if rank(measured) < rank(declared):  # this passes, and is mentioned
         evidence["wider"] = True
     return Measurement(case, op.name, "bits_lost", lost, evidence)
@@ -136,26 +138,26 @@ def rank(name: str) -> int:
     return ORDER.index(name) if name in ORDER else len(ORDER)
 
 
-def name_precision(product: Product) -> str:
-    """The finest precision that explains the error of a product, in words."""
+def name_precision(product: Product) -> tuple[str, str]:
+    """The finest precision that explains the error of a product: in words, and as a dtype or ""."""
     wrong = error(product)
     if not math.isfinite(wrong):
-        return "no precision at all (NaN or infinite)"
+        return "no precision at all (NaN or infinite)", ""
     for dtype in ("float64", "float32"):
         if wrong <= 2**SLACK * expectation(product, dtype):
-            return dtype
+            return dtype, dtype
     fits = [dtype for dtype in DROPPED_BITS if np.array_equal(narrow(dtype)(product.got), product.got)]
     for name, dtype in (("TF32", "tf32"), ("bfloat16", "bfloat16")):
         near = expectation(product, "float32") * 2**SLACK
         if dtype not in fits and error(product, dtype) <= near:
-            return name
+            return name, dtype
     for dtype in ("float16", "bfloat16"):
         if dtype in fits and wrong <= 2**SLACK * expectation(product, dtype):
-            return dtype
+            return dtype, dtype
     for dtype in ("float16", "bfloat16"):
         if wrong <= 2**SLACK * expectation(product, "float32", UNIT_ROUNDOFF[dtype]):
-            return f"about {dtype}, in factors or sums"
-    return "coarser than bfloat16 factors: sums in low precision, or wrong"
+            return f"about {dtype}, in factors or sums", dtype
+    return "coarser than bfloat16 factors: sums in low precision, or wrong", ""
 
 
 CHECK = Check(

@@ -9,16 +9,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from gpt2_parity.commands.options import ModelOption
+from gpt2_parity.commands.plain_help import Command, Group
 from gpt2_parity.contract.limits import NOISE
 from gpt2_parity.implementation import second_oracle
 from gpt2_parity.model import catalogue
 from gpt2_parity.reference import build_golden, golden
 from gpt2_parity.report import terminal
 
-app = typer.Typer(help="Make or check the golden records.", no_args_is_help=True)
+app = typer.Typer(help="Make or check the golden records.", no_args_is_help=True, cls=Group)
 
 
-@app.command("build")
+@app.command("build", cls=Command)
 def build(
     model: ModelOption = "micro",
     official_source: Annotated[
@@ -40,7 +41,7 @@ def build(
     console.print(f"  written: {where.records}", highlight=False, soft_wrap=True)
 
 
-@app.command("verify")
+@app.command("verify", cls=Command)
 def verify(model: ModelOption = "micro") -> None:
     """Check every file's SHA-256, then recompute every record with the NumPy float64 oracle."""
     console = terminal.console()

@@ -13,7 +13,7 @@ ModelOption = Annotated[
     str,
     typer.Option(
         help="micro, 124M, 355M, 774M, 1558M, shape:124M and so on (generated weights), or a folder "
-        "with a checkpoint."
+        "with a checkpoint (OpenAI's files, or Hugging Face's config.json and model.safetensors)."
     ),
 ]
 TargetOption = Annotated[

@@ -8,6 +8,7 @@ import typer
 from gpt2_parity.commands.options import DEFAULT, MemoryOption, TimeoutOption, parse_target, resources
 from gpt2_parity.contract.dtypes import DROPPED_BITS
 from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.contract.spelling import meant
 from gpt2_parity.implementation import discovery
 from gpt2_parity.model import catalogue, published_files
 from gpt2_parity.published import known_answers
@@ -27,7 +28,10 @@ def fetch(
     from gpt2_parity.model import download as downloading  # only here is the network's library needed
 
     if size not in catalogue.OFFICIAL:
-        raise CannotJudge(f"size {size!r}: expected one of {', '.join(catalogue.OFFICIAL)}")
+        raise CannotJudge(
+            f"size {size!r}: expected one of {', '.join(catalogue.OFFICIAL)}"
+            f"{meant(size, catalogue.OFFICIAL)}"
+        )
     console = terminal.console()
     release = published_files.release(size)
     try:

@@ -132,10 +132,19 @@ def new(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="Name of the module; NAME.py is written here.")
     ],
+    example: Annotated[
+        str,
+        typer.Option(
+            help="Write a whole implementation instead: numpy, jax, torch, tensorflow or naive."
+        ),
+    ] = "",
 ) -> None:
     """Write NAME.py, a commented skeleton of an implementation to fill in and gate."""
-    path = template.write(name, Path.cwd(), CAPABILITIES)
-    terminal.console().print(f"written: {path.name}; fill it in, then: parity gate {path.name}")
+    if example:
+        path, then = template.copy_example(name, Path.cwd(), example), ""
+    else:
+        path, then = template.write(name, Path.cwd(), CAPABILITIES), "fill it in, then: "
+    terminal.console().print(f"written: {path.name}; {then}parity gate {path.name}", highlight=False)
 
 
 def finish(judge: Callable[[Progress], Verdict], out: Path | None) -> NoReturn:

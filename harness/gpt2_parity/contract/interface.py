@@ -36,12 +36,15 @@ class Target(NamedTuple):
 
 
 class Implementation(Protocol):
-    """The contract. Optional: ``TAPS``, ``ORDER``, ``generate``, ``loss_and_grads``.
+    """The contract. Optional: ``TAPS``, ``ORDER``, ``CACHE``, ``generate``, ``loss_and_grads``.
 
     ``TAPS`` promises taps: "all", or a list of names. A promised tap that is missing is a failure.
     Without ``TAPS``, every later pass must deliver the taps of a first probe.
     ``ORDER`` is the memory order of each w: "C" as [n_in, n_out], or "F" as [n_out, n_in]. Its shape is
     [n_in, n_out] in both (model/weight_layout.py).
+    ``CACHE`` is None if everything is computed anew in each call: then forward(model, tokens) is enough
+    (implementation/without_cache.py). It is "in place" if forward writes into the cache that it is
+    given, so that a cache can be continued in one way only.
     """
 
     def targets(self) -> Sequence[tuple[str, str]]:

@@ -12,6 +12,9 @@ AFFORDABLE = 1e11  # FLOPs, a few seconds in float64; all tokens of micro take 2
 Key = tuple[str, str, str]  # case, scope, metric: what a check promises to measure
 
 
+KEPT, IN_PLACE, NO_CACHE = "kept", "in place", "none"  # what forward does with the cache it is given
+
+
 class CaseShape(NamedTuple):
     """The name and sizes of a record, which decide what is measured on it."""
 
@@ -29,6 +32,12 @@ class Plan(NamedTuple):
     taps: tuple[str, ...]  # promised, or seen on the first probe
     offers: tuple[Capability, ...] = ()  # the optional functions that the implementation has
     further: int = FURTHER
+    cache: str = KEPT
+    only: tuple[str, ...] = ()  # the checks to make; empty: all
+
+    def makes(self, check: str) -> bool:
+        """Whether a check is to be made."""
+        return not self.only or check in self.only
 
     def affords(self, n_tokens: int) -> bool:
         """Whether a forward pass over n_tokens costs at most AFFORDABLE; if not, checks omit it."""

@@ -61,6 +61,9 @@ STATUSES = ("measured", "nan", "infinite", "missing", "unexpected", "error", "lo
 VERDICTS = ("pass", "fail", "known", "inconclusive", "unlocalised", "skipped")
 
 
+NOT_ASKED = "not asked for"  # environment["cuda"] of a run of other devices only
+
+
 class Results(NamedTuple):
     """The rows of a run, and the environment in which it ran."""
 

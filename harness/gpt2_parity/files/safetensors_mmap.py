@@ -24,6 +24,10 @@ from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.files import atomic, strict_json
 
 DTYPES = {"F64": "<f8", "F32": "<f4", "I32": "<i4", "I64": "<i8"}
+# Only read, from files of others. NumPy has no bfloat16: BF16 is read as its bits, BOOL as bytes.
+FOREIGN = {"F16": "<f2", "BF16": "<u2", "U8": "|u1", "BOOL": "|u1"}
+READABLE = DTYPES | FOREIGN
+LONGEST_HEADER = 10**8  # bytes, as in the safetensors package; a header is read into memory
 # bytes. The data begins at a multiple of it, and so does each array as long as the sizes of all arrays
 # before it are multiples.
 ALIGNED = 64
@@ -92,6 +96,8 @@ def _header(data: np.ndarray) -> tuple[int, dict[str, Any]]:
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")
     if start > data.size:
         raise ValueError("its header is longer than the file")
+    if start > LONGEST_HEADER:
+        raise ValueError(f"its header is longer than {LONGEST_HEADER} bytes")
     header = strict_json.loads(data[8:start].tobytes())
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
@@ -106,16 +112,19 @@ def _view(name: str, data: np.ndarray, entry: Any) -> np.ndarray:
     """The array that an entry of the header describes. data [n_bytes]: all that follows the header."""
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if (
-            dtype in DTYPES and all(type(n) is int and 0 <= n < 2**63 for n in [begin, end, *shape])
+            dtype in READABLE and all(type(n) is int and 0 <= n < 2**63 for n in [begin, end, *shape])
         ):
             pass
         case _:
-            raise ValueError(f"entry {name!r} is {str(entry)[:100]}, not dtype, shape and data_offsets")
+            raise ValueError(
+                f"entry {name!r} is {str(entry)[:100]}, not dtype ({', '.join(READABLE)}), shape and "
+                "data_offsets"
+            )
     if not begin <= end <= data.size:
         raise ValueError(f"entry {name!r}: data offsets {begin}..{end} lie outside the file")
-    if end - begin != math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize:
+    if end - begin != math.prod(shape) * np.dtype(READABLE[dtype]).itemsize:
         raise ValueError(f"entry {name!r}: {end - begin} bytes are not {dtype} {shape}")
-    return data[begin:end].view(DTYPES[dtype]).reshape(shape)
+    return data[begin:end].view(READABLE[dtype]).reshape(shape)
 
 
 def _gapless(header: dict[str, Any], size: int) -> None:

@@ -1,6 +1,6 @@
 """Finding implementations: by name in impls/, by module name, or by the path of a file."""
 
-import difflib
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.contract.spelling import meant
 from gpt2_parity.files import shipped
 
 IMPLS = shipped.folder("impls")
@@ -103,11 +104,9 @@ def find(name: str) -> Found:
         spec = None
     if spec is None:
         shipped_names = names() + engines()
-        near = difflib.get_close_matches(name, shipped_names, 1)
-        meant = f"; did you mean {near[0]}?" if near else ""
         raise CannotJudge(
             f"implementation {name!r}: not one of {', '.join(shipped_names)}, "
-            f"not an importable module and not the path of a .py file{meant}"
+            f"not an importable module and not the path of a .py file{meant(name, shipped_names)}"
         )
     return Found(attribute or module, module, attribute)
 
@@ -119,7 +118,14 @@ def _file(name: str, text: str) -> Path:
             return path
     except (OSError, RuntimeError, ValueError) as error:  # too long; a loop of links; a null byte
         raise CannotJudge(f"implementation {name}: no such file ({error})") from error
-    raise CannotJudge(f"implementation {name}: no such file")
+    raise CannotJudge(f"implementation {name}: no such file{meant(text, beside(Path(text)))}")
+
+
+def beside(path: Path) -> list[str]:
+    """The Python files in the folder of a file that does not exist, as they would be named."""
+    with contextlib.suppress(OSError):
+        return [str(path.with_name(other.name)) for other in path.parent.glob("*.py")]
+    return []
 
 
 def find_all(arguments: Sequence[str]) -> list[Found]:

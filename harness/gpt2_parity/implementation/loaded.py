@@ -14,7 +14,7 @@ import numpy as np
 from gpt2_parity.contract.architecture import HParams, tap_names, tap_width
 from gpt2_parity.contract.capability import Capability
 from gpt2_parity.contract.interface import ContractBroken, Target
-from gpt2_parity.contract.plan import Plan
+from gpt2_parity.contract.plan import KEPT, NO_CACHE, Plan
 from gpt2_parity.files import safetensors_mmap
 from gpt2_parity.model import weight_layout
 from gpt2_parity.reference.distance import max_abs
@@ -89,7 +89,12 @@ class Loaded:
         taps = tuple(name for name in known if name in promised)
         cases = tuple(shape_of(record) for record in self.records)
         offers = tuple(each for each in capabilities if getattr(self.impl, each.name, None) is not None)
-        return Plan(self.hparams, cases, taps, offers)
+        return Plan(self.hparams, cases, taps, offers, cache=self.cache())
+
+    def cache(self) -> str:
+        """What forward does with the cache that it is given, as declared: KEPT, IN_PLACE or NO_CACHE."""
+        declared = getattr(self.impl, "CACHE", KEPT)
+        return NO_CACHE if declared is None else str(declared)
 
     def broken(self) -> str:
         """The error that a single valid token raises now; "" if there is none.
@@ -185,6 +190,17 @@ class Loaded:
         if self._latest is None or self._latest[0] != record.name:
             self._latest = (record.name, self.tapped(record.tokens))
         return self._latest[1]
+
+    def tokens_are_the_cache(self, tapped: "Tapped", tokens: np.ndarray) -> bool:
+        """Whether the cache after tokens int32 [batch, n] is just these: it computes all anew."""
+        if not isinstance(tapped.present, (np.ndarray, list, tuple)) and not hasattr(
+            tapped.present, "__array__"
+        ):
+            return False
+        try:
+            return np.array_equal(np.asarray(tapped.present), tokens)
+        except (TypeError, ValueError, RuntimeError):  # not an array after all, or on a device
+            return False
 
     def decode(self, record: Record, cuts: Sequence[int]) -> "Tapped":
         """The tapped decode of a record's tokens in chunks between the cuts, put together again."""

@@ -38,6 +38,12 @@ REQUIRED = {
     ),
     "numpy": Function("numpy(x)", "x on the host, as a NumPy array", ("x",)),
 }
+WITHOUT_CACHE = Function(
+    "forward(model, tokens)",
+    "logits [batch, n, n_vocab] of every position of tokens [batch, n]",
+    ("model", "tokens"),
+)
+CACHES = (None, "in place")  # values of CACHE, beside its absence
 GUIDE = "parity new NAME writes a commented skeleton"
 
 
@@ -48,9 +54,13 @@ def check(impl: Any, capabilities: Sequence[Capability] = ()) -> list[Target]:
 
     Raises ContractBroken, with all complaints in one text.
     """
+    cache = getattr(impl, "CACHE", "")
+    required = REQUIRED | ({"forward": WITHOUT_CACHE} if cache is None else {})
     complaints = [
-        text for name, function in REQUIRED.items() if (text := complaint(impl, name, function))
+        text for name, function in required.items() if (text := complaint(impl, name, function))
     ]
+    if cache and cache not in CACHES:
+        complaints.append(f'CACHE is {cache!r:.50}; expected None (there is none) or "in place"')
     complaints += [
         text
         for each in capabilities
@@ -88,6 +98,15 @@ def complaint(impl: Any, name: str, function: Function) -> str:
     except TypeError as error:
         return f"{name}{signature} cannot be called as {function.signature} ({error})"
     return ""
+
+
+def accepts(function: Any, name: str) -> bool:
+    """Whether a function can be called with an argument of that name."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some compiled functions have none
+        return True
+    return any(each.name == name or each.kind == each.VAR_KEYWORD for each in parameters)
 
 
 def offered(targets: Any) -> list[Target]:

@@ -1,12 +1,16 @@
-"""The file that ``parity new`` writes: the contract as a module to fill in."""
+"""The file that ``parity new`` writes: the contract as a module to fill in, or a whole example."""
 
+import keyword
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2_parity.contract.capability import Capability
 from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.contract.spelling import meant
 from gpt2_parity.files import atomic
+from gpt2_parity.implementation import discovery
 
 TEXT = '''"""NAME: GPT-2. Verify it with: parity gate NAME.py
 
@@ -69,14 +73,38 @@ def write(name: str, folder: Path, capabilities: Sequence[Capability]) -> Path:
 
     Raises CannotJudge for a bad name, and if the file exists.
     """
-    stem = name.removesuffix(".py")
-    if not re.fullmatch(r"[A-Za-z_]\w*", stem):
-        raise CannotJudge(f"{name!r}: not a name for a Python module; use letters, digits and _")
-    path = folder / f"{stem}.py"
-    if path.exists():
-        raise CannotJudge(f"{path}: exists already; choose another name or remove it")
+    path = path_of(name, folder)
     optional = "".join(
         OPTIONAL.format(signature=each.signature, returns=each.returns) for each in capabilities
     )
-    atomic.write_text(path, TEXT.replace("NAME", stem) + optional)
+    atomic.write_text(path, TEXT.replace("NAME", path.stem) + optional)
+    return path
+
+
+def copy_example(name: str, folder: Path, example: str) -> Path:
+    """Write NAME.py into folder, a shipped implementation with its comments, and return its path.
+
+    Raises CannotJudge for a bad name, if the file exists, and for an example that does not exist.
+    """
+    if example not in discovery.names():
+        known = ", ".join(discovery.names())
+        raise CannotJudge(f"example {example!r}: not one of {known}{meant(example, discovery.names())}")
+    path = path_of(name, folder)
+    source = Path(discovery.find(example).module).read_text(encoding="utf-8")
+    atomic.write_text(path, source)
+    return path
+
+
+def path_of(name: str, folder: Path) -> Path:
+    """Where NAME.py is written. Raises CannotJudge for a bad name, and if the file exists."""
+    stem = name.removesuffix(".py")
+    if not re.fullmatch(r"[A-Za-z_]\w*", stem):
+        raise CannotJudge(f"{name!r}: not a name for a Python module; use letters, digits and _")
+    if keyword.iskeyword(stem):
+        raise CannotJudge(f"{name!r}: not a name for a module, because it is a keyword of Python")
+    if stem in sys.stdlib_module_names:
+        raise CannotJudge(f"{name!r}: it would hide the module of that name in Python's library")
+    path = folder / f"{stem}.py"
+    if path.exists():
+        raise CannotJudge(f"{path}: exists already; choose another name or remove it")
     return path

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from gpt2_parity.contract import dtypes
 from gpt2_parity.contract.architecture import graph
 from gpt2_parity.mistakes.registry import Scene, mistake, narrow
 
+Order = Literal["C", "F"]
 ANY = ("embedding", "layer_norm", "linear", "attention", "gelu", "add", "head")
 
 
@@ -46,6 +48,24 @@ def nearest_or_other(scene: Scene, dtype: str) -> Iterator[np.ndarray]:
     rounded = cast(scene.exact)
     step = 2 * dtypes.UNIT_ROUNDOFF[dtype] * np.abs(scene.exact)
     yield np.where(np.abs(scene.got - scene.exact) <= step, scene.got, rounded)
+
+
+@mistake("memory_order", "elements are read in the order of another memory layout", "gelu", "add")
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    """Call by call: as if column by column, or the other way round.
+
+    An element keeps the rounding bound of where it came from: within it, the captured value counts.
+    """
+
+    def reordered(x: np.ndarray, read: Order, write: Order) -> np.ndarray:
+        parts = np.split(x, scene.cuts, axis=1)
+        moved = [part.ravel(read).reshape(part.shape, order=write) for part in parts]
+        return np.concatenate(moved, axis=1)
+
+    orders: tuple[tuple[Order, Order], ...] = (("F", "C"), ("C", "F"))
+    for order in orders:
+        altered, size = reordered(scene.exact, *order), reordered(scene.size, *order)
+        yield np.where(np.abs(scene.got - altered) <= 16 * size, scene.got, altered)
 
 
 @mistake("batch_rows", "rows of the batch are exchanged", *ANY)

@@ -44,6 +44,11 @@ def attend(
     return np.concatenate([merge(part) for part in np.split(heads, scene.cuts, axis=2)], axis=1)
 
 
+def layer_of(scene: Scene) -> int:
+    """The number of the operation's layer, from 0."""
+    return int(scene.op.name.partition("/")[0].removeprefix("h"))
+
+
 def shifted_mask(diagonal: int) -> Callable[[np.ndarray], np.ndarray]:
     """A mask of scores [..., n, n] that shows keys up to query + diagonal."""
 
@@ -83,6 +88,14 @@ simple(
     "scores are divided by sqrt(n_embd), not by sqrt(head)",
     "attention",
     lambda s: attend(s, scale=lambda head: 1 / math.sqrt(s.hparams.n_embd)),
+)
+
+
+simple(
+    "scale_by_layer",
+    "scores are divided by the number of the layer, counted from 1, as well",
+    "attention",
+    lambda s: attend(s, scale=lambda head: 1 / math.sqrt(head) / (1 + layer_of(s))),
 )
 
 
@@ -315,3 +328,24 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
 def same(x: np.ndarray) -> np.ndarray:
     """x [...] unchanged."""
     return x
+
+
+def exp_by_bits(x: np.ndarray, correction: int) -> np.ndarray:
+    """About exp of x [...], at most 0: x / log 2 is written into the exponent of a float32.
+
+    Source: Schraudolph 1999, with the correction in units of the last place.
+    """
+    whole = np.maximum(x, -80.0) * (2**23 / math.log(2)) + (127 * 2**23 - correction)
+    approximate = whole.astype(np.int32).view(np.float32).astype(np.float64)
+    return np.where(x < -80, 0.0, approximate)
+
+
+@mistake("exp_by_bits", "exp in the softmax is Schraudolph's approximation by bits", "attention")
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    for correction in (366393, 486411, 298765, 0):
+
+        def probs(scores: np.ndarray, correction: int = correction) -> np.ndarray:
+            weights = exp_by_bits(scores - scores.max(axis=-1, keepdims=True), correction)
+            return weights / weights.sum(axis=-1, keepdims=True)
+
+        yield attend(scene, probs=probs)

@@ -1,11 +1,11 @@
 """Mistakes in the activation."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gpt2_parity.mistakes.registry import simple
+from gpt2_parity.mistakes.registry import Scene, mistake, narrow, simple
 from gpt2_parity.reference import oracle
 
 
@@ -44,3 +44,39 @@ _GELUS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
 }  # fmt: skip
 for _name, (_text, _gelu) in _GELUS.items():
     simple(_name, _text, "gelu", lambda s, f=_gelu: f(s.inputs[0]))  # type: ignore[misc]
+
+
+@mistake("bias_after_gelu", "c_fc's bias is added after the activation, not before", "gelu")
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    x = scene.inputs[0]
+    bias = scene.weight("b", scene.op.inputs[0])
+    yield scene.exact + bias  # c_fc's tap is without it
+    yield oracle.gelu(x - bias) + bias
+
+
+@mistake(
+    "gelu_coarse_tanh",
+    "the tanh in GELU has about 11 or 8 bits (a hardware instruction, or half precision)",
+    "gelu",
+    flips=True,
+)
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    x, root = scene.inputs[0], math.sqrt(2 / math.pi)
+    tanh = np.tanh(root * (x + 0.044715 * x**3))
+    for cast in (narrow("tf32"), narrow("float16"), narrow("bfloat16")):
+        yield 0.5 * x * (1 + cast(tanh))
+    half = np.asarray(x, np.float16)  # all of its argument is in float16 too
+    with np.errstate(over="ignore"):
+        inner = np.tanh(np.float16(root) * (half + np.float16(0.044715) * half * half * half))
+    yield 0.5 * x * (1 + inner.astype(np.float64))
+
+
+@mistake("gelu_cut_off", "the tails are cut off: 0 below some value, or x itself above one", "gelu")
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    x, got, exact = scene.inputs[0], scene.got, scene.exact
+    below = x[(got == 0) & (exact != 0)]
+    above = x[(got == x) & (exact != x) & (x > 0)]
+    low = below.max() if below.size else -math.inf
+    high = above.min() if above.size else math.inf
+    if below.size or above.size:
+        yield np.where(x <= low, 0.0, np.where(x >= high, x, exact))

@@ -61,6 +61,7 @@ simple(
 )
 simple("norm_without_bias", "b is not added", "layer_norm", lambda s: norm(s) * s.weight("g"))
 simple("norm_without_gain", "g is not applied", "layer_norm", lambda s: norm(s) + s.weight("b"))
+simple("norm_bare", "neither g nor b is applied", "layer_norm", norm)
 simple(
     "norm_gain_plus_1",
     "1 + g is applied, not g",

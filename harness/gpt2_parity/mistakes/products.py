@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -100,14 +101,78 @@ mistake("float16_weights", "the weights were rounded to float16", *simple_kinds)
 )
 
 
+def quantised(
+    x: np.ndarray, most: float, axis: int | None = None, group: int = 0, half: bool = False
+) -> np.ndarray:
+    """x [n, m] rounded to whole multiples of a scale, which is the greatest magnitude / most.
+
+    One scale for all of x, for each slice along axis, or for each group of so many elements of it.
+    half: the scale is kept in float16. In float32, as it is done: half way, digits decide.
+    """
+    parts = x = np.asarray(x, np.float32)
+    if group and axis is not None:
+        parts = np.moveaxis(x, axis, -1)
+        parts = parts.reshape(*parts.shape[:-1], -1, group)
+    along = -1 if group else axis
+    scale = np.asarray(np.abs(parts).max(axis=along, keepdims=True) / most, np.float32)
+    scale = np.asarray(scale, np.float16 if half else np.float32).astype(np.float32)
+    whole = np.round(parts / np.maximum(scale, np.float32(1e-30)))
+    rounded = np.clip(whole, -math.ceil(most), math.floor(most)) * scale
+    if group and axis is not None:
+        rounded = np.moveaxis(rounded.reshape(np.moveaxis(x, axis, -1).shape), -1, axis)
+    return np.asarray(rounded, np.float64)
+
+
+def of_few_bits(scene: Scene, levels: tuple[float, ...]) -> Iterator[np.ndarray]:
+    """The product [batch, n, n_out] with weights of so many levels, by the usual choices of scales.
+
+    For the whole weight, a column or a row; then for groups of the inputs of each output.
+    """
+    inputs = 1 if scene.op.kind == "head" else 0  # the axis of the inputs: the head is wte transposed
+    n_in = scene.inputs[0].shape[-1]
+    choices: list[dict[str, Any]] = [{}, {"axis": 0}, {"axis": 1}]
+    choices += [{"axis": inputs, "group": size} for size in (32, 64, 128) if n_in % size == 0]
+    for most in levels:
+        for choice in choices:
+            for half in (False, True):
+                yield reweighted(
+                    scene,
+                    lambda w, m=most, h=half, c=choice: quantised(w, m, half=h, **c),  # type: ignore[misc]
+                )
+
+
 @mistake("int8_weights", "the weights were quantised to int8", *simple_kinds)
 def _(scene: Scene) -> Iterator[np.ndarray]:
-    def quantised(w: np.ndarray, axis: int | None) -> np.ndarray:
-        scale = np.asarray(np.abs(w).max(axis=axis, keepdims=True) / 127, np.float32)
-        return np.asarray(np.round(w / scale) * scale, np.float64)
+    yield from of_few_bits(scene, (127, 127.5, 128))
 
-    for axis in (None, 0, 1):
-        yield reweighted(scene, lambda w, axis=axis: quantised(w, axis))  # type: ignore[misc]
+
+@mistake("int4_weights", "the weights were quantised to 4 bits", *simple_kinds)
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    yield from of_few_bits(scene, (7, 7.5, 8))
+
+
+@mistake("int8_inputs", "the inputs are quantised to int8, with one scale for each token", *simple_kinds)
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    yield from with_int8_inputs(scene, axis=-1)
+
+
+@mistake(
+    "int8_inputs_by_tensor",
+    "the inputs are quantised to int8, with one scale for all tokens of a call: rows and later tokens "
+    "change each other",
+    *simple_kinds,
+)
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    yield from with_int8_inputs(scene, axis=None)
+
+
+def with_int8_inputs(scene: Scene, axis: int | None) -> Iterator[np.ndarray]:
+    """The product [batch, n, n_out] of inputs in int8; the weights as they are, or in int8 as well."""
+    parts = np.split(scene.inputs[0], scene.cuts, axis=1)
+    x = np.concatenate([quantised(part, 127, axis) for part in parts], axis=1)
+    narrow_scene = scene._replace(inputs=[x])
+    for cast in (lambda w: w, *(lambda w, a=a: quantised(w, 127, a) for a in (None, 0, 1))):
+        yield reweighted(narrow_scene, lambda w, cast=cast: np.asarray(cast(w), np.float64))  # type: ignore[misc]
 
 
 def worst_column(scene: Scene) -> tuple[int, np.ndarray]:
@@ -208,3 +273,8 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
     for zero, part in zip(zeros, parts, strict=True):
         zero[:, -1:] = part[:, -1:]
     yield np.concatenate(zeros, axis=1)
+
+
+@mistake("logits_shifted", "the logits of a position are all off by the same amount", "head")
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    yield scene.exact + np.median(scene.got - scene.exact, axis=-1, keepdims=True)

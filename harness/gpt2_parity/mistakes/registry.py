@@ -17,6 +17,7 @@ from gpt2_parity.contract.rows import Measurement
 from gpt2_parity.reference import oracle
 
 Params = Mapping[str, np.ndarray]
+NEAR = 10.0  # a mistake is named as the nearest if it reduces an error by at least this factor
 FEW = 3  # with fewer positions a fit shows nothing: at one, any error is a multiple of any input
 
 
@@ -76,7 +77,8 @@ class Match(NamedTuple):
         if self.explains:
             evidence = {**measurement.evidence, "explained": facts}
             return measurement._replace(mistake=self.name, evidence=evidence)
-        nearest = {"mistake": self.name, **facts} if self.name and math.isfinite(self.after) else {}
+        near = bool(self.name) and math.isfinite(self.after) and self.after <= self.before / NEAR
+        nearest = {"mistake": self.name, **facts} if near else {}
         return measurement._replace(evidence={**measurement.evidence, "nearest": nearest})
 
 

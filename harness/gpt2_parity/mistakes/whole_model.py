@@ -25,18 +25,19 @@ from gpt2_parity.reference.records import Record
 # input and weights alone: without a captured result, other mistakes cannot be computed.
 EVERYWHERE = {
     "gelu": "erf_gelu sigmoid_gelu relu silu gelu_skipped gelu_without_half gelu_cubic_missing "
-    "gelu_cubic_0.44715 gelu_cubic_0.0447 gelu_root_0.8 gelu_root_0.7979 gelu_float16_table",
+    "gelu_cubic_0.44715 gelu_cubic_0.0447 gelu_root_0.8 gelu_root_0.7979 gelu_float16_table "
+    "bias_after_gelu gelu_coarse_tanh",
     "layer norm": "epsilon_1e-06 epsilon_1e-12 epsilon_1e-08 epsilon_0.001 epsilon_0.0001 epsilon_0 "
-    "epsilon_outside_root variance_ddof_1 rms_norm",
+    "epsilon_outside_root variance_ddof_1 rms_norm norm_bare norm_without_gain norm_without_bias",
     "embedding": "no_positions positions_from_1 embedding_scaled positions_all_0 tokens_shifted",
     "products": "no_bias tf32_inputs bfloat16_inputs float16_inputs bfloat16_weights float16_weights "
-    "int8_weights head_shifted",
+    "int8_weights int4_weights int8_inputs int8_inputs_by_tensor head_shifted",
     "attention": "no_scale scale_without_root scale_by_n_embd no_mask mask_one_too_far "
     "mask_hides_itself mask_after_softmax order_kqv heads_interleaved heads_not_transposed "
-    "float16_softmax bfloat16_softmax float16_cache",
+    "float16_softmax bfloat16_softmax float16_cache scale_by_layer exp_by_bits",
 }
 NAMES = frozenset(" ".join(EVERYWHERE.values()).split())
-VARIANTS = 3  # tried of each mistake
+VARIANTS = 8  # tried of each mistake
 DRAWS = 3  # of the noise
 # The search is in float32, without random rounding: a large model has many weights to convert.
 SINGLE = oracle.Arithmetic(weight=np.asarray, settle=lambda y: np.asarray(y, np.float32))

@@ -1,4 +1,4 @@
-"""A model on disk: checkpoints in OpenAI's layout, generated weights, tokenizer files, downloads.
+"""A model on disk: checkpoints of two formats, generated weights, tokenizer files, downloads.
 
 May import: files, contract.
 """

@@ -1,8 +1,8 @@
-"""Load OpenAI's TensorFlow checkpoint, without TensorFlow.
+"""Load a checkpoint without a framework: OpenAI's TensorFlow files, Hugging Face's or generated weights.
 
-The first time, the index and each tensor's CRC32C are verified. The weights are checked and kept as a
-memory-mapped safetensors file in a per-user cache, keyed by the content of the checkpoint. That load
-holds one weight in memory at a time; later loads copy none.
+The first time, every weight is checked; of OpenAI's files, the index and each tensor's CRC32C as well.
+The weights are kept as a memory-mapped safetensors file in a per-user cache, keyed by the content of the
+checkpoint. That load holds one weight in memory at a time; later loads copy none.
 """
 
 import math
@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import platformdirs
@@ -18,7 +18,7 @@ import platformdirs
 from gpt2_parity.contract.architecture import HParams, parameter_shapes, variable_shapes
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.files import atomic, digest, safetensors_mmap, strict_json
-from gpt2_parity.model import synthetic, tf_variables
+from gpt2_parity.model import huggingface, synthetic, tf_variables
 
 DATA, INDEX = "model.ckpt.data-00000-of-00001", "model.ckpt.index"
 FILES = ("checkpoint", "encoder.json", "hparams.json", DATA, INDEX, "model.ckpt.meta", "vocab.bpe")
@@ -50,13 +50,18 @@ def load(directory: Path, expected: Mapping[str, str] | None = None) -> Checkpoi
                 f"{directory / name}: SHA-256 is {found.get(name)}, but the golden manifest says {sha}. "
                 "Restore the file or, if the change is intended, run: parity golden build"
             )
-    hparams = read_hparams(directory / "hparams.json")
+    hparams = hparams_of(directory)
     if synthetic.WEIGHTS in found:  # generated weights are stored as safetensors already
         params = safetensors_mmap.read(directory / synthetic.WEIGHTS)
         check(params, hparams, directory / synthetic.WEIGHTS, squeezed=True)
         return Checkpoint(hparams, params, directory / synthetic.WEIGHTS, found)
-    _fits(directory, hparams)
-    weights = home() / "weights" / f"{found[DATA][:16]}{found[INDEX][:16]}.safetensors"
+    if huggingface.is_one(directory):
+        huggingface.Weights(directory / huggingface.WEIGHTS, hparams)  # compares names and shapes
+        key = found[huggingface.WEIGHTS][:32]
+    else:
+        _fits(directory, hparams)
+        key = found[DATA][:16] + found[INDEX][:16]
+    weights = home() / "weights" / f"{key}.safetensors"
     if not _intact(weights):
         convert(directory, hparams, weights)
     params = safetensors_mmap.read(weights)
@@ -67,6 +72,7 @@ def load(directory: Path, expected: Mapping[str, str] | None = None) -> Checkpoi
 def hashes(directory: Path) -> dict[str, str]:
     """SHA-256 of a checkpoint's files by name. Raises CannotJudge if one is missing or empty."""
     _refuse_shards(directory)
+    huggingface.refuse_other_files(directory)
     for name in files(directory):
         path = directory / name
         if not path.is_file() or path.stat().st_size == 0:
@@ -87,8 +93,25 @@ def _refuse_shards(directory: Path) -> None:
 
 
 def files(directory: Path) -> tuple[str, ...]:
-    """The names of OpenAI's seven files, or of the two of a generated model."""
+    """The names of OpenAI's seven files, of Hugging Face's, or of the two of a generated model."""
+    if huggingface.is_one(directory):
+        return huggingface.files(directory)
     return synthetic.FILES if (directory / synthetic.WEIGHTS).is_file() else FILES
+
+
+def data_file(directory: Path) -> str:
+    """The name of the file that holds the weights."""
+    return next(
+        name for name in files(directory) if name in (DATA, huggingface.WEIGHTS, synthetic.WEIGHTS)
+    )
+
+
+def hparams_of(directory: Path) -> HParams:
+    """The sizes of a checkpoint, checked. Raises CannotJudge, naming the file and the entry."""
+    if huggingface.is_one(directory):
+        path = directory / huggingface.CONFIG
+        return _checked(path, huggingface.sizes(path))
+    return read_hparams(directory / "hparams.json")
 
 
 def read_hparams(path: Path) -> HParams:
@@ -98,12 +121,17 @@ def read_hparams(path: Path) -> HParams:
         values = {name: raw[name] for name in HParams._fields}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CannotJudge(f"{path}: needs {', '.join(HParams._fields)} as JSON ({error!r})") from error
+    return _checked(path, values)
+
+
+def _checked(path: Path, values: Mapping[str, Any]) -> HParams:
+    """The sizes in a file. values: in the order of HParams, by the names that they have in the file."""
     for name, value in values.items():
         most = 2**12 if name == "n_layer" else 2**24  # variables are listed layer by layer
         if type(value) is not int or not 0 < value < most:
             text = str(value)[:40]
             raise CannotJudge(f"{path}: {name} is {text!r}, expected an integer from 1 to {most - 1}")
-    hparams = HParams(**values)
+    hparams = HParams(*values.values())
     if hparams.n_embd % hparams.n_head:
         raise CannotJudge(f"{path}: n_embd {hparams.n_embd} is not divisible by n_head {hparams.n_head}")
     return hparams
@@ -147,10 +175,15 @@ def check(
 
 
 def convert(directory: Path, hparams: HParams, weights: Path) -> None:
-    """Read and check every variable; write the weights file, one by one, and its SHA-256 beside it."""
-    stored = tf_variables.read(directory / INDEX, directory / DATA)
-    check(stored, hparams, directory / INDEX)
-    safetensors_mmap.write(weights, stored.squeezed())
+    """Read and check every weight; write the weights file, one by one, and its SHA-256 beside it."""
+    if huggingface.is_one(directory):
+        found = huggingface.Weights(directory / huggingface.WEIGHTS, hparams)
+        found.check_values()
+        safetensors_mmap.write(weights, found)
+    else:
+        stored = tf_variables.read(directory / INDEX, directory / DATA)
+        check(stored, hparams, directory / INDEX)
+        safetensors_mmap.write(weights, stored.squeezed())
     atomic.write_text(weights.with_suffix(".sha256"), digest.sha256(weights))
 
 

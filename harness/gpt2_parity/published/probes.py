@@ -17,6 +17,7 @@ from gpt2_parity.contract.architecture import HParams, tap_names
 from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.files import digest, safetensors_mmap
 from gpt2_parity.implementation.discovery import Found
+from gpt2_parity.implementation.without_cache import with_cache
 from gpt2_parity.model import weight_layout
 from gpt2_parity.model.tokenizer import Tokenizer, tokenizer_of
 from gpt2_parity.reference.distance import log_softmax
@@ -77,7 +78,7 @@ class Evaluator:
 
     @classmethod
     def load(cls, found: Found, target: Target, files: ModelFiles) -> "Evaluator":
-        impl, hparams = found.load(), files.hparams
+        impl, hparams = with_cache(found.load()), files.hparams
         if target not in [Target(*each) for each in impl.targets()]:
             raise CannotJudge(f"{found.name} does not offer {target}")
         model = impl.load(weight_layout.params_for(impl, files.weights), hparams, **target._asdict())
@@ -85,7 +86,7 @@ class Evaluator:
 
     def encode(self, text: str) -> list[int]:
         if self.tokenizer is None:
-            raise NotRun("a generated model has no tokenizer")
+            raise NotRun("the model has no tokenizer")
         return self.tokenizer.encode(text)
 
     def prompt(self, fact: Fact) -> list[int]:
@@ -265,7 +266,7 @@ def greedy(evaluator: Evaluator, fact: Fact) -> dict[str, Any]:
     wanted = fact["expected"]
     text = isinstance(wanted, str)
     if text and evaluator.tokenizer is None:
-        raise NotRun("a generated model has no tokenizer")
+        raise NotRun("the model has no tokenizer")
     got: dict[str, Any] = {"ids": [], "margins": [], "tie": [], "text": ""}
     feed: list[int] = list(ids)
     while len(got["ids"]) < (len(wanted.encode()) if text else len(wanted)):

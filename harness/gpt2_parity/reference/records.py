@@ -68,7 +68,7 @@ class Record(NamedTuple):
 def cases(hparams: HParams, tokenizer: Tokenizer | None) -> list[Case]:
     """The golden cases: seed prompt, unconditional, one token, full context, and a batch.
 
-    A generated model has no tokenizer and writes no text, so its cases are short rows of random tokens.
+    A model without a tokenizer, such as a generated one, gets short rows of random tokens.
     """
     if tokenizer is None:
         rng = np.random.default_rng(0)

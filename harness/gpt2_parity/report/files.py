@@ -6,11 +6,11 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt2_parity.contract.rows import Results, Row, label
+from gpt2_parity.contract.rows import OUTCOMES, Results, Row, exit_code, label
 from gpt2_parity.files import atomic
 from gpt2_parity.report import page, results, runs
 from gpt2_parity.report.markdown import clip, escape, fit, table
-from gpt2_parity.report.results import MOST, NAME, columns, grid, headline, pick
+from gpt2_parity.report.results import MOST, NAME, columns, grid, pick
 from gpt2_parity.verdict import explain
 
 # characters that XML forbids, even as &#...;
@@ -54,13 +54,14 @@ def junit(rows: Sequence[Row]) -> str:
 
 
 def job_summary(outcome: Results) -> str:
-    """report.md: counts, what is wrong, the failures, the grid of checks, and the environment.
+    """report.md: the outcome, the counts, what is wrong, the failures, the grid, and the environment.
 
     A job summary has a size limit: long lists and texts are cut, with a note.
     """
     rows, names = outcome.rows, columns(outcome.rows)
     title = escape(str(outcome.environment["model"]))
-    lines = [f"# GPT-2 parity: {title}", "", headline(rows), ""]
+    verdict = OUTCOMES[exit_code(rows)]
+    lines = [f"# {verdict}: GPT-2 parity, {title}", "", escape(results.counts(outcome)), ""]
     failures = [row for row in rows if row.verdict == "fail"]
     if failures:
         for name, paragraphs in explain.paragraphs(rows).items():

@@ -36,7 +36,7 @@ def html(found: Results) -> str:
     return environment.get_template("notebook.html.j2").render(
         outcome=("PASS", "FAIL", "NO VERDICT")[exit_code(rows)],
         headline=headline({target.label: target.state for target in judged}),
-        counts=results.headline(rows),
+        counts=results.counts(found),
         model=found.environment.get("model", ""),
         columns=[name.replace("_", " ") for name in results.columns(rows)],
         matrix=matrix(judged),

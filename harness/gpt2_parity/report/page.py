@@ -37,7 +37,7 @@ def html(runs: Sequence[Run]) -> str:
     return template("report.html.j2").render(
         state=next(iter(judged.values()), "open"),
         states=STATES,
-        headline=headline(judged) + but_for(rows),
+        headline=headline(judged) + but_for(rows) + selections(runs),
         notes=explain.notes(rows),
         models=models(runs),
         counts=results.headline(rows),
@@ -61,6 +61,12 @@ def but_for(rows: Sequence[Row]) -> str:
     """The end of the headline: how many failures the ledger lists; "" for none."""
     n = sum(row.verdict == "known" for row in rows)
     return f", but for {n} known disagreement{'s' * (n > 1)}" if n else ""
+
+
+def selections(runs: Sequence[Run]) -> str:
+    """The end of the headline: which checks were made in runs that made only some; "" for none."""
+    found = (results.selection(run.results.environment) for run in runs if run.results)
+    return "".join(dict.fromkeys(found))
 
 
 def keys(part: str, found: Sequence[TargetSection]) -> list[tuple[str, str]]:

@@ -141,6 +141,42 @@ def headline(rows: list[Row]) -> str:
     return ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(sorted(verdicts)))
 
 
+def counts(found: Results) -> str:
+    """The headline, which names the checks if only some were made."""
+    return f"{headline(found.rows)}{selection(found.environment)}"
+
+
+def selection(environment: Mapping[str, Any]) -> str:
+    """The end of a headline: which checks were made if not all were; "" if all were."""
+    by_target = {name: ", ".join(checks) for name, checks in environment.get("only", {}).items()}
+    if len(set(by_target.values())) > 1:
+        text = "; ".join(f"{name}: {checks}" for name, checks in by_target.items())
+    else:
+        text = next(iter(by_target.values()), "")
+    return f" (selected checks only: {text})" if text else ""
+
+
+def merged(parts: Sequence[Results]) -> Results:
+    """Several runs on one model with one seed as one run; parts: at least one."""
+    made_with = {**parts[0].environment}
+    environments = [part.environment for part in parts]
+    for key in ("versions", "implementation_sha256", "seconds_by_check"):
+        made_with[key] = {name: value for each in environments for name, value in each[key].items()}
+    made_with["seconds"] = round(sum(each["seconds"] for each in environments), 1)
+    made_with["cuda"] = next(
+        (e["cuda"] for e in environments if e["cuda"] == "present"), made_with["cuda"]
+    )
+    if any("only" in each for each in environments):
+        made_with["only"] = {
+            name: each.get("only", {}).get(name, list(CHECKS))
+            for each in environments
+            for name in each["seconds_by_check"]
+        }
+    if len(parts) > 1:
+        made_with.pop("command", None)
+    return Results([row for part in parts for row in part.rows], made_with)
+
+
 def columns(rows: Iterable[Row]) -> list[str]:
     """The checks that have rows, in order of execution; load, process and ledger come last."""
     seen = {row.check for row in rows}

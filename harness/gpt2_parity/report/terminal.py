@@ -21,11 +21,12 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.contract.progress import Progress as Report
 from gpt2_parity.contract.progress import Update
-from gpt2_parity.contract.rows import OUTCOMES, Results, Row, exit_code, label
+from gpt2_parity.contract.rows import NOT_ASKED, OUTCOMES, Results, exit_code, label
 from gpt2_parity.report import results
 from gpt2_parity.verdict import explain
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # a verdict does not need this module
 
 WORDS = {0: "[green]PASS[/green]", 1: "[bold red]FAIL[/bold red]", 2: "[yellow]NO VERDICT[/yellow]"}
 FAILED = OUTCOMES[1]
+READABLE = 100  # columns of a paragraph on a wide terminal
 SHOWN = 8  # paragraphs for each target; the files have every failure
 
 
@@ -170,19 +172,32 @@ def show(console: Console, found: Results) -> None:
     for name, paragraphs in explain.paragraphs(rows).items():
         console.print(f"\n[bold red]{escape(name)}[/bold red]", highlight=False)
         for paragraph in paragraphs[:SHOWN]:
-            console.print(f"  {escape(paragraph)}", highlight=False, soft_wrap=True)
+            write(console, paragraph)
         if len(paragraphs) > SHOWN:
             more = len(paragraphs) - SHOWN
-            console.print(f"  ... and {more} more; with --out DIR, results.json lists all failures")
+            write(console, f"... and {more} more; with --out DIR, results.json lists all failures")
     for line in explain.notes(rows):
-        console.print(f"- {escape(line)}", highlight=False)
+        write(console, line, "- ")
     for row in rows:
         if row.verdict == "skipped":
-            console.print(f"- {escape(label(row))}: {escape(explain.detail(row))}", highlight=False)
-    if (cuda := found.environment["cuda"]) != "present":
+            write(console, f"{label(row)}: {explain.detail(row)}", "- ")
+    if (cuda := found.environment["cuda"]) not in ("present", NOT_ASKED):
         console.print(f"  cuda: {cuda}", highlight=False, markup=False)
     console.print(f"  seed of the fresh tokens: {found.environment['seed']}", highlight=False)
-    console.print(verdict(rows))
+    console.print(verdict(found), highlight=False)
+
+
+def write(console: Console, text: str, lead: str = "  ") -> None:
+    """Print a paragraph. A terminal breaks it between words, and all lines but the first are indented.
+
+    lead: what the first line begins with. In a file or a pipe it is one line, which can be searched.
+    """
+    if not console.is_terminal:
+        console.print(f"{lead}{escape(text)}", highlight=False, soft_wrap=True)
+        return
+    for i, line in enumerate(Text(text).wrap(console, min(console.width, READABLE) - len(lead))):
+        line.rstrip()
+        console.print(Text(lead if i == 0 else " " * len(lead)) + line, highlight=False)
 
 
 Grid = Mapping[str, Mapping[str, str]]  # implementation, check, the share of the limit used
@@ -252,9 +267,9 @@ def paint(value: str) -> str:
     return f"[bold red]{value}[/bold red]" if value == "fail" or value.startswith("FAIL") else value
 
 
-def verdict(rows: list[Row]) -> str:
+def verdict(found: Results) -> str:
     """The last line: the outcome and the counts."""
-    return f"{WORDS[exit_code(rows)]}: {results.headline(rows)}"
+    return f"{WORDS[exit_code(found.rows)]}: {escape(results.counts(found))}"
 
 
 CHANGES = 40  # changes of a comparison that the terminal shows; its files list more

@@ -3,7 +3,7 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gpt2_parity.contract.rows import Row, exit_code, label
 from gpt2_parity.report import results
@@ -55,22 +55,10 @@ def targets(rows: Sequence[Row]) -> list[TargetSection]:
         found.append(
             TargetSection(
                 who, style, state_of(own), results.headline(own), share(own),
-                gather(findings.get(who, [])), heat(own), listed, more, own,
+                findings.get(who, []), heat(own), listed, more, own,
             )
         )  # fmt: skip
     return found
-
-
-def gather(found: list[explain.Finding]) -> list[explain.Finding]:
-    """Findings with those that the same mistake explains merged into the worst of them."""
-    groups: dict[Any, list[explain.Finding]] = defaultdict(list)
-    for i, finding in enumerate(found):
-        groups[finding.mistake or i].append(finding)
-    heads = [
-        max(group, key=lambda f: severity(f.worst) if f.worst else 0.0) for group in groups.values()
-    ]
-    where = [", ".join(finding.where for finding in group) for group in groups.values()]
-    return [finding._replace(where=text) for finding, text in zip(heads, where, strict=True)]
 
 
 def state_of(rows: list[Row]) -> str:

@@ -108,4 +108,6 @@ def explain(error: BaseException) -> str:
         file, line, message = error.filename or "", error.lineno, error.msg
     where = f" at {Path(file).name}:{line}" if file else ""
     text = " ".join(message.split())
-    return f"{type(error).__name__}{where}: {text}"[:500]
+    from gpt2_parity.implementation import extras  # only where something has failed
+
+    return f"{type(error).__name__}{where}: {text}"[:500] + extras.advice(error)

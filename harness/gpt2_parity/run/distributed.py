@@ -155,6 +155,7 @@ class DaskExecutor:
         """
         offered: list[Any] = []
         versions: dict[str, str] = {}
+        unseen: list[str] = []
         wanted = {target.device for target in self.request.targets}
         for device in ["cpu", *(label for label in self.devices if not wanted or label in wanted)]:
             answers: list[dict[str, Any]] = []
@@ -170,7 +171,8 @@ class DaskExecutor:
                 return reason or "it did not report its targets"
             offered += [each for each in answers[-1]["targets"] if each[0] == device]
             versions |= answers[-1]["versions"]
-        write("hello", {"targets": offered, "versions": versions})
+            unseen += [each for each in answers[-1]["unseen"] if each == device]
+        write("hello", {"targets": offered, "versions": versions, "unseen": unseen})
         return ""
 
     def perform(self, task: Task, target: Target | None, device: str, write: Write) -> str:

@@ -32,6 +32,8 @@ class Examination:
     def __init__(self, request: Request, prepared: Prepared, journals: Path, progress: Progress):
         self.request, self.prepared, self.journals = request, prepared, journals
         self.states = [prepared.state(each.name, request.model.name) for each in request.implementations]
+        for state in self.states:
+            state.only = tuple(request.only)
         self.reporter = Reporter(self.states, request.targets, progress)
         self.lock = threading.Lock()  # for the states, and for what is below
         self.n_journals = 0
@@ -52,14 +54,15 @@ class Examination:
         self.executor = executor
         schedule = Schedule(self.states, self.request.targets, history.read(), executor.devices)
         with ThreadPoolExecutor(executor.shares.jobs) as pool:
-            slots = range(executor.shares.jobs)
-            threads = [pool.submit(self.work, executor, schedule, slot) for slot in slots]
             try:
+                slots = range(executor.shares.jobs)
+                threads = [pool.submit(self.work, executor, schedule, slot) for slot in slots]
                 for thread in threads:
                     thread.result()
             finally:  # after Ctrl-C too, before the pool waits for its threads
                 schedule.stop()
-        history.add(self.states)
+        if not self.request.only:  # a selection says nothing about the whole
+            history.add(self.states)
 
     def work(self, executor: Executor, schedule: Schedule, slot: int) -> None:
         """Examine one unit after another, until there are no more."""
@@ -176,7 +179,15 @@ def replay(journal: Path, state: RunState) -> None:
 
 
 def refuse_absence(state: RunState, device: str) -> None:
-    """Raise CannotJudge if a device is required and the implementation does not offer it."""
+    """Raise CannotJudge if a device is required and is not offered, or is not there.
+
+    An implementation that declares a device may well compute on another one.
+    """
+    if device and device in state.unseen:
+        raise CannotJudge(
+            f"device {device} is required, and {state.name} declares it, but none is visible on this "
+            "machine: no driver of a GPU is loaded, or CUDA_VISIBLE_DEVICES hides all"
+        )
     if device and state.offered is not None and device not in {t.device for t in state.offered}:
         offers = ", ".join(map(str, state.offered)) or "nothing"
         raise CannotJudge(f"device {device} is required, but {state.name} offers {offers} here")

@@ -5,12 +5,15 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from gpt2_parity.run import cores
 
 CPUINFO = Path("/proc/cpuinfo")
+# of NVIDIA, of AMD (whose PyTorch calls its device cuda too), and of NVIDIA within Windows
+DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))
 SECONDS = 20.0  # that nvidia-smi may take; without its persistence daemon a driver needs some to wake up
 
 
@@ -58,3 +61,17 @@ def nvidia() -> tuple[str, str]:
     pairs = [line.partition(", ") for line in done.stdout.splitlines() if ", " in line]
     names, drivers = ([pair[i].strip() for pair in pairs] for i in (0, 2))
     return ", ".join(names), ", ".join(dict.fromkeys(drivers))
+
+
+def unseen(devices: Iterable[str]) -> list[str]:
+    """Those of some devices that this machine cannot have, as far as it shows.
+
+    A backend may say cuda and compute on the CPU: so what it says is compared with the driver's files.
+    """
+    return sorted({device for device in devices if device == "cuda" and not sees_a_gpu()})
+
+
+def sees_a_gpu() -> bool:
+    """Whether a driver of NVIDIA or AMD is loaded, and its GPUs are not hidden from this process."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and any(path.exists() for path in DRIVERS)

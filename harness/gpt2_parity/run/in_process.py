@@ -13,6 +13,7 @@ import numpy as np
 from gpt2_parity.checks.registry import CAPABILITIES
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.implementation import signatures
+from gpt2_parity.implementation.without_cache import with_cache
 from gpt2_parity.model.tokenizer import tokenizer_of
 from gpt2_parity.run import worker
 from gpt2_parity.run.child import explain
@@ -41,7 +42,7 @@ def measure(
     send("begin", target=target, host=worker.host_of(target))
     load = functools.partial(prepared.load, implementation, target, decode)
     with np.errstate():  # an implementation that changes NumPy's error handling changes it for itself
-        works = worker.measure(load, target, send)
+        works = worker.measure(load, target, send, only=state.only)
     if works:
         send("end", target=target)
     return works
@@ -61,10 +62,11 @@ def examine(
     try:
         implementation = load()
         offered = signatures.check(implementation, CAPABILITIES)
+        implementation = with_cache(implementation)
     except (Exception, SystemExit) as error:
         handle("lost", {"target": None, "message": explain(error)})
         return
-    handle("hello", {"targets": offered, "versions": worker.versions()})
+    handle("hello", worker.hello(offered))
     if not offered:
         message = "targets() is empty: it cannot run on this machine"
         handle("lost", {"target": None, "message": message})

@@ -81,7 +81,9 @@ class RunState:
     def __init__(self, name: str, model: str, hparams: HParams, cases: tuple[CaseShape, ...]):
         self.name, self.model, self.hparams, self.cases = name, model, hparams, cases
         self.offered: list[Target] | None = None
+        self.only: tuple[str, ...] = ()  # the checks to make; empty: all
         self.versions: dict[str, str] = {}
+        self.unseen: list[str] = []  # devices that it declares and its machine does not show
         self.broken = ""
         self.over = False  # it ended before it reported its targets
         self.targets: dict[Target, TargetState] = {}
@@ -109,6 +111,7 @@ class RunState:
             case "hello", None:
                 self.offered = [Target(*offered) for offered in data["targets"]]
                 self.versions = data["versions"]
+                self.unseen = list(data.get("unseen", ()))
             case "cannot_judge", None:
                 pass  # a resumed run tries again
             case "broken", None:
@@ -134,7 +137,8 @@ class RunState:
         match event:
             case "plan":
                 offers = tuple(each for each in CAPABILITIES if each.name in data["offers"])
-                state.plan = Plan(self.hparams, self.cases, tuple(data["taps"]), offers)
+                taps, cache = tuple(data["taps"]), str(data["cache"])
+                state.plan = Plan(self.hparams, self.cases, taps, offers, cache=cache, only=self.only)
                 state.seconds["load"] = float(data["seconds"])
             case "checking":
                 state.checking = data["check"]

@@ -74,7 +74,10 @@ class Shipment:
             tokenizer={name: self._add(folder / name) for name in names},
         )
         self.sources = [self._source(found) for found in request.implementations]
-        self.job = {name: job[name] for name in ("hparams", "fresh")} | {"first": list(request.first)}
+        self.job = {name: job[name] for name in ("hparams", "fresh")} | {
+            "first": list(request.first),
+            "only": list(request.only),
+        }
 
     def _add(self, path: Path) -> str:
         sha256 = digest.sha256(path)

@@ -9,7 +9,10 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from gpt2_parity.checks.registry import CHECKS
+from gpt2_parity.contract.dtypes import DTYPES
 from gpt2_parity.contract.interface import CannotJudge, Target
+from gpt2_parity.contract.spelling import meant
 from gpt2_parity.files import atomic, digest, strict_json
 from gpt2_parity.implementation.discovery import Found
 from gpt2_parity.model import catalogue
@@ -32,6 +35,7 @@ class Request(NamedTuple):
     ledger: Path | None = None  # file of known disagreements
     first: Sequence[str] = ()  # checks that run before the others
     jobs: int | None = None  # workers at once; None: as many as cores and memory carry
+    only: Sequence[str] = ()  # the checks to make; empty: all
     scheduler: str = ""  # address of a dask scheduler, whose workers examine; empty: this machine does
 
 
@@ -50,6 +54,7 @@ class Recorded(msgspec.Struct, forbid_unknown_fields=True):
     require: str
     resources: Resources
     ledger: str | None
+    only: list[str] = []
 
     def request(self) -> Request:
         """The request. Raises CannotJudge if its model no longer exists."""
@@ -61,6 +66,7 @@ class Recorded(msgspec.Struct, forbid_unknown_fields=True):
             require=self.require,
             resources=self.resources,
             ledger=Path(self.ledger) if self.ledger else None,
+            only=self.only,
         )
 
 
@@ -79,6 +85,7 @@ def record(request: Request, checkpoint_sha256: dict[str, str]) -> Recorded:
         require=request.require,
         resources=request.resources,
         ledger=str(request.ledger) if request.ledger else None,
+        only=list(request.only),
     )
 
 
@@ -132,9 +139,10 @@ def is_journal(folder: Path) -> bool:
 def command(request: Request) -> str:
     """The command line that repeats a run with the same seed.
 
-    "" if no command can: an implementation was passed as an object that is in no file.
+    "" if no command can: an implementation was passed as an object that is in no file, or only some
+    checks were made.
     """
-    if not all(found.module for found in request.implementations):
+    if request.only or not all(found.module for found in request.implementations):
         return ""
     default, chosen = Resources(), request.resources
     if request.require and len(request.implementations) == 1:
@@ -156,6 +164,11 @@ def parse_target(text: str) -> Target:
     device, dash, dtype = text.partition("-")
     if not (device and dash and dtype):
         raise CannotJudge(f"target {text!r}: expected DEVICE-DTYPE, such as cpu-float32")
+    if dtype not in DTYPES:
+        known = [f"{device}-{each}" for each in DTYPES]
+        raise CannotJudge(
+            f"target {text!r}: its dtype is not one of {', '.join(DTYPES)}{meant(text, known)}"
+        )
     return Target(device, dtype)
 
 
@@ -170,6 +183,14 @@ def resources(timeout: float, memory: float, threads: int | None = None) -> Reso
     if threads is not None and threads < 1:
         raise CannotJudge(f"threads {threads}: expected 1 or more")
     return Resources(timeout, memory, threads)
+
+
+def checks(names: Sequence[str]) -> tuple[str, ...]:
+    """Checks by name, in order of execution. Raises CannotJudge for a name that no check has."""
+    for name in names:
+        if name not in CHECKS:
+            raise CannotJudge(f"check {name!r}: unknown{meant(name, CHECKS)}")
+    return tuple(name for name in CHECKS if name in names)
 
 
 def jobs(count: int | None) -> int | None:

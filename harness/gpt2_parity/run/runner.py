@@ -7,7 +7,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import Any
 
 from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.contract.progress import Progress, Update
-from gpt2_parity.contract.rows import Results
+from gpt2_parity.contract.rows import NOT_ASKED, Results
+from gpt2_parity.contract.spelling import meant
 from gpt2_parity.model.checkpoint import Checkpoint
 from gpt2_parity.run.examination import Examination
 from gpt2_parity.run.executor import Executor, LocalExecutor
@@ -49,6 +50,7 @@ def verify(
     """
     started = time.time()
     known = known_failures.read(request.ledger) if request.ledger else []
+    known = [each for each in known if not request.only or each.check in request.only]
     with (
         tempfile.TemporaryDirectory(prefix="parity-") as temporary,
         journal_folder(folder) as journals,
@@ -78,6 +80,8 @@ def verify(
         {name: version for state in states for name, version in state.versions.items()},
         {target for state in states for target in state.offered or ()},
         started,
+        request.targets,
+        {device for state in states for device in state.unseen},
     )
     shares = executor.shares if executor is not None else None
     made_with |= how(request, recorded, shares) | {
@@ -87,6 +91,8 @@ def verify(
         ),
         "seconds_by_check": seconds(states),
     }
+    if request.only:
+        made_with["only"] = {name: list(request.only) for name in seconds(states)}
     return Results(rows, made_with)
 
 
@@ -154,6 +160,7 @@ def refuse_missing_targets(wanted: Sequence[Target], states: Sequence[RunState])
         raise CannotJudge(
             f"target {', '.join(absent)}: offered by none of the implementations on this machine; "
             f"offered are {', '.join(sorted(map(str, offered))) or 'none'}"
+            f"{meant(absent[0], map(str, offered))}"
         )
 
 
@@ -165,9 +172,18 @@ def environment(
     versions: dict[str, str],
     offered: set[Target],
     started: float,
+    targets: Sequence[Target] = (),
+    unseen: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Where and with what results were made, as JSON; started is in seconds since the epoch."""
-    cuda = any(target.device == "cuda" for target in offered)
+    """Where and with what results were made, as JSON.
+
+    started: seconds since the epoch. targets: those that were asked for; empty: all. unseen: devices
+    that are declared and not visible.
+    """
+    wanted = not targets or any(target.device == "cuda" for target in targets)
+    cuda = "skipped: no CUDA device offered" if wanted else NOT_ASKED
+    if any(target.device == "cuda" for target in offered):
+        cuda = "declared, but no GPU is visible" if "cuda" in unseen else "present"
     return {
         "gpt2_parity": __version__,
         "model": model,
@@ -178,7 +194,7 @@ def environment(
         "python": platform.python_version(),
         "versions": versions,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
-        "cuda": "present" if cuda else "skipped: no CUDA device offered",
+        "cuda": cuda,
         "date": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 1),
     }

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, TextIO
 import psutil
 
 from gpt2_parity.files import atomic
-from gpt2_parity.run import cores
+from gpt2_parity.run import compiled_programs, cores
 
 Handle = Callable[[str, dict[str, Any]], None]  # an event and its data
 Claim = Callable[[], Mapping[str, Any] | None]  # what a worker has to do; None: nothing, it ends
@@ -221,7 +221,7 @@ def supervise(
             {**job, "journal": str(journal)},
             journal.with_suffix(""),
             resources,
-            environment(resources.threads or job["threads"], given=resources.threads is not None),
+            {**compiled_programs.environment(), **threads_for(job, resources)},
         )
         try:
             stopped = follow(lines, worker, handle, claim, stop)
@@ -229,6 +229,11 @@ def supervise(
         finally:
             worker.kill()
     return worker.exit_reason(stopped, left_behind)
+
+
+def threads_for(job: Mapping[str, Any], resources: Resources) -> dict[str, str]:
+    """The environment of a worker, with the threads that the user chose, or else its share of them."""
+    return environment(resources.threads or job["threads"], given=resources.threads is not None)
 
 
 def environment(threads: int | None, given: bool = True) -> dict[str, str]:

@@ -21,6 +21,7 @@ from gpt2_parity.contract.plan import Plan
 from gpt2_parity.contract.rows import plain
 from gpt2_parity.implementation import discovery, signatures
 from gpt2_parity.implementation.loaded import Loaded
+from gpt2_parity.implementation.without_cache import with_cache
 from gpt2_parity.model.tokenizer import tokenizer_of
 from gpt2_parity.run import child, host
 from gpt2_parity.run.child import explain
@@ -55,10 +56,11 @@ def run(job: dict[str, Any], requests: Iterator[str], journal: Journal) -> None:
     try:
         impl = discovery.Found(**job["implementation"]).load()
         offered = signatures.check(impl, CAPABILITIES)
+        impl = with_cache(impl)
     except BaseException as error:
         journal("broken", message=explain(error))
         raise
-    journal("hello", targets=offered, versions=versions())
+    journal("hello", **hello(offered))
     if not (line := next(requests, "")):
         return
     request = json.loads(line)
@@ -69,7 +71,7 @@ def run(job: dict[str, Any], requests: Iterator[str], journal: Journal) -> None:
     decode = tokenizer.decode if tokenizer else str
     load = functools.partial(prepared.load, impl, target, decode)
     try:
-        if measure(load, target, journal, request["done"], job["first"]):
+        if measure(load, target, journal, request["done"], job["first"], job["only"]):
             journal("end", target=target)
     except CannotJudge as error:
         journal("cannot_judge", message=str(error))
@@ -81,17 +83,19 @@ def measure(
     journal: Journal,
     done: Collection[str] = (),
     first: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> bool:
     """Run every check on one target, except those that are done. An exception ends only its check.
 
-    first: checks that run before the others. Returns False, without running the remaining checks, if an
-    exception leaves the implementation so broken that every call raises: their failures would blame the
-    wrong mechanism. Raises CannotJudge if the truth cannot be read or made.
+    first: checks that run before the others. only: the checks to make; empty: all. Returns False,
+    without running the remaining checks, if an exception leaves the implementation so broken that every
+    call raises: their failures would blame the wrong mechanism. Raises CannotJudge if the truth cannot
+    be read or made.
     """
     started = time.perf_counter()
     try:
         loaded = load()
-        plan = loaded.plan(CAPABILITIES)
+        plan = loaded.plan(CAPABILITIES)._replace(only=tuple(only))
     except CannotJudge:  # a full disk, for example: that says nothing about the implementation
         raise
     except (Exception, SystemExit) as error:
@@ -100,7 +104,7 @@ def measure(
     works = bool(done)  # whether anything was ever measured
     journal("plan", target=target, **plan_as_json(plan), seconds=since(started))
     for name, check in beginning_with(first).items():
-        if name in done:
+        if name in done or not plan.makes(name):
             continue
         journal("checking", target=target, check=name)
         started = time.perf_counter()
@@ -127,7 +131,14 @@ def since(started: float) -> float:
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:
     """The implementation's taps and capabilities; the parent knows the rest of the plan."""
-    return {"taps": plan.taps, "offers": [capability.name for capability in plan.offers]}
+    offers = [capability.name for capability in plan.offers]
+    return {"taps": plan.taps, "offers": offers, "cache": plan.cache}
+
+
+def hello(offered: Sequence[Target]) -> dict[str, Any]:
+    """What an implementation offers, on what it runs, and the devices that are not to be seen here."""
+    unseen = host.unseen(target.device for target in offered)
+    return {"targets": offered, "versions": versions(), "unseen": unseen}
 
 
 def host_of(target: Target) -> dict[str, Any]:

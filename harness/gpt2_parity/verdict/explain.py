@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.contract.architecture import kind_of
+from gpt2_parity.contract.dtypes import UNIT_ROUNDOFF
 from gpt2_parity.contract.rows import Row, label
 from gpt2_parity.mistakes import registry
 from gpt2_parity.verdict.attribution import DECODE, collapse, introduces, own_blame
@@ -77,6 +78,14 @@ class Phrase(NamedTuple):
     optional: tuple[str, ...] = ()  # more keys that it words
 
 
+CACHE_IS_TOKENS = (
+    "the cache is the tokens so far, so these keys were computed anew and are not those tapped before; "
+    "declare CACHE = None"
+)
+IN_PLACE = (
+    "the cache was written in place: continued in one way, it no longer serves for another; "
+    'if that is meant, declare CACHE = "in place"'
+)
 # Evidence that no phrase fits is shown as its name and its value.
 PHRASES = (
     Phrase(
@@ -88,9 +97,11 @@ PHRASES = (
         lambda e: f"recomputed from {', '.join(e['recomputed_from']) or 'the tokens'}",
     ),
     Phrase(("token", "position"), _looked_up, ("channel",)),
+    Phrase(("cache_is_tokens",), lambda e: CACHE_IS_TOKENS),
+    Phrase(("in_place",), lambda e: IN_PLACE),
     Phrase(("length",), lambda e: f"{e['length']} tokens"),
     Phrase(("cut_at",), lambda e: f"cut at {e['cut_at']}"),
-    Phrase(("measured", "declared"), _precision, ("wider",)),
+    Phrase(("measured", "declared"), _precision, ("wider", "as_coarse_as")),
     Phrase(("overwritten",), lambda e: ", ".join(e["overwritten"])),
     Phrase(
         ("near_ties", "positions"),
@@ -187,6 +198,9 @@ def _observed(row: Row) -> list[str]:
     return [text for text in parts if text]
 
 
+SECOND_MODEL = "(this check loads a second model beside the first, and both must go on working)"
+
+
 def ended(row: Row) -> str:
     """What ended a run, a check or a target early, and when; or which ledger entry is out of date."""
     e = row.evidence
@@ -197,7 +211,8 @@ def ended(row: Row) -> str:
             f"{' | '.join(stale['id'])} no longer fails; remove the line"
         )
     if e.get("since"):
-        return f"has raised on every call since the check {check_name(e['since'])}: {e['error']}"
+        beside = f" {SECOND_MODEL}" if e["since"] in ("sizes", "overflow") else ""
+        return f"has raised on every call since the check {check_name(e['since'])}: {e['error']}{beside}"
     during = f" (during the check {check_name(e['during'])})" if e.get("during") else ""
     return f"{e['error']}{during}"
 
@@ -254,7 +269,7 @@ def diagnosis(row: Row) -> str:
     if (nearest := e.get("nearest")) is None:
         return ""
     if not nearest:
-        return "no known mistake applies"
+        return "no known mistake explains it"
     text = registry.text_of(nearest["mistake"])
     if row.check == "local":
         falls = f"{number(nearest['before'])} rounding units fall to {number(nearest['after'])}"
@@ -327,11 +342,16 @@ class Finding(NamedTuple):
         return effect(self.worst) if self.worst else ""
 
     @property
+    def several(self) -> bool:
+        """Whether it names several operations."""
+        return ", " in self.where
+
+    @property
     def text(self) -> str:
         """All parts as one paragraph."""
         why = f"Why: {self.why}." if self.why else ""
         look = f"Look at {self.look}." if self.look else ""
-        lead = f"{self.where} {self.claim}".strip()
+        lead = f"{self.where}{': each' if self.several else ''} {self.claim}".strip()
         return " ".join(part for part in (lead, self.size, why, look) if part)
 
 
@@ -344,29 +364,35 @@ def findings(rows: Iterable[Row]) -> dict[str, list[Finding]]:
     """What is wrong, by implementation and target; what introduces an error comes first."""
     by_run: dict[str, list[Row]] = defaultdict(list)
     layers = set()
+    products: Counter[str] = Counter()
     for row in rows:
         if row.scope[:1] == "h" and "/" in row.scope:
             layers.add(row.scope.partition("/")[0])
+        products[label(row)] += row.check == "precision"
         if row.verdict == "fail":
             by_run[label(row)].append(row)
-    return {name: found_in(failed, len(layers)) for name, failed in by_run.items()}
+    return {name: found_in(failed, len(layers), products[name]) for name, failed in by_run.items()}
 
 
-def found_in(failed: list[Row], layers: int) -> list[Finding]:
-    """The findings for one implementation and target, from its failures."""
+def found_in(failed: list[Row], layers: int, products: int) -> list[Finding]:
+    """The findings for one implementation and target, from its failures, one for each cause.
+
+    products: how many matrix products the check "precision" has examined.
+    """
     groups: dict[tuple[str, bool, str], list[Row]] = defaultdict(list)
     rest = []
+    coarse, failed = coarser(failed, layers, products)
     ends = [row for row in failed if row.check == "process"]
     lost = [row for row in failed if row.status == "lost"] if ends else []
     for row in failed:
         if row in lost or row in ends:
             continue
         if introduces(row):
-            leaf = row.scope.partition("/")[2] or kind_of(row.scope)
-            groups[leaf + " segment" * is_segment(row), in_decode_only(row), row.mistake].append(row)
+            groups[cause_of(row)].append(row)
         else:
             rest.append(row)
     found = [crash(ends[0], lost)] if ends else []
+    found += coarse
     found += [operation(group, layers) for group in groups.values()]
     alone: dict[str, list[Row]] = defaultdict(list)
     inherited = []
@@ -382,6 +408,52 @@ def found_in(failed: list[Row], layers: int) -> list[Finding]:
         claim = f"{len(inherited)} more failures inherit it ({checks})."
         found.append(Finding("", claim, "", "", None))
     return found
+
+
+def cause_of(row: Row) -> tuple[str, bool, str]:
+    """What failing operations have in common if they have one cause: a mistake, or else their kind."""
+    if row.mistake:
+        return "", False, row.mistake
+    leaf = row.scope.partition("/")[2] or kind_of(row.scope)
+    return leaf + " segment" * is_segment(row), in_decode_only(row), ""
+
+
+def coarser(failed: list[Row], layers: int, products: int) -> tuple[list[Finding], list[Row]]:
+    """A finding if most products are computed in one coarser precision; and the failures that it leaves.
+
+    Operations whose error is what that precision causes belong to it: they are not told again.
+    """
+    by_dtype: dict[str, list[Row]] = defaultdict(list)
+    for row in failed:
+        if row.check == "precision" and row.evidence.get("as_coarse_as"):
+            by_dtype[row.evidence["as_coarse_as"]].append(row)
+    dtype, group = max(by_dtype.items(), key=lambda each: len(each[1]), default=("", []))
+    if len(group) <= max(1, products / 2):
+        return [], failed
+    own = [row for row in failed if introduces(row) and as_coarse_as(row, dtype)]
+    if len({row.mistake for row in own}) == 1 and own[0].mistake:
+        return [], failed  # one mistake explains all: it says more than a precision
+    worst = max(group, key=severity)
+    scopes = ", ".join(collapse((row.scope for row in group), layers))
+    claim = (
+        f"is computed in {worst.evidence['measured']}, declared {worst.evidence['declared']}: "
+        f"{len(group)} of {products} products."
+    )
+    size = f"At worst, {worst.scope} loses {worst.value:.3g} bits; {worst.limit:g} are allowed."
+    wrong = {row.scope for row in group}
+    if others := collapse((row.scope for row in own if row.scope not in wrong), layers):
+        size += f" The errors of {', '.join(others)} are as large as that precision makes them."
+    why = next((text for row in own if row.mistake and (text := diagnosis(row))), "")
+    look = CHECKS["precision"].look_at
+    kept = [row for row in failed if row not in own and row not in group]
+    return [Finding(scopes, claim, size, look, worst, why)], kept
+
+
+def as_coarse_as(row: Row, dtype: str) -> bool:
+    """Whether the error of an operation is within its limit at a coarser dtype."""
+    if row.value is None or row.limit is None or is_segment(row) or row.dtype not in UNIT_ROUNDOFF:
+        return False
+    return row.value * UNIT_ROUNDOFF[row.dtype] / UNIT_ROUNDOFF[dtype] <= row.limit
 
 
 def in_decode_only(row: Row) -> bool:
@@ -406,7 +478,7 @@ def crash(end: Row, lost: list[Row]) -> Finding:
 
 def operation(group: list[Row], layers: int) -> Finding:
     """One operation (or segment), in one or several layers, that is wrong given its own input."""
-    worst = max(group, key=severity)
+    worst = max(group, key=lambda row: severity(row) / (row.limit or 1.0))
     scopes = ", ".join(collapse((row.blame for row in group), layers))
     if worst.status == "missing":
         claim = f"is expected, by TAPS or by the first call, but was not tapped (case {worst.case})."

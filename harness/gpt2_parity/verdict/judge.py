@@ -29,7 +29,7 @@ NO_LIMIT = "it has no limit, so it cannot be judged"
 
 def expected(plan: Plan) -> Expected:
     """Every key that a run must measure. Raises ValueError if a check expects a key twice."""
-    keys = {name: list(check.expected(plan)) for name, check in CHECKS.items()}
+    keys = {name: list(check.expected(plan)) for name, check in CHECKS.items() if plan.makes(name)}
     for name, wanted in keys.items():
         if len(set(wanted)) != len(wanted):
             raise ValueError(f"check {name} expects the same measurement twice")
@@ -161,7 +161,7 @@ class Judge:
         return [
             self._plain(("", scope, ""), name, "unlocalised", "not_asked", {})
             for name, check in CHECKS.items()
-            if check.unseen
+            if check.unseen and plan.makes(name)
             for scope in check.unseen(plan)
         ]
 
