@@ -59,13 +59,20 @@ def _entry(folder: Path, key: str, make: Callable[[], Mapping[str, np.ndarray]])
 def is_intact(path: Path, key: str) -> bool:
     """Whether an entry exists, was made from key, and has the bytes that were written."""
     try:
-        note = strict_json.read(path.with_suffix(".json"))
-        if note != {"key": key, "sha256": digest.sha256(path)}:
+        beside, status = path.with_suffix(".json"), path.stat()
+        sha256 = _sha256(path, status.st_ino, status.st_mtime_ns, status.st_size)
+        if strict_json.read(beside) != {"key": key, "sha256": sha256}:
             return False
-        os.utime(path)  # recently used
+        os.utime(beside)  # recently used
     except (OSError, ValueError, CannotJudge):
         return False
     return True
+
+
+@functools.lru_cache(maxsize=1000)
+def _sha256(path: Path, inode: int, changed: int, size: int) -> str:
+    """The hash of a file, which a process reads again only if it has changed."""
+    return digest.sha256(path)
 
 
 @functools.cache
@@ -87,10 +94,17 @@ def _temporary() -> "tempfile.TemporaryDirectory[str]":
 
 def prune(folder: Path, new: Path) -> None:
     """Remove entries other than a new one, those unused for longest first, until MOST bytes are left."""
-    found = [(path.stat(), path) for path in folder.glob("*.safetensors")]
     total = 0
-    for status, path in sorted(found, key=lambda each: each[0].st_mtime, reverse=True):
-        total += status.st_size
+    for path in sorted(folder.glob("*.safetensors"), key=_used, reverse=True):
+        total += path.stat().st_size
         if total > MOST and path != new:
             for each in (path.with_suffix(".json"), path):  # a process that has mapped it keeps it
                 each.unlink(missing_ok=True)
+
+
+def _used(path: Path) -> float:
+    """When an entry was last used, in seconds since the epoch; 0 if its note is gone."""
+    try:
+        return path.with_suffix(".json").stat().st_mtime
+    except OSError:
+        return 0.0

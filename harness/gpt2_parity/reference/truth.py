@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpt2_parity.contract.architecture import HParams
-from gpt2_parity.files import digest
+from gpt2_parity.files import digest, safetensors_mmap
 from gpt2_parity.files.safetensors_mmap import MappedArrays
 from gpt2_parity.reference import gradient, kept, records
 from gpt2_parity.reference.records import Case, Record
@@ -27,7 +27,7 @@ def record(
 
     made_from = _made_from("record", params, hparams, case.tokens, dtype) | {"n_new": case.n_new}
     path = kept.entry(made_from, make, folder)
-    return Record(case.name, MappedArrays(path), hparams.n_layer)
+    return Record(case.name, safetensors_mmap.read(path), hparams.n_layer)
 
 
 def gradients(

@@ -9,6 +9,7 @@ import numpy as np
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.plan import CaseShape
+from gpt2_parity.files import safetensors_mmap
 from gpt2_parity.files.safetensors_mmap import MappedArrays
 from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.model.catalogue import Model
@@ -32,7 +33,7 @@ class Prepared(NamedTuple):
         """What prepare returned, in a worker."""
         hparams, weights = HParams(**job["hparams"]), Path(job["weights"])
         records = [
-            Record(name, MappedArrays(Path(path)), hparams.n_layer)
+            Record(name, safetensors_mmap.read(Path(path)), hparams.n_layer)
             for name, path in job["records"].items()
         ]
         fresh = [Case(name, np.array(tokens, np.int32), 0) for name, tokens in job["fresh"].items()]
