@@ -34,6 +34,8 @@ from gpt2_parity.run import code, content, dask_task, distributed, host, request
 from gpt2_parity.run.order import Files, Order
 from gpt2_parity.run.supervisor import Resources
 
+pytestmark = pytest.mark.xdist_group("distributed")  # one cluster, and one cache of what it was sent
+
 HARNESS = Path(gpt2_parity.__file__).parent.parent
 CLUSTER = HARNESS.parent / "docs" / "cluster"
 SEED = 7

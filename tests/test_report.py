@@ -493,7 +493,9 @@ def test_the_schema_has_the_columns_and_verdicts_and_refuses_others(runs):
     assert SCHEMA["properties"]["schema"]["const"] == results.SCHEMA
     assert SCHEMA["$id"] == f"urn:gpt2-parity:results:{results.SCHEMA}"
     good = json.loads((runs["clean"] / results.NAME).read_text())
-    assert {*good["environment"], "only"} == set(SCHEMA["properties"]["environment"]["properties"])
+    assert {*good["environment"], "only", "lost_workers"} == set(
+        SCHEMA["properties"]["environment"]["properties"]
+    )
     for change in (
         {"verdict": "ok"},
         {"value": None},
