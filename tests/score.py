@@ -193,7 +193,7 @@ def models_of(variant: variants.Variant, seeds: int) -> Sequence[str]:
 def try_variant(name: str, model: str, seeds: int, device: str = "cpu") -> Alarm:
     """All cases with the first seed, the fresh case alone with the others.
 
-    One seed is a quick look: what compiles or dispatches slowly then has its short cases only.
+    One seed is a quick look, at short cases only.
     """
     found = next(variant for variant in SHELVES[device].variants if variant.name == name)
     alarms, greatest, used = [], {}, 0.0
@@ -202,7 +202,7 @@ def try_variant(name: str, model: str, seeds: int, device: str = "cpu") -> Alarm
     with tempfile.TemporaryDirectory() as folder:
         module = variants.load(found, Path(folder))
         for seed in range(seeds):
-            short = SHORT if seeds == 1 and found.specimen in SLOW else None
+            short = SHORT if seeds == 1 else None
             only = {"fresh"} if seed else short
             for row in examine(module, prepared(model, seed), found.target, only):
                 used = max(used, row.ratio or 0)

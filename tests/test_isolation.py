@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import gpt2_parity
 from commands import command, module, parity
 from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.contract.rows import exit_code
@@ -61,17 +62,15 @@ MISDEEDS = {
 @pytest.mark.parametrize("name", MISDEEDS)
 def test_a_misdeed_is_that_implementations_verdict_and_the_others_are_kept(name, tmp_path, prepared):
     code, message = MISDEEDS[name]
-    path, out = module(tmp_path, name, code), tmp_path / "out"
-    resources = ("--timeout", 6 if "hangs" in name else 120, "--memory", 2)
-    chosen = ("--impl", path, "--impl", "numpy", "--target", "cpu-float32")
-    done = parity("verify", *chosen, "--out", out, *resources)
-    assert done.returncode == 1, done.stdout + done.stderr
-    frame = results.read(out)
+    path = module(tmp_path, name, code)
+    options = {"targets": "cpu-float32", "timeout": 6 if "hangs" in name else 120, "memory": 2}
+    verdict = gpt2_parity.verify([path, "numpy"], **options, only=["logits", "kv_cache", "greedy"])
+    assert verdict.exit_code == 1
+    frame = verdict.frame()
     assert set(frame[frame.implementation == "numpy"].verdict) == {"pass"}
     dead = frame[frame.implementation == name]
     assert "pass" not in set(dead.verdict)
     assert dead.detail.str.contains(message, regex=False).any(), dead.detail.tolist()
-    assert "Traceback" not in done.stderr
 
 
 def test_jax_is_told_in_a_worker_to_leave_memory_to_others(tmp_path, prepared, monkeypatch):
