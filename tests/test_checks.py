@@ -13,13 +13,14 @@ from examine import FLOAT32, examine
 from faults import BLACK_BOX, FAULTS, IN_LAYER, Fault, Plain, named, plant, source
 from faults.edits import NUMPY
 from faults.shelf import altered, only_at
-from gpt2_parity.checks import local, weights
+from gpt2_parity.checks import weights
 from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.contract.architecture import HParams, graph, tap_names
 from gpt2_parity.contract.dtypes import DROPPED_BITS, round_nearest
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.plan import Plan
 from gpt2_parity.contract.rows import exit_code
+from gpt2_parity.implementation import operation
 from gpt2_parity.implementation.discovery import find
 from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.mistakes.registry import MISTAKES
@@ -88,33 +89,33 @@ def test_the_local_check_sees_the_same_whatever_its_blocks(prepared, monkeypatch
     run.logits[0, 1, columns // 2] = spoilt
     head = graph(loaded.hparams.n_layer)[-1]
     captured = run.taps | {"logits": run.logits}
-    scene = local.Examined(loaded, record, captured, head, "rounding_units")
+    scene = operation.Examined(loaded, record, captured, head, "rounding_units")
     assert len(scene.blocks()) == 1
-    [whole] = local.examine([scene])
+    [whole] = operation.examine([scene])
     assert whole[1]["at"] == [0, 1, columns // 2]
-    monkeypatch.setattr(local, "BLOCK", 7 * loaded.hparams.n_embd)
+    monkeypatch.setattr(operation, "BLOCK", 7 * loaded.hparams.n_embd)
     assert len(scene.blocks()) > 9
-    np.testing.assert_equal(local.examine([scene]), [whole])
+    np.testing.assert_equal(operation.examine([scene]), [whole])
 
 
 def test_segments_go_one_after_the_other_and_operations_side_by_side(prepared, monkeypatch):
     """A segment may be a whole layer: several at once would take the memory of several."""
     side_by_side = []
-    each = local.parallel.each
+    each = operation.parallel.each
 
     def watched(work, parts):
         side_by_side.extend(scene.op.name for scene, _ in parts)
         return each(work, parts)
 
-    monkeypatch.setattr(local.parallel, "each", watched)
+    monkeypatch.setattr(operation.parallel, "each", watched)
     record, checkpoint = prepared.records[0], prepared.checkpoint
     loaded = Loaded.load(find("numpy").load(), FLOAT32, checkpoint.weights, checkpoint.hparams, [record])
     run = loaded.prefill(record)
     outputs = {name: run.taps[name] for name in ("embed", "h0", "h1", "h1/ln_1")}
     ln_1, h1 = (op for op in graph(loaded.hparams.n_layer) if op.name in ("h1", "h1/ln_1"))
-    segment = local.Examined(loaded, record, outputs, h1, "segment_noise_units")
-    alone = local.Examined(loaded, record, outputs, ln_1, "rounding_units")
-    found = local.examine([segment, alone])
+    segment = operation.Examined(loaded, record, outputs, h1, "segment_noise_units")
+    alone = operation.Examined(loaded, record, outputs, ln_1, "rounding_units")
+    found = operation.examine([segment, alone])
     assert side_by_side == ["h1/ln_1"]
     assert "recomputed_from" in found[0][1]
     assert "right" in found[1][1]
@@ -127,7 +128,7 @@ def test_a_long_segment_makes_each_operation_once(monkeypatch):
     case = records.Record("fresh", {"tokens": tokens}, 48)
     loaded = Loaded(None, None, FLOAT32, params, hparams, [case])
     last = next(op for op in graph(48) if op.name == "ln_f")
-    scene = local.Examined(loaded, case, {}, last, "segment_noise_units")
+    scene = operation.Examined(loaded, case, {}, last, "segment_noise_units")
     right, tapped = scene.recompute(oracle.EXACT, []), {}
     oracle.forward(params, hparams, tokens, tap=tapped.__setitem__)
     np.testing.assert_allclose(right, tapped["ln_f"], rtol=1e-12)
@@ -138,7 +139,7 @@ def test_a_long_segment_makes_each_operation_once(monkeypatch):
     value, evidence = scene.segment()
     assert value == 0
     assert evidence == {"recomputed_from": []}  # the tokens
-    assert len(calls) == (len(graph(48)) - 1) * (1 + local.SEGMENT_DRAWS)
+    assert len(calls) == (len(graph(48)) - 1) * (1 + operation.SEGMENT_DRAWS)
 
 
 @pytest.mark.parametrize("token", [0, 333, 990])
