@@ -22,6 +22,9 @@ def home(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "parity-home"
     os.environ["PARITY_HOME"] = str(place)
+    os.environ["PARITY_SEARCH"] = (
+        "0"  # the search has tests of its own; elsewhere it would only take time
+    )
     return place
 
 

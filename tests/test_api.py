@@ -69,7 +69,7 @@ def test_a_right_one_passes_with_rows_a_frame_and_the_command_that_repeats_it(ri
     assert len(frame) == len(right.rows) > 100
     assert set(frame.verdict) == {"pass"}
     assert frame.attrs["seed"] == right.environment["seed"] == 5
-    repeat = "parity verify --impl numpy --target cpu-float32 --model micro --seed 5"
+    repeat = "parity verify --impl numpy --target cpu-float32 --model micro --seed 5 --search 0"
     assert right.environment["command"] == repeat
     assert repr(right) == f"<Verdict PASS on micro: {len(frame)} pass>"
 

@@ -9,7 +9,7 @@ from gpt2_parity.checks.registry import CAPABILITIES, CHECKS
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.limits import limit_of, near_tie
-from gpt2_parity.contract.plan import CaseShape, Plan
+from gpt2_parity.contract.plan import Asked, CaseShape, Plan
 from gpt2_parity.contract.rows import Measurement, exit_code
 from gpt2_parity.reference import rounding
 from gpt2_parity.reference.rounding import NARROW, WIDE
@@ -187,7 +187,9 @@ def test_no_limit_without_a_measurement():
     used = {
         (check, key[2].removesuffix("_decode"))
         for taps in (("embed", "h0", "ln_f"), ())
-        for check, keys in expected(PLAN._replace(taps=taps, offers=CAPABILITIES)).items()
+        for check, keys in expected(
+            PLAN._replace(taps=taps, offers=CAPABILITIES, asked=Asked(search=1))
+        ).items()
         for key in keys
     }
     assert {(check.name, metric) for check in CHECKS.values() for metric in check.limits} <= used

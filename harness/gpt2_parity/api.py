@@ -135,6 +135,7 @@ def verify(
     first: Sequence[str] = (),
     only: Sequence[str] = (),
     scheduler: str = "",
+    search: float | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Verify one implementation, or each of a list, against the golden record of a model.
@@ -160,6 +161,8 @@ def verify(
     first: checks to run before the others; the verdict does not depend on it.
     only: checks to make; the verdict says nothing about the others, and names these.
     scheduler: address of a dask scheduler; the workers of its cluster then do the work.
+    search: seconds to search, in each target, for sizes, values and histories that are wrong; 0: not at
+        all; None: 10, or what the environment variable PARITY_SEARCH says.
     progress: called with an Update (contract/progress.py) at each step, from several threads.
 
     A crash, a hang, or running out of memory is that implementation's failure and raises nothing. Raises
@@ -168,16 +171,18 @@ def verify(
     """
     given = implementation_given.locate_all(implementations)
     refuse_recursion()
+    limits = requests.resources(timeout, memory, threads)
     request = Request(
         implementations=[one.found for one in given],
         seed=seed_of(seed),
         targets=targets_of(targets),
         require=require_device,
-        resources=requests.resources(timeout, memory, threads),
+        resources=limits,
         ledger=Path(ledger).resolve() if ledger is not None else None,
         first=first,
         jobs=requests.jobs(jobs),
         only=requests.checks(only),
+        search=requests.search(search, limits),
         model=catalogue.locate(model),  # last: it may generate weights
         scheduler=scheduler,
     )

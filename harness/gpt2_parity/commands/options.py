@@ -60,6 +60,15 @@ SchedulerOption = Annotated[
         help="Address of a dask scheduler, such as tcp://10.0.0.1:8786; its workers then do the work.",
     ),
 ]
+SearchOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="Seconds to search, in each target, for sizes, values and histories that are wrong; 0: not "
+        "at all. Default: 10, or PARITY_SEARCH.",
+        min=0,
+    ),
+]
 LedgerOption = Annotated[
     Path | None,
     typer.Option(

@@ -18,6 +18,7 @@ from gpt2_parity.commands.options import (
     ModelOption,
     OutOption,
     SchedulerOption,
+    SearchOption,
     SeedOption,
     TargetOption,
     ThreadsOption,
@@ -48,6 +49,7 @@ def verify(
     jobs: JobsOption = None,
     ledger: LedgerOption = None,
     scheduler: SchedulerOption = "",
+    search: SearchOption = None,
 ) -> None:
     """Verify implementations against the golden records, each in a process of its own."""
     finish(
@@ -63,6 +65,7 @@ def verify(
             jobs=jobs,
             ledger=ledger,
             scheduler=scheduler,
+            search=search,
             progress=progress,
         ),
         out,
@@ -92,6 +95,7 @@ def gate(
     jobs: JobsOption = None,
     ledger: LedgerOption = None,
     scheduler: SchedulerOption = "",
+    search: SearchOption = None,
     watch: Annotated[
         bool,
         typer.Option(
@@ -113,6 +117,7 @@ def gate(
         "jobs": jobs,
         "ledger": ledger,
         "scheduler": scheduler,
+        "search": search,
     }
     if watch:
         watch_file(implementation, options)

@@ -50,11 +50,11 @@ def graph(n_layer: int) -> list[Op]:
 
 
 def kind_of(name: str) -> str:
-    """The kind of the operation that produces a tap (or "logits"), in any layer.
+    """The kind of the operation that produces a tap (or "logits"), in any layer, or in h*: all.
 
     Raises StopIteration for any other name.
     """
-    first = re.sub(r"^h\d+", "h0", name)
+    first = re.sub(r"^h(\d+|\*)", "h0", name)
     return next(op.kind for op in graph(1) if op.name == first)
 
 

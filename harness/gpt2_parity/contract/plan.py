@@ -1,7 +1,8 @@
 """The plan of a run: what it must measure, fixed before anything is measured."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from gpt2_parity.contract.architecture import HParams, parameter_shapes
 from gpt2_parity.contract.capability import Capability
@@ -24,6 +25,19 @@ class CaseShape(NamedTuple):
     n_new: int  # golden greedy tokens
 
 
+class Asked(NamedTuple):
+    """What the user asked for, as far as it decides what is measured."""
+
+    only: tuple[str, ...] = ()  # the checks to make; empty: all
+    search: float = 0.0  # seconds for the check search; 0: it is not made
+    seed: int = 0  # of that search
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> "Asked":
+        """What _asdict wrote, from JSON."""
+        return cls(tuple(data["only"]), float(data["search"]), int(data["seed"]))
+
+
 class Plan(NamedTuple):
     """Everything that decides which measurements a run must deliver."""
 
@@ -33,11 +47,11 @@ class Plan(NamedTuple):
     offers: tuple[Capability, ...] = ()  # the optional functions that the implementation has
     further: int = FURTHER
     cache: str = KEPT
-    only: tuple[str, ...] = ()  # the checks to make; empty: all
+    asked: Asked = Asked()
 
     def makes(self, check: str) -> bool:
         """Whether a check is to be made."""
-        return not self.only or check in self.only
+        return not self.asked.only or check in self.asked.only
 
     def affords(self, n_tokens: int) -> bool:
         """Whether a forward pass over n_tokens costs at most AFFORDABLE; if not, checks omit it."""

@@ -73,6 +73,19 @@ class Loaded:
         params = safetensors_mmap.MappedArrays(weights)
         return cls(impl, model, target, params, hparams, *rest, **named)
 
+    def other(self, params: dict[str, np.ndarray], hparams: HParams) -> "Loaded":
+        """The same implementation with a model of these weights, float32 by checkpoint name.
+
+        It gets copies, in the memory order that it asks for.
+        """
+        fortran = weight_layout.of(self.impl) == "F"
+        given = {
+            name: np.array(w, order="F" if fortran and name.endswith("/w") else "C")
+            for name, w in params.items()
+        }
+        model = self.impl.load(given, hparams, **self.target._asdict())
+        return Loaded(self.impl, model, self.target, params, hparams, [])  # type: ignore[arg-type]  # in memory
+
     def plan(self, capabilities: Sequence[Capability]) -> Plan:
         """The plan of a run: its cases, its taps, and the given capabilities that it offers.
 

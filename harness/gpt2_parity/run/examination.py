@@ -33,7 +33,7 @@ class Examination:
         self.request, self.prepared, self.journals = request, prepared, journals
         self.states = [prepared.state(each.name, request.model.name) for each in request.implementations]
         for state in self.states:
-            state.only = tuple(request.only)
+            state.asked = request.asked
         self.reporter = Reporter(self.states, request.targets, progress)
         self.lock = threading.Lock()  # for the states, and for what is below
         self.n_journals = 0

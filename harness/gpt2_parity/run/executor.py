@@ -94,7 +94,7 @@ class LocalExecutor:
             "path": [entry for entry in sys.path if isinstance(entry, str)],
             "threads": self.shares.threads,
             "first": list(request.first),
-            "only": list(request.only),
+            "asked": request.asked._asdict(),
             "cores": cores.available()[slot * threads : (slot + 1) * threads],
         }
         return supervisor.supervise(

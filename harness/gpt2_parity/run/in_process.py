@@ -42,7 +42,7 @@ def measure(
     send("begin", target=target, host=worker.host_of(target))
     load = functools.partial(prepared.load, implementation, target, decode)
     with np.errstate():  # an implementation that changes NumPy's error handling changes it for itself
-        works = worker.measure(load, target, send, only=state.only)
+        works = worker.measure(load, target, send, asked=state.asked)
     if works:
         send("end", target=target)
     return works

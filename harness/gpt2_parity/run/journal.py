@@ -25,7 +25,7 @@ from typing import Any
 from gpt2_parity.checks.registry import CAPABILITIES
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import Target
-from gpt2_parity.contract.plan import CaseShape, Plan
+from gpt2_parity.contract.plan import Asked, CaseShape, Plan
 from gpt2_parity.contract.rows import Measurement, Row
 from gpt2_parity.verdict.judge import Judge
 
@@ -81,7 +81,7 @@ class RunState:
     def __init__(self, name: str, model: str, hparams: HParams, cases: tuple[CaseShape, ...]):
         self.name, self.model, self.hparams, self.cases = name, model, hparams, cases
         self.offered: list[Target] | None = None
-        self.only: tuple[str, ...] = ()  # the checks to make; empty: all
+        self.asked = Asked()
         self.versions: dict[str, str] = {}
         self.unseen: list[str] = []  # devices that it declares and its machine does not show
         self.broken = ""
@@ -138,7 +138,7 @@ class RunState:
             case "plan":
                 offers = tuple(each for each in CAPABILITIES if each.name in data["offers"])
                 taps, cache = tuple(data["taps"]), str(data["cache"])
-                state.plan = Plan(self.hparams, self.cases, taps, offers, cache=cache, only=self.only)
+                state.plan = Plan(self.hparams, self.cases, taps, offers, cache=cache, asked=self.asked)
                 state.seconds["load"] = float(data["seconds"])
             case "checking":
                 state.checking = data["check"]

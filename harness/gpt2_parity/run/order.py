@@ -76,7 +76,7 @@ class Shipment:
         self.sources = [self._source(found) for found in request.implementations]
         self.job = {name: job[name] for name in ("hparams", "fresh")} | {
             "first": list(request.first),
-            "only": list(request.only),
+            "asked": request.asked._asdict(),
         }
 
     def _add(self, path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import msgspec
 from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.contract.dtypes import DTYPES
 from gpt2_parity.contract.interface import CannotJudge, Target
+from gpt2_parity.contract.plan import Asked
 from gpt2_parity.contract.spelling import meant
 from gpt2_parity.files import atomic, digest, strict_json
 from gpt2_parity.implementation.discovery import Found
@@ -20,6 +22,8 @@ from gpt2_parity.model.catalogue import Model
 from gpt2_parity.run.supervisor import Resources
 from gpt2_parity.version import __version__
 
+SEARCH = 10.0  # seconds that verify and gate search in each target, unless told otherwise
+SEARCH_VARIABLE = "PARITY_SEARCH"  # tells otherwise for all commands of an environment
 NAME = "run.json"  # in the journal folder
 
 
@@ -37,6 +41,12 @@ class Request(NamedTuple):
     jobs: int | None = None  # workers at once; None: as many as cores and memory carry
     only: Sequence[str] = ()  # the checks to make; empty: all
     scheduler: str = ""  # address of a dask scheduler, whose workers examine; empty: this machine does
+    search: float = 0.0  # seconds of each target for the check search
+
+    @property
+    def asked(self) -> Asked:
+        """What decides, apart from the implementation, what is measured."""
+        return Asked(tuple(self.only), self.search, self.seed)
 
 
 class Recorded(msgspec.Struct, forbid_unknown_fields=True):
@@ -55,6 +65,7 @@ class Recorded(msgspec.Struct, forbid_unknown_fields=True):
     resources: Resources
     ledger: str | None
     only: list[str] = []
+    search: float = 0.0
 
     def request(self) -> Request:
         """The request. Raises CannotJudge if its model no longer exists."""
@@ -67,6 +78,7 @@ class Recorded(msgspec.Struct, forbid_unknown_fields=True):
             resources=self.resources,
             ledger=Path(self.ledger) if self.ledger else None,
             only=self.only,
+            search=self.search,
         )
 
 
@@ -86,6 +98,7 @@ def record(request: Request, checkpoint_sha256: dict[str, str]) -> Recorded:
         resources=request.resources,
         ledger=str(request.ledger) if request.ledger else None,
         only=list(request.only),
+        search=request.search,
     )
 
 
@@ -155,6 +168,7 @@ def command(request: Request) -> str:
     arguments += ["--timeout", f"{chosen.seconds:g}"] if chosen.seconds != default.seconds else []
     arguments += ["--memory", f"{chosen.gigabytes:g}"] if chosen.gigabytes != default.gigabytes else []
     arguments += ["--threads", str(chosen.threads)] if chosen.threads else []
+    arguments += [] if request.search == SEARCH else ["--search", f"{request.search:g}"]
     arguments += ["--ledger", str(request.ledger)] if request.ledger else []
     return shlex.join(["parity", *arguments])
 
@@ -198,3 +212,24 @@ def jobs(count: int | None) -> int | None:
     if count is not None and count < 1:
         raise CannotJudge(f"jobs {count}: expected 1 or more")
     return count
+
+
+def search(seconds: float | None, resources: Resources) -> float:
+    """Seconds for the check search; None: what PARITY_SEARCH says, or SEARCH.
+
+    Raises CannotJudge for what is no number, negative, infinite, or too long for the time limit of a
+    check: a failure is made smaller in half of the time again.
+    """
+    given = os.environ.get(SEARCH_VARIABLE, SEARCH) if seconds is None else seconds
+    name = SEARCH_VARIABLE if seconds is None else "search"
+    try:
+        value = float(given)
+    except ValueError as error:
+        raise CannotJudge(f"{name} {given!r}: expected seconds") from error
+    if not (value >= 0 and math.isfinite(value)):
+        raise CannotJudge(f"{name} {value:g}: expected 0 or more seconds")
+    if 2 * value > resources.seconds:
+        raise CannotJudge(
+            f"{name} {value:g}: does not fit the time limit of a check; give --timeout {2 * value:g}"
+        )
+    return value

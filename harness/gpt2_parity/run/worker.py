@@ -17,7 +17,7 @@ import numpy as np
 
 from gpt2_parity.checks.registry import CAPABILITIES, beginning_with
 from gpt2_parity.contract.interface import CannotJudge, Target
-from gpt2_parity.contract.plan import Plan
+from gpt2_parity.contract.plan import Asked, Plan
 from gpt2_parity.contract.rows import plain
 from gpt2_parity.implementation import discovery, signatures
 from gpt2_parity.implementation.loaded import Loaded
@@ -71,7 +71,7 @@ def run(job: dict[str, Any], requests: Iterator[str], journal: Journal) -> None:
     decode = tokenizer.decode if tokenizer else str
     load = functools.partial(prepared.load, impl, target, decode)
     try:
-        if measure(load, target, journal, request["done"], job["first"], job["only"]):
+        if measure(load, target, journal, request["done"], job["first"], Asked.of(job["asked"])):
             journal("end", target=target)
     except CannotJudge as error:
         journal("cannot_judge", message=str(error))
@@ -83,19 +83,18 @@ def measure(
     journal: Journal,
     done: Collection[str] = (),
     first: Sequence[str] = (),
-    only: Sequence[str] = (),
+    asked: Asked = Asked(),  # noqa: B008 - a tuple: it cannot change
 ) -> bool:
     """Run every check on one target, except those that are done. An exception ends only its check.
 
-    first: checks that run before the others. only: the checks to make; empty: all. Returns False,
-    without running the remaining checks, if an exception leaves the implementation so broken that every
-    call raises: their failures would blame the wrong mechanism. Raises CannotJudge if the truth cannot
-    be read or made.
+    first: checks that run before the others. Returns False, without running the remaining checks, if an
+    exception leaves the implementation so broken that every call raises: their failures would blame the
+    wrong mechanism. Raises CannotJudge if the truth cannot be read or made.
     """
     started = time.perf_counter()
     try:
         loaded = load()
-        plan = loaded.plan(CAPABILITIES)._replace(only=tuple(only))
+        plan = loaded.plan(CAPABILITIES)._replace(asked=asked)
     except CannotJudge:  # a full disk, for example: that says nothing about the implementation
         raise
     except (Exception, SystemExit) as error:

@@ -8,6 +8,7 @@ from gpt2_parity.checks.registry import CHECKS, by_precedence
 from gpt2_parity.contract.check import Implied
 from gpt2_parity.contract.rows import Row
 
+LOCAL = ("local", "search")  # checks that judge each operation given its own input
 DECODE = " (decode)"  # after a scope that is right in prefill
 AS_LARGE = 4  # times: two results that are each off by x differ by up to 2 x; the rest is margin
 
@@ -22,7 +23,10 @@ def blame(rows: list[Row]) -> list[Row]:
     Rows that were lost when the process ended blame only the process.
     """
     failed = [row for row in rows if row.verdict == "fail" and row.status != "lost"]
-    faulty = list(dict.fromkeys(blamed(row, rows) for row in failed if introduces(row)))
+    introduced = [row for row in failed if introduces(row)]
+    if any(row.check == "local" for row in introduced):  # a search then finds the same again
+        introduced = [row for row in introduced if row.check == "local"]
+    faulty = list(dict.fromkeys(blamed(row, rows) for row in introduced))
     faulty = faulty or mechanism(rows, failed)
     inherited = ", ".join(collapse(faulty, n_layer(rows)))
 
@@ -31,7 +35,7 @@ def blame(rows: list[Row]) -> list[Row]:
             return row
         if row.status == "lost":
             return row._replace(blame="process")
-        if introduces(row):
+        if row in introduced:
             return row._replace(blame=blamed(row, rows))
         return row._replace(blame=own_blame(row) or inherited)
 
@@ -45,8 +49,10 @@ def n_layer(rows: Iterable[Row]) -> int:
 
 
 def introduces(row: Row) -> bool:
-    """Whether a row is a local failure of its own operation: measured, or its tap is missing."""
-    if row.check != "local" or not row.scope or "inherited" in row.evidence:
+    """Whether a row is a failure of its own operation: measured, or its tap is missing."""
+    if row.check not in LOCAL or not row.scope or "inherited" in row.evidence:
+        return False
+    if row.check == "search" and row.metric != "rounding_units":
         return False
     return row.status not in ("error", "lost") and row.evidence.get("reason") != "input_not_tapped"
 

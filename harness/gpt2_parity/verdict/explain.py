@@ -70,6 +70,56 @@ def _call(e: Mapping[str, Any]) -> str:
     return ids if e["function"] == "forward" else f"{ids} in {e['function']}"
 
 
+def searched(facts: Mapping[str, Any]) -> str:
+    """What a search says about a failure: its condition, and the smallest trial that shows it."""
+    if not facts["failed"]:
+        return f"{facts['trials']} trials, seed {facts['seed']}"
+    parts = [f"{facts['failed']} of {facts['trials']} trials failed, seed {facts['seed']}"]
+    if facts.get("not_again"):
+        parts.append("the same calls did not fail again: it is rare, or depends on what came before")
+    for each in facts.get("condition", ()):
+        fails, passes = (listed(each[name]) for name in ("fails", "passes"))
+        parts.append(f"fails for {each['axis']} {fails}, passes for {passes}")
+    if "trial" in facts:
+        parts.append(f"smallest trial: {calls(facts['trial'])}")
+    return "; ".join(parts)
+
+
+def listed(values: list[Any]) -> str:
+    """Values as text, runs of whole numbers as 5 to 7; at most the first and last few."""
+    if not all(isinstance(value, int) for value in values):
+        return ", ".join(map(str, values))
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    texts = [str(a) if a == b else f"{a} to {b}" if b > a + 1 else f"{a}, {b}" for a, b in runs]
+    return ", ".join(texts if len(texts) <= 6 else [*texts[:3], "...", *texts[-2:]])
+
+
+def calls(trial: Mapping[str, Any]) -> str:
+    """The model and the calls of a trial: n_embd 4, ...: forward [1, 16]."""
+    sizes = ", ".join(f"{name} {value}" for name, value in trial["hparams"].items())
+    made = []
+    for i, step in enumerate(trial["steps"]):
+        call = f"{step.get('kind', 'forward')} [{step.get('batch', 1)}, {step.get('n', 1)}]"
+        past = step.get("past", -1)
+        made.append(
+            call
+            + (
+                f" after call {past + 1}"
+                if past >= 0 and past != i - 1
+                else " with its cache"
+                if past >= 0
+                else ""
+            )
+        )
+    extremes = f" and {', '.join(trial['extremes'])}" if trial["extremes"] else ""
+    return f"{sizes}{extremes}: {', '.join(made)}"
+
+
 class Phrase(NamedTuple):
     """How evidence with certain keys is worded."""
 
@@ -111,6 +161,7 @@ PHRASES = (
     Phrase(("text",), lambda e: quoted(e["text"])),
     Phrase(("likeliest", "id", "row", "new_token"), _by_forward),
     Phrase(("likeliest", "id", "row", "asked_for_one_token"), _by_forward),
+    Phrase(("search",), lambda e: searched(e["search"])),
     Phrase(("accepted",), lambda e: f"{_call(e['accepted'])} were accepted"),
     Phrase(("refused_with",), lambda e: f"refused: {e['refused_with']}"),
     Phrase(
@@ -129,6 +180,7 @@ ELSEWHERE = {  # keys that other functions word
     "beyond",
     "error",
     "reason",
+    "envelope",
 }
 
 

@@ -1,0 +1,228 @@
+"""Searches for what no listed case shows: other sizes, lengths, values, histories and many calls.
+
+Trials (trial.py) are drawn by seed (draw.py), made (calls.py) and judged by the float64 truth of their
+own models (truth.py, judge.py) until the budget is spent. What fails is made smaller, and the condition
+under which it fails is found (narrow.py). What was seen right is the envelope (envelope.py).
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from gpt2_parity.checks.search import draw
+from gpt2_parity.checks.search.calls import NotLoaded, play
+from gpt2_parity.checks.search.draw import Offer
+from gpt2_parity.checks.search.envelope import Envelope
+from gpt2_parity.checks.search.judge import (
+    DECODE,
+    GRADIENT_UNITS,
+    LIMITS,
+    PREFILL,
+    ROUNDING,
+    UNITS,
+    WRONG,
+    Judged,
+    Shown,
+    judge,
+    leaf_of,
+)
+from gpt2_parity.checks.search.narrow import Budget, conditions, smallest
+from gpt2_parity.checks.search.trial import GENERATE, GRADIENTS, Trial
+from gpt2_parity.contract.check import Check
+from gpt2_parity.contract.plan import IN_PLACE, Key, Plan
+from gpt2_parity.contract.rows import Evidence, Measurement
+from gpt2_parity.implementation import operation
+from gpt2_parity.implementation.loaded import Loaded
+from gpt2_parity.mistakes import matching
+from gpt2_parity.mistakes.registry import Scene
+
+CASE = "search"
+ENOUGH = 8  # failing trials after which the search ends
+NARROWED = 2  # scopes whose first failing trial is made smaller
+LEAST = 3.0  # seconds for that, at least
+WHOLE = 40  # steps of a trial that are kept in the evidence
+FALL = 3.0  # the factor by which a mistake that explains an error must at least reduce it
+TOO_MANY = 300  # trials after which a scope that none has shown counts as missing
+
+
+def scopes(plan: Plan) -> list[tuple[str, str]]:
+    """The scopes that a search measures, each with its metric."""
+    judged = operation.judged(plan.taps, plan.hparams.n_layer)
+    first = [op.name for op, metric in judged if metric == ROUNDING]
+    leaves = [leaf_of(name) for name in first if name.startswith("h0") or not name[1:2].isdigit()]
+    offers = {each.name for each in plan.offers}
+    found = [(leaf, ROUNDING) for leaf in dict.fromkeys(leaves)]
+    found += [(PREFILL, UNITS), (DECODE, UNITS)]
+    found += [(GENERATE, WRONG)] if "generate" in offers else []
+    found += [(GRADIENTS, GRADIENT_UNITS)] if "loss_and_grads" in offers else []
+    return found
+
+
+def expected(plan: Plan) -> Iterable[Key]:
+    return [(CASE, *each) for each in scopes(plan)] if plan.asked.search > 0 else []
+
+
+def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
+    if plan.asked.search <= 0:
+        return
+    search = Search(loaded, plan)
+    search.run()
+    search.narrow()
+    yield from search.measurements()
+
+
+class Failure(NamedTuple):
+    """The first trial that showed a failure of a scope."""
+
+    number: int  # of the trial
+    trial: Trial
+    found: Shown
+
+
+class Search:
+    """One search: its worst values, its failures and its envelope."""
+
+    def __init__(self, loaded: Loaded, plan: Plan):
+        self.loaded, self.plan = loaded, plan
+        self.worst: dict[tuple[str, str], Shown] = {}
+        self.failures: dict[tuple[str, str], Failure] = {}
+        self.envelope = Envelope()
+        self.failed = self.made = 0
+        self.explained: dict[tuple[str, str], Evidence] = {}
+        self.mistakes: dict[tuple[str, str], str] = {}
+
+    def offer(self) -> Offer:
+        """What is asked."""
+        return Offer(
+            offers=[each.name for each in self.plan.offers],
+            taps=bool(self.plan.taps),
+            branches=self.plan.cache != IN_PLACE,
+            refuses=self.loaded.target.device == "cpu",
+        )
+
+    def run(self) -> None:
+        """Make trials until the budget is spent and each scope was seen, or enough have failed."""
+        budget, wanted = Budget(self.plan.asked.search), set(scopes(self.plan))
+        for number, trial in enumerate(draw.trials(self.plan.asked.seed, self.offer())):
+            judged = self.attempt(trial)
+            if judged is not None and not judged.outside:
+                self.keep(number, trial, judged)
+            everything = wanted <= self.worst.keys() or number >= TOO_MANY
+            if self.failed >= ENOUGH or (budget.spent and everything):
+                break
+
+    def attempt(self, trial: Trial) -> Judged | None:
+        """Make and judge a trial. None if the implementation refuses to load its model."""
+        try:
+            return judge(play(self.loaded, trial), self.plan.cache)
+        except NotLoaded as refusal:
+            self.envelope.refused.append(str(refusal))
+            return None
+
+    def keep(self, number: int, trial: Trial, judged: Judged) -> None:
+        """Count a trial and keep its worst values, and its failures."""
+        self.made += 1
+        for found in judged.found:
+            key = found.scope, found.metric
+            worst = self.worst.get(key)
+            if worst is None or not found.value <= worst.value:
+                self.worst[key] = found
+            if found.wrong and key not in self.failures:
+                self.failures[key] = Failure(number, trial, found)
+        if any(found.wrong for found in judged.found):
+            self.failed += 1
+        elif judged.outside:
+            self.envelope.outside += 1
+        else:
+            self.envelope.add(trial, judged)
+
+    def narrow(self) -> None:
+        """Localise the failures, and make the trial of the most telling ones smaller."""
+        if not self.failures or min(each.number for each in self.failures.values()) < draw.PLAIN:
+            return  # nothing is wrong, or without any condition
+        self.localise()
+        budget = Budget(max(LEAST, self.plan.asked.search / 2))
+        operations = [key for key in self.failures if key[1] == ROUNDING]
+        for key in (operations or [*self.failures])[:NARROWED]:
+            self.explain(key, budget)
+
+    def localise(self) -> None:
+        """If no operation has failed, make a failing trial again with taps: one may fail there."""
+        if not self.plan.taps or any(metric == ROUNDING for _, metric in self.failures):
+            return
+        for failure in [*self.failures.values()]:
+            if not failure.trial.tapped and failure.found.metric == UNITS:
+                trial = failure.trial._replace(tapped=True)
+                judged = self.attempt(trial)
+                for found in judged.found if judged else ():
+                    if found.wrong and found.metric == ROUNDING:
+                        self.worst[found.scope, found.metric] = found
+                        self.failures[found.scope, found.metric] = Failure(failure.number, trial, found)
+                return
+
+    def explain(self, key: tuple[str, str], budget: Budget) -> None:
+        """The smallest trial that shows a failure, its condition and, for an operation, its mistake."""
+        _, trial, found = self.failures[key]
+
+        def fails(other: Trial) -> bool:
+            return self.shows(other, key) is not None
+
+        if not fails(trial):
+            self.explained[key] = {"not_again": True}
+            return
+        trial = smallest(trial, fails, budget)
+        found = self.shows(trial, key) or found
+        facts: Evidence = {"step": found.step}
+        facts["condition"] = conditions(trial, found.step, fails, budget)
+        if len(trial.steps) <= WHOLE:
+            facts["trial"] = trial.as_json()
+        self.explained[key] = facts
+        if found.scene is not None and math.isfinite(found.value):
+            self.mistakes[key] = mistake(found)
+
+    def shows(self, trial: Trial, key: tuple[str, str]) -> Shown | None:
+        """What a trial shows of a failure; None if it does not fail in this way."""
+        judged = self.attempt(trial)
+        found = judged.found if judged else []
+        return next((each for each in found if (each.scope, each.metric) == key and each.wrong), None)
+
+    def measurements(self) -> Iterator[Measurement]:
+        """One for each scope: its worst value in all trials, or its first failure."""
+        for key in scopes(self.plan):
+            if key not in self.worst:
+                continue
+            found = self.worst[key]
+            facts: Evidence = {"seed": self.plan.asked.seed, "seconds": self.plan.asked.search}
+            facts |= {"trials": self.made, "failed": self.failed}
+            evidence: Evidence = {"search": facts}
+            if key in self.failures:
+                number, _, found = self.failures[key]
+                facts |= {"trial_number": number} | self.explained.get(key, {})
+                evidence.update(found.evidence)
+            if key == (PREFILL, UNITS):
+                evidence["envelope"] = self.envelope.as_json()
+            yield Measurement(CASE, *key, found.value, evidence, mistake=self.mistakes.get(key, ""))
+
+
+def mistake(found: Shown) -> str:
+    """The known mistake that explains a wrong operation; "" if none does."""
+    scene = found.scene
+    assert scene is not None
+    left = matching.explain(Scene(*scene.around()))
+    name = min(left, key=lambda name: left[name], default="")
+    explains = bool(name) and left[name] <= scene.most and left[name] <= found.value / FALL
+    return name if explains else ""
+
+
+CHECK = Check(
+    name="search",
+    establishes="sizes, lengths, values and histories drawn at random are right, in the time allowed",
+    expected=expected,
+    measure=measure,
+    limits=LIMITS,
+    after="gradients",
+    blames="search",
+    blames_by_scope={PREFILL: "forward", DECODE: "cache", GENERATE: GENERATE, GRADIENTS: GRADIENTS},
+    precedence=135,
+    look_at="what the code does differently under the condition that is given",
+)

@@ -1,0 +1,324 @@
+"""Which trials are made, and in what order: a function of the seed, the dtype and what is offered.
+
+The values of each axis are those at which kernels change their path: at, before and after powers of two
+and multiples of tiles, primes, and the official sizes. They are drawn from strata, and strata are
+combined by a covering array, so that every pair of strata occurs within the first few dozen trials.
+Between them come sweeps: histories on one small model that take every length, every batch or every
+number of keys in turn, or repeat a call until a rare race shows.
+
+Trials begin cheap and become dearer, whatever the budget: a larger budget only goes further.
+"""
+
+import functools
+import itertools
+import random
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
+
+from allpairspy import AllPairs  # type: ignore[import-untyped]  # it has no annotations
+
+from gpt2_parity.checks.search.trial import FORWARD, GENERATE, GRADIENTS, REFUSED, Step, Trial
+from gpt2_parity.contract.architecture import HParams
+from gpt2_parity.implementation.extremes import EXTREMES, ILL_CONDITIONED
+
+# Each axis by stratum; a trial takes a random value of its stratum.
+AXES: dict[str, list[list[int]]] = {
+    "batch": [[1], [2, 3, 4], [5, 6, 7, 8, 9], [*range(10, 18)], [*range(18, 34)], [40, 47, 63, 64, 65]],
+    "n": [
+        *([1], [2, 3, 4, 5], [6, 7, 8, 9], [*range(10, 18)], [*range(18, 34)], [*range(35, 64)]),
+        *([63, 64, 65], [80, 95, 96, 97, 100, 112], [127, 128, 129, 130], [255, 256, 257]),
+    ],
+    "chunk": [[1], [2, 3, 4], [5, 6, 7], [8, 9], [*range(10, 18)], [*range(18, 34)], [47, 63, 64, 65]],
+    "head": [
+        *([1, 2, 3], [4, 5, 7, 8], [9, 12, 15, 16, 17], [20, 24, 31, 32, 33]),
+        *([40, 48, 63, 64, 65], [64], [72, 80, 96, 100, 127, 128, 129]),
+    ],
+    "n_head": [[1], [2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 15], [16, 17, 20], [24, 25]],
+    "n_layer": [[1], [1], [2], [2, 3], [4, 5, 7], [8, 9, 11, 12, 13]],
+    "n_vocab": [
+        *([2, 3, 5, 7], [16, 31, 33, 61], [64, 97, 100], [127, 128, 129], [255, 256, 257, 301]),
+        *([500, 511, 512, 513], [1000, 1023, 1024, 1025], [4096, 4097, 5003]),
+    ],
+    "slack": [[0], [1, 2, 3], [5, 17, 60], [200, 1000]],  # positions left at the end
+    "extreme": [[0], [0], [0], *([i] for i in range(1, len(EXTREMES) + 1)), [-1]],  # -1: two of them
+    "tapped": [[0], [1]],
+}
+WIDE = (768, 1024, 1280, 1600)  # official n_embd
+HEADS = 64  # of every official model
+LONG = 1100  # keys: beyond the official n_ctx, and beyond a kernel's 1,024
+FIRST, LATER = 6e7, 4e6  # work of the first trials, and how much more each later one may cost
+SWEEP = 2e9  # work of a sweep, however early it comes
+TRIES = 20
+PLAIN = 2  # trials that plain makes
+
+
+class Offer(NamedTuple):
+    """What of an implementation can be asked."""
+
+    offers: Collection[str] = ()  # names of its capabilities
+    taps: bool = True
+    branches: bool = True  # whether a cache may be continued more than once
+    refuses: bool = True  # whether bad tokens may be tried: on a GPU they may end the process
+
+
+def trials(seed: int, offer: Offer) -> Iterator[Trial]:
+    """Trials without end; the same seed and offer give the same ones."""
+    rng = random.Random(seed)
+    yield from plain(rng, offer)
+    sweeps = itertools.cycle(SWEEPS)
+    combined = combinations(rng)
+    for i in itertools.count(PLAIN):
+        swept = i % 4 == 3
+        most = SWEEP if swept else FIRST + LATER * i
+        make: Callable[[], Trial] = (
+            functools.partial(next(sweeps), rng, offer)
+            if swept
+            else functools.partial(mixed, rng, offer, next(combined))
+        )
+        for _ in range(TRIES):
+            trial = make()
+            if trial.possible() and trial.work() <= most:
+                yield trial
+                break
+
+
+def plain(rng: random.Random, offer: Offer) -> Iterator[Trial]:
+    """The first trials: a small model and all that is offered, without taps and with them.
+
+    What fails here fails under no condition.
+    """
+    steps = [Step(batch=2, n=5), Step(past=0, batch=2, n=3), Step(past=1, batch=2)]
+    steps += [Step(GENERATE, -1, 2, 5, n_new=3)] if "generate" in offer.offers else []
+    steps += [Step(GRADIENTS, -1, 2, 5)] if "loss_and_grads" in offer.offers else []
+    trial = Trial(HParams(61, 12, 24, 3, 2), tuple(steps), (), rng.randrange(2**31))
+    yield trial
+    yield trial._replace(tapped=offer.taps)
+
+
+def combinations(rng: random.Random) -> Iterator[dict[str, int]]:
+    """Values by axis, such that every pair of strata occurs, again and again with other values."""
+    while True:
+        strata = {name: rng.sample(some, len(some)) for name, some in AXES.items()}
+        for row in AllPairs(list(strata.values())):
+            yield {name: rng.choice(stratum) for name, stratum in zip(strata, row, strict=True)}
+
+
+def mixed(rng: random.Random, offer: Offer, axes: dict[str, int]) -> Trial:
+    """A random history with the given sizes. What would cost too much is made smaller."""
+    n_embd = axes["head"] * axes["n_head"]
+    batch, n, chunk, n_layer = axes["batch"], axes["n"], axes["chunk"], axes["n_layer"]
+    if rng.random() < 0.04:  # an official width
+        n_embd, n_layer, batch, n = rng.choice(WIDE), 1, min(batch, 3), min(n, 9)
+        axes = axes | {"n_head": n_embd // HEADS}
+    while n_embd * n_embd * n_layer > 2e5 and n_layer > 1:
+        n_layer = (n_layer + 1) // 2
+    while batch > 1 and batch * n * n_embd * n_layer > 1.5e5:
+        if rng.random() < 0.5:
+            batch = (batch + 1) // 2
+        elif n > 1:
+            n = (n + 1) // 2
+    names = [*EXTREMES]
+    extremes: tuple[str, ...] = ()
+    if axes["extreme"] > 0:
+        extremes = (names[axes["extreme"] - 1],)
+    elif axes["extreme"] < 0:
+        extremes = tuple(rng.sample(names, 2))
+    if ILL_CONDITIONED.intersection(extremes):
+        offer = offer._replace(offers=[name for name in offer.offers if name != "loss_and_grads"])
+    steps = history(rng, offer, batch, n, min(chunk, 4 * n))
+    needed = max(Trial(HParams(2, 1, 1, 1, 1), steps).lengths())
+    hparams = HParams(axes["n_vocab"], needed + axes["slack"], n_embd, axes["n_head"], n_layer)
+    return Trial(hparams, steps, extremes, rng.randrange(2**31), bool(axes["tapped"]) and offer.taps)
+
+
+def history(rng: random.Random, offer: Offer, batch: int, n: int, chunk: int) -> tuple[Step, ...]:
+    """A prefill, a chunk and a token, and then some of: branches, other prompts with equal beginnings or
+    equal chunks, constant ids, refusals, generate and gradients."""
+    ids = rng.choice(["random"] * 5 + ["zero", "last", "one"])
+    steps = [Step(batch=batch, n=n, ids=ids), Step(past=0, batch=batch, n=chunk)]
+    steps.append(Step(past=1, batch=batch))
+    used = {0, 1}
+    for _ in range(rng.randint(0, 5)):
+        kinds = [other_prompt, same_chunk, continued, continued]
+        if offer.branches:
+            kinds += [branch, branch]
+        if offer.refuses:
+            kinds.append(refusal)
+        if "generate" in offer.offers:
+            kinds.append(generated)
+        if "loss_and_grads" in offer.offers and batch * n <= 64:
+            kinds.append(gradients)
+        for step in rng.choice(kinds)(rng, steps, used, offer):
+            used |= {step.past}
+            steps.append(step)
+    return tuple(steps)
+
+
+More = list[Step]
+
+
+def other_prompt(rng: random.Random, steps: More, used: set[int], offer: Offer) -> More:
+    """Another prompt, often with an equal beginning or of equal length."""
+    first = steps[0]
+    n = rng.choice([first.n, first.n, first.n + 1, max(1, first.n // 2), rng.randint(1, 9)])
+    batch = rng.choice([first.batch, first.batch, 1, 2, rng.randint(1, 9)])
+    return [Step(batch=batch, n=n, like=rng.choice([-1, -1, 0]))]
+
+
+def same_chunk(rng: random.Random, steps: More, used: set[int], offer: Offer) -> More:
+    """Another prompt of the same shape, continued by the same chunk."""
+    at = len(steps)
+    first, chunk = steps[0], steps[1]
+    return [
+        Step(batch=first.batch, n=first.n),
+        Step(past=at, batch=first.batch, n=chunk.n, like=1),
+    ]
+
+
+def continued(rng: random.Random, steps: More, used: set[int], offer: Offer) -> More:
+    """Continue a cache that has not been continued."""
+    free = [i for i, step in enumerate(steps) if step.kind == FORWARD and i not in used]
+    if not free:
+        return []
+    past = rng.choice(free)
+    return [Step(past=past, batch=steps[past].batch, n=rng.choice([1, 1, 2, rng.randint(1, 9)]))]
+
+
+def branch(rng: random.Random, steps: More, used: set[int], offer: Offer) -> More:
+    """Continue any cache."""
+    past = rng.choice([i for i, step in enumerate(steps) if step.kind == FORWARD])
+    n = rng.choice([1, 1, steps[1].n, rng.randint(1, 9)])
+    return [Step(past=past, batch=steps[past].batch, n=n)]
+
+
+def refusal(rng: random.Random, steps: More, used: set[int], offer: Offer) -> More:
+    """A call with an id that is no token, of a new prompt or of a cache."""
+    past = rng.choice([-1, *(i for i, step in enumerate(steps) if step.kind == FORWARD)])
+    if past >= 0 and not offer.branches:
+        past = -1
+    batch = steps[past].batch if past >= 0 else rng.randint(1, 3)
+    return [Step(REFUSED, past, batch, rng.randint(1, 3))]
+
+
+def generated(rng: random.Random, steps: More, used: set[int], offer: Offer) -> More:
+    return [Step(GENERATE, -1, rng.choice([1, 1, 2, 3]), rng.randint(1, 12), n_new=rng.randint(1, 8))]
+
+
+def gradients(rng: random.Random, steps: More, used: set[int], offer: Offer) -> More:
+    return [Step(GRADIENTS, -1, rng.choice([1, 2, 3]), rng.randint(2, 12))]
+
+
+# ---- sweeps: every value of one axis in turn, on a small model
+
+
+def small(rng: random.Random, steps: Sequence[Step], offer: Offer, n_embd: int = 0) -> Trial:
+    """A small model for a long history."""
+    head = rng.choice([4, 8, 16])
+    n_head = rng.choice([1, 2, 3])
+    needed = max(Trial(HParams(2, 1, 1, 1, 1), tuple(steps)).lengths())
+    hparams = HParams(rng.choice([31, 97, 128]), needed, n_embd or head * n_head, n_head, 1)
+    return Trial(hparams, tuple(steps), (), rng.randrange(2**31), offer.taps and rng.random() < 0.3)
+
+
+def every_length(rng: random.Random, offer: Offer) -> Trial:
+    longest = rng.choice([34, 70, 132])
+    steps = [Step(n=longest)] + [Step(n=n, like=0) for n in range(1, longest)]
+    return small(rng, steps, offer)
+
+
+def every_batch(rng: random.Random, offer: Offer) -> Trial:
+    most, n = rng.choice([(20, 5), (36, 3), (66, 2)]), rng.randint(1, 3)
+    steps = [Step(batch=most[0], n=n)]
+    steps += [Step(batch=batch, n=n, like=0) for batch in range(1, most[0])]
+    return small(rng, steps, offer)
+
+
+def every_key(rng: random.Random, offer: Offer) -> Trial:
+    """Token by token, so that every number of keys occurs."""
+    batch, first = rng.choice([1, 1, 2]), rng.choice([1, 1, 2, 17])
+    steps = [Step(batch=batch, n=first)]
+    steps += [Step(past=i, batch=batch) for i in range(rng.choice([40, 140, 270]))]
+    return small(rng, steps, offer)
+
+
+def every_chunk(rng: random.Random, offer: Offer) -> Trial:
+    """Chunks of every size, after one cache or after each other."""
+    batch, first = rng.choice([1, 1, 2, 3]), rng.choice([1, 5, 16, 33, 64])
+    steps = [Step(batch=batch, n=first)]
+    chunks = list(range(1, rng.choice([12, 20, 34])))
+    rng.shuffle(chunks)
+    for i, chunk in enumerate(chunks):
+        steps.append(Step(past=0 if offer.branches else i, batch=batch, n=chunk))
+    return small(rng, steps, offer)
+
+
+def square(rng: random.Random, offer: Offer) -> Trial:
+    """Sizes that are equal and may be taken for each other: batch, tokens, heads."""
+    size = rng.randint(2, 12)
+    steps = [Step(batch=size, n=size), Step(past=0, batch=size, n=size), Step(past=1, batch=size)]
+    trial = small(rng, steps, offer)
+    head = rng.choice([size, 4, 8])
+    return trial._replace(
+        hparams=trial.hparams._replace(n_embd=size * head, n_head=size, n_vocab=max(2, size * head))
+    )
+
+
+def far(rng: random.Random, offer: Offer) -> Trial:
+    """A text beyond the official n_ctx."""
+    first = rng.choice([1, 500, 1020, 1023])
+    chunks = [1020, 1, 1, 1, 1, 1, 5, 17, 33, 1, 1] if first == 1 else [1, 2, 1, 1, 5, 17, 33, 1, 1]
+    chunks = [1000, *chunks] if first == 500 else chunks
+    chunks = chunks if first != 500 else [first, 515, *chunks[3:]]
+    steps = [Step(n=first)]
+    steps += [Step(past=i, n=chunk) for i, chunk in enumerate(chunks)]
+    trial = small(rng, steps, offer, 8)
+    return trial._replace(hparams=trial.hparams._replace(n_head=rng.choice([1, 2])))
+
+
+def many_rows(rng: random.Random, offer: Offer) -> Trial:
+    """More than 1,024 or 2,048 rows of all products."""
+    batch, n = rng.choice([(9, 120), (17, 65), (33, 33), (65, 17), (11, 200), (2, 520), (1, 1030)])
+    return small(rng, [Step(batch=batch, n=n), Step(past=0, batch=batch, n=1)], offer)
+
+
+def again(rng: random.Random, offer: Offer) -> Trial:
+    """One call over and over, so that what is wrong once in hundreds of calls shows."""
+    batch, n = rng.choice([(1, 1), (1, 8), (2, 3)])
+    steps = [Step(batch=batch, n=n)] + [Step(batch=batch, n=n, like=0) for _ in range(150)]
+    return small(rng, steps, offer)
+
+
+def deep(rng: random.Random, offer: Offer) -> Trial:
+    """As many layers as official models, or a large vocabulary."""
+    steps = [Step(batch=2, n=5), Step(past=0, batch=2, n=3), Step(past=1, batch=2)]
+    trial = small(rng, steps, offer)
+    if rng.random() < 0.5:
+        return trial._replace(hparams=trial.hparams._replace(n_layer=rng.choice([12, 24, 25, 36, 48])))
+    return trial._replace(
+        hparams=trial.hparams._replace(n_vocab=rng.choice([50257, 50304, 32768, 65537]))
+    )
+
+
+def backward(rng: random.Random, offer: Offer) -> Trial:
+    """Gradients, on extreme weights too, where they are offered."""
+    extremes = rng.choice([(), *((name,) for name in EXTREMES if name not in ILL_CONDITIONED)])
+    step = Step(batch=rng.choice([1, 2, 3, 5]), n=rng.choice([2, 3, 9, 17, 33]))
+    kind = GRADIENTS if "loss_and_grads" in offer.offers else FORWARD
+    trial = small(rng, [step._replace(kind=kind), step], offer)
+    n_layer = rng.choice([1, 2, 3])
+    return trial._replace(extremes=extremes, hparams=trial.hparams._replace(n_layer=n_layer))
+
+
+def writing(rng: random.Random, offer: Offer) -> Trial:
+    """Texts by generate, where it is offered, up to the last position."""
+    kind = GENERATE if "generate" in offer.offers else FORWARD
+    steps = [
+        Step(kind, -1, rng.choice([1, 2, 5, 9]), rng.randint(1, 40), n_new=(kind == GENERATE) * new)
+        for new in (1, rng.randint(2, 9), rng.choice([17, 33, 65]))
+    ]
+    return small(rng, steps, offer)
+
+
+Sweep = Callable[[random.Random, Offer], Trial]
+SWEEPS: list[Sweep] = [every_length, backward, every_chunk, every_batch, square, writing, many_rows]
+SWEEPS += [far, every_key, deep, again]

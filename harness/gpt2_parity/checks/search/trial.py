@@ -1,0 +1,122 @@
+"""A trial: a model with generated weights and a history of calls on it, as plain data.
+
+A history is a tree: each forward call makes a cache, and a later call may continue any cache that was
+made before it. So caches branch, are dropped and taken up again, and other prompts come in between.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpt2_parity.contract.architecture import HParams, parameter_shapes
+
+CALL = 1e6  # floating-point operations in the time that calling one layer takes
+FORWARD, GENERATE, GRADIENTS, REFUSED = "forward", "generate", "gradients", "refused"
+
+
+class Step(NamedTuple):
+    """One call. Its tokens int32 [batch, n] are random, or begin like those of an earlier step."""
+
+    kind: str = FORWARD
+    past: int = -1  # the step whose cache is continued; -1: none
+    batch: int = 1
+    n: int = 1
+    like: int = -1  # the step whose tokens are repeated as far as they reach; -1: none
+    ids: str = "random"  # or "zero", "last" (n_vocab - 1), "one" (the same id throughout)
+    n_new: int = 0  # for generate
+
+
+class Trial(NamedTuple):
+    """A model and a history."""
+
+    hparams: HParams
+    steps: tuple[Step, ...]
+    extremes: tuple[str, ...] = ()  # what is large or small in the weights: names in extremes.py
+    seed: int = 0  # of weights and tokens
+    tapped: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The trial as JSON; of each step only what differs from the default."""
+        steps = [
+            {k: v for k, v in step._asdict().items() if v != Step._field_defaults[k]}
+            for step in self.steps
+        ]
+        return {**self._asdict(), "hparams": self.hparams._asdict(), "steps": steps}
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> "Trial":
+        """The trial that as_json wrote. Raises TypeError or KeyError for anything else."""
+        steps = tuple(Step(**step) for step in data["steps"])
+        hparams = HParams(**data["hparams"])
+        return cls(hparams, steps, tuple(data["extremes"]), int(data["seed"]), bool(data["tapped"]))
+
+    def lengths(self) -> list[int]:
+        """The number of tokens, those in its cache included, after each step."""
+        total: list[int] = []
+        for step in self.steps:
+            before = total[step.past] if step.past >= 0 else 0
+            total.append(before + step.n + (step.n_new - 1 if step.kind == GENERATE else 0))
+        return total
+
+    def possible(self) -> bool:
+        """Whether the contract allows every call of it."""
+        if self.hparams.n_embd % self.hparams.n_head or not self.steps:
+            return False
+        for step, length in zip(self.steps, self.lengths(), strict=True):
+            too_long = length > self.hparams.n_ctx
+            if too_long or min(step.n, step.batch) < 1:
+                return False
+            if step.past >= 0:
+                before = self.steps[step.past]
+                if before.kind != FORWARD or before.batch != step.batch:
+                    return False
+            if (step.kind == GENERATE and step.n_new < 1) or (step.kind == GRADIENTS and step.n < 2):
+                return False
+        return True
+
+    def tokens(self) -> list[np.ndarray]:
+        """The tokens int32 [batch, n] of each step."""
+        made: list[np.ndarray] = []
+        for i, step in enumerate(self.steps):
+            ids = self._ids(i, step)
+            if step.like >= 0:
+                other = made[step.like]
+                rows, columns = (min(pair) for pair in zip(ids.shape, other.shape, strict=True))
+                ids[:rows, :columns] = other[:rows, :columns]
+            made.append(ids)
+        return made
+
+    def _ids(self, i: int, step: Step) -> np.ndarray:
+        shape, n_vocab = (step.batch, step.n), self.hparams.n_vocab
+        rng = np.random.default_rng([self.seed, i])
+        match step.ids:
+            case "zero":
+                return np.zeros(shape, np.int32)
+            case "last":
+                return np.full(shape, n_vocab - 1, np.int32)
+            case "one":
+                return np.full(shape, rng.integers(n_vocab), np.int32)
+        return rng.integers(0, n_vocab, shape).astype(np.int32)
+
+    def work(self) -> float:
+        """What it costs, in floating-point operations, its truth and noise included; roughly."""
+        n_params = sum(int(np.prod(shape)) for shape in parameter_shapes(self.hparams).values())
+        _, _, n_embd, n_head, n_layer = self.hparams
+        total = 60.0 * n_params  # weights are drawn and converted
+        lengths = self.lengths()
+        for step, length in zip(self.steps, lengths, strict=True):
+            passes = {GRADIENTS: 40.0, FORWARD: 7.0, GENERATE: 14.0, REFUSED: 0.0}[step.kind]
+            new = step.batch * (length - (lengths[step.past] if step.past >= 0 else 0))
+            total += CALL * n_layer + passes * new * (
+                2.0 * n_params + n_layer * length * (4.0 * n_embd + 60.0 * n_head)
+            )
+        return total
+
+
+def paths(steps: Sequence[Step]) -> list[list[int]]:
+    """For each forward step the steps from the first without a cache up to it."""
+    ways: list[list[int]] = []
+    for i, step in enumerate(steps):
+        ways.append([*(ways[step.past] if step.past >= 0 else []), i])
+    return ways
