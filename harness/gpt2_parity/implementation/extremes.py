@@ -27,7 +27,7 @@ def attention_scores(params: Params, hparams: HParams, rng: np.random.Generator,
     head = n_embd // n_head
     for i in range(n_layer):
         bias = params[f"h{i}/attn/c_attn/b"].reshape(3, n_head, head)
-        size = np.sqrt(np.geomspace(1, most, n_head) * np.sqrt(head)) * rng.choice([-1, 1], n_head)
+        size = np.sqrt(np.geomspace(1, most, n_head) * np.sqrt(head)) * (-1) ** np.arange(n_head)
         channel = rng.integers(head)
         bias[0, :, channel] = np.abs(size)
         bias[1, :, channel] = size
@@ -48,8 +48,8 @@ def means(params: Params, hparams: HParams, rng: np.random.Generator, narrow: bo
 
 
 def variances(params: Params, hparams: HParams, rng: np.random.Generator, narrow: bool) -> None:
-    """Layer-norm variances from 1e-12 to 1e8 (1e-4 to 1e4 in float16), another for each token."""
-    low, high = (1e-2, 1e2) if narrow else (1e-6, 1e4)  # weights must not be subnormal in float16
+    """Layer-norm variances from 1e-12 to 1e8 (1e-4 to 1e3 in float16), another for each token."""
+    low, high = (1e-2, 30) if narrow else (1e-6, 1e4)  # weights must not be subnormal in float16
     size = np.geomspace(low, high, hparams.n_vocab, dtype=np.float32)
     params["wte"] *= rng.permutation(size)[:, None] / np.float32(0.14)
     params["wpe"] *= np.float32(low)

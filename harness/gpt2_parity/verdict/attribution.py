@@ -44,8 +44,7 @@ def blame(rows: list[Row]) -> list[Row]:
 
 def n_layer(rows: Iterable[Row]) -> int:
     """The number of layers that appear in the rows."""
-    scopes = {row.scope.partition("/")[0] for row in rows if row.scope[:1] == "h" and "/" in row.scope}
-    return len(scopes)
+    return len({layer[0] for row in rows if (layer := re.match(r"h\d+(?=/)", row.scope))})
 
 
 def introduces(row: Row) -> bool:
