@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.contract.rows import Row, label
 from gpt2_parity.files import atomic
-from gpt2_parity.report import cells, markdown, page, results, runs, speed
+from gpt2_parity.report import cells, envelope, markdown, page, results, runs, speed
 from gpt2_parity.report.runs import Run
 from gpt2_parity.verdict import explain
 
@@ -88,6 +88,7 @@ def compare(before: Path, after: Path) -> Comparison:
         drifts = drift(one.results.rows, two.results.rows)
         if one.results.environment.get("seed") != two.results.environment.get("seed"):
             notes.append("The seeds differ: the case fresh has different tokens in each run.")
+        notes += envelope.differences(one.results.rows, two.results.rows)
     elif one.results or two.results:
         kind = "gone" if one.results else "new"
         changes.append(
@@ -326,7 +327,7 @@ def job_summary(found: Comparison) -> str:
     """The comparison as Markdown for a job summary, within its size limit."""
     clip = markdown.clip
     lines = [f"# {clip(found.names[0])} and {clip(found.names[1])}", "", verdict(found), ""]
-    lines += [f"{note}\n" for note in found.notes]
+    lines += [f"{clip(note)}\n" for note in found.notes]
     lines += markdown.table(
         ["", "implementation", "what", "before", "after", "note"],
         [[sign(change), *map(clip, change[1:])] for change in found.changes[:MOST]],

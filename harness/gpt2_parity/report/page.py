@@ -7,7 +7,7 @@ import jinja2
 
 from gpt2_parity.contract.rows import Row
 from gpt2_parity.files import atomic
-from gpt2_parity.report import plots, results
+from gpt2_parity.report import envelope, plots, results
 from gpt2_parity.report.cells import number
 from gpt2_parity.report.durations import durations
 from gpt2_parity.report.noise import noise
@@ -48,6 +48,8 @@ def html(runs: Sequence[Run]) -> str:
         keys={part: keys(part, found) for part in ("operations", "noise")},
         panels=panels([(target.style, target.rows) for target in found]),
         noise=noise(found),
+        envelopes=envelope.sections(rows),
+        envelope_header=envelope.HEADER,
         texts=texts(rows),
         precision=precision(found),
         contestants=sorted(timed, key=lambda contestant: list(STATES).index(contestant.state)),
