@@ -12,7 +12,6 @@ import msgspec
 
 from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.checks.search.envelope import stratum
-from gpt2_parity.contract.architecture import graph
 from gpt2_parity.contract.rows import Row, label
 from gpt2_parity.files import strict_json
 from gpt2_parity.report.cells import Cell
@@ -37,7 +36,7 @@ class Seen(msgspec.Struct):
     pairs: dict[str, Size]
     ranges: dict[str, tuple[float, float]]
     largest_model: Size
-    rarest_race: Annotated[float, msgspec.Meta(gt=0, le=1)]
+    rarest_race: Annotated[float, msgspec.Meta(ge=1e-12, le=1)]
     outside: Size
     refused: list[str]
     n_refused: Size
@@ -82,23 +81,18 @@ def facts(rows: Iterable[Row]) -> Facts:
         search = strict_json.convert(row.evidence.get("search"), Searched)
     except ValueError:
         return {}
-    axes = {name: [list(span) for span in spans] for name, spans in seen.axes.items() if spans}
+    axes = {name: [[a, b] for a, b in spans if a <= b] for name, spans in seen.axes.items()}
     scopes = {row.scope for row in found}
     tapped = {row.scope for row in found if row.metric == "rounding_units"}
     return msgspec.structs.asdict(seen) | {
-        "axes": axes,
+        "axes": {name: spans for name, spans in axes.items() if spans},
         "seed": search.seed,
         "seconds": search.seconds,
         "made": search.trials,
         "failed": search.failed,
         "not_offered": [name for scope, name in OPTIONAL.items() if scope not in scopes],
-        "untapped": [name for name in operations() if name not in tapped],
+        "untapped": [name for name in explain.every_operation() if name not in tapped],
     }
-
-
-def operations() -> list[str]:
-    """The operations that a search judges by their taps, with h* for all layers."""
-    return [op.name.replace("h0", "h*", 1) for op in graph(1)]
 
 
 def lines(rows: Iterable[Row]) -> list[tuple[str, list[str]]]:
@@ -118,7 +112,8 @@ class Section(NamedTuple):
 
     label: str
     lines: list[str]  # in words
-    axes: list[list[str]]  # HEADER; [] where nothing was searched
+    header: list[str]
+    axes: list[list[str]]  # lines under the header; [] where nothing was seen right
     pairs: "Pairs | None"
     refused: list[str]
 
@@ -130,20 +125,20 @@ class Pairs(NamedTuple):
     rows: list[tuple[str, list[Cell]]]  # a triangle: each row has one cell more
 
 
-HEADER = ["", "seen right", "around powers of two", "not looked at"]
-
-
 def sections(rows: Iterable[Row]) -> list[Section]:
     """The section of each target."""
     return [
-        Section(who, explain.envelope(each), table(each), pairs(each), each.get("refused", []))
+        Section(
+            who, explain.envelope(each), explain.envelope_header(each), table(each), pairs(each),
+            each.get("refused", []),
+        )
         for who, each in by_target(rows).items()
-    ]
+    ]  # fmt: skip
 
 
 def table(found: Facts) -> list[list[str]]:
-    """A line for each axis, quantity and count; the cells of HEADER as text."""
-    if not found:
+    """A line for each axis, quantity and count, as text."""
+    if not found or not found["trials"]:
         return []
     made = [
         [explain.axis(name), explain.spanned(spans, MOST), explain.boundaries(powers(spans)),
@@ -209,7 +204,7 @@ def bands_of(spans: Spans) -> Iterator[int]:
 
 
 def differences(before: Iterable[Row], after: Iterable[Row]) -> list[str]:
-    """For each target of two runs, what only one of them has looked at, in a line."""
+    """For each target of two runs, what only one of them has seen right, in a line."""
     one, two = by_target(before), by_target(after)
     texts = ((who, explain.looked_at(only(one[who], two[who]), only(two[who], one[who])))
              for who in one if who in two)  # fmt: skip
@@ -217,7 +212,7 @@ def differences(before: Iterable[Row], after: Iterable[Row]) -> list[str]:
 
 
 def only(found: Facts, other: Facts) -> Facts | None:
-    """What one run has looked at and the other has not: values in bands that the other never reached,
+    """What one run has seen right and the other has not: values in bands that the other never reached,
     functions, operations and extremes. None where it was searched and the other was not."""
     if found and not other:
         return None
@@ -239,12 +234,16 @@ def only(found: Facts, other: Facts) -> Facts | None:
 def beyond(spans: Spans, other: Spans) -> list[list[int]]:
     """The parts of spans in bands that others do not reach."""
     known = set(bands_of(other))
-    return [
-        [max(first, 2 ** (band - 1) if band else 0), min(last, 2**band - 1)]
-        for first, last in spans
-        for band in range(stratum(first), stratum(last) + 1)
-        if band not in known
-    ]
+    left: list[list[int]] = []
+    for first, last in spans:
+        for band in range(stratum(first), stratum(last) + 1):
+            if band not in known:
+                low, high = max(first, 2 ** (band - 1) if band else 0), min(last, 2**band - 1)
+                if left and left[-1][1] == low - 1:
+                    left[-1][1] = high
+                else:
+                    left.append([low, high])
+    return left
 
 
 def missing(names: Iterable[str], others: Iterable[str]) -> list[str]:

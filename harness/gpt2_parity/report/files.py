@@ -91,7 +91,7 @@ def job_summary(outcome: Results) -> str:
         if part.axes:
             cells = [[clip(text) for text in row] for row in part.axes]
             lines += ["", f"## What was seen right: {clip(part.label)}", ""]
-            lines += table(envelope.HEADER, cells)
+            lines += table(part.header, cells)
     made_with = json.dumps(outcome.environment, indent=1).replace("`", "'")
     lines += ["", "## Environment", "", "```json", made_with, "```", ""]
     return fit("\n".join(lines), NAME)

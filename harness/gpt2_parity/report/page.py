@@ -49,7 +49,6 @@ def html(runs: Sequence[Run]) -> str:
         panels=panels([(target.style, target.rows) for target in found]),
         noise=noise(found),
         envelopes=envelope.sections(rows),
-        envelope_header=envelope.HEADER,
         texts=texts(rows),
         precision=precision(found),
         contestants=sorted(timed, key=lambda contestant: list(STATES).index(contestant.state)),

@@ -616,19 +616,17 @@ FEW_RUNS = 3  # of values, told one by one in a sentence
 
 def envelope(facts: Mapping[str, Any]) -> list[str]:
     """How far a verdict holds: a line on what was seen right, and one on what was not looked at."""
-    return [seen_right(facts), not_looked_at(facts)] if facts else [NOT_SEARCHED]
+    if not facts:
+        return [NOT_SEARCHED]
+    if not facts["trials"]:
+        return [f"nothing was seen right in {facts['made']} trials of the search"]
+    return [seen_right(facts), not_looked_at(facts)]
 
 
 def seen_right(facts: Mapping[str, Any]) -> str:
     """The sizes that were seen right, and in how many calls."""
-    right, made = facts["trials"], facts["made"]
-    if not right:
-        return f"nothing was seen right in {made} trials of the search"
-    lead = (
-        f"right in {right} of {made} trials of the search"
-        if facts["failed"]
-        else "seen right in the search"
-    )
+    trials = f"{facts['trials']} of {facts['made']} trials"
+    lead = f"right in {trials} of the search" if facts["failed"] else "seen right in the search"
     sizes = [reach(name, facts["axes"][name]) for name in BRIEF if name in facts["axes"]]
     sizes.append(f"{facts['calls']:,} calls")
     return f"{lead}: {'; '.join(sizes)}"
@@ -656,10 +654,13 @@ def not_looked_at(facts: Mapping[str, Any]) -> str:
     named = [f"{AXES[name][0]} above {value}" for name, value in most.items() if AXES[name][0]]
     parts = ["more than " + ", ".join(counted)] if counted else []
     parts += [", ".join(named)] if named else []
-    parts += unasked(facts)
-    if facts["calls"]:
-        parts.append(f"what is wrong in fewer than 1 of {often(facts)} calls")
-    return f"not looked at in the search: {'; '.join(parts)}"
+    parts += [*unasked(facts), f"what is wrong in fewer than 1 of {often(facts)} calls"]
+    return f"{unseen_title(facts)} in the search: {'; '.join(parts)}"
+
+
+def unseen_title(facts: Mapping[str, Any]) -> str:
+    """What the rest is called: where trials failed, what they looked at may be in it."""
+    return "not seen right" if facts["failed"] else "not looked at"
 
 
 def often(facts: Mapping[str, Any]) -> str:
@@ -669,9 +670,11 @@ def often(facts: Mapping[str, Any]) -> str:
 
 def unasked(facts: Mapping[str, Any]) -> list[str]:
     """What a search could not ask, or did not come to, besides sizes."""
-    parts = [f"{name} (not offered)" for name in facts["not_offered"]]
+    parts = []
+    if facts["not_offered"]:
+        parts.append(f"{' and '.join(facts['not_offered'])} (not offered)")
     if untapped := facts["untapped"]:
-        every = len(untapped) == len(graph(1))
+        every = untapped == every_operation()
         parts.append("single operations (no taps)" if every else f"{', '.join(untapped)} alone (no tap)")
     if left := [extreme(name) for name, n in facts["extremes"].items() if not n]:
         parts.append(f"extreme {', '.join(left)}")
@@ -680,6 +683,11 @@ def unasked(facts: Mapping[str, Any]) -> list[str]:
     if n := facts["outside"]:
         parts.append(f"{n} trial{'s' * (n > 1)} in which the declared dtype may overflow")
     return parts
+
+
+def every_operation() -> list[str]:
+    """The operations that a search judges by their taps, with h* for all layers."""
+    return [op.name.replace("h0", "h*", 1) for op in graph(1)]
 
 
 def extreme(name: str) -> str:
@@ -691,6 +699,11 @@ def axis(name: str) -> str:
     """The name of an axis in a table."""
     own = {"batch": "batch rows", "generate": "tokens before generate"}
     return own.get(name, "tokens for gradients" if name == "gradients" else name)
+
+
+def envelope_header(facts: Mapping[str, Any]) -> list[str]:
+    """The header of the table."""
+    return ["", "seen right", "around powers of two", unseen_title(facts) if facts else ""]
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -731,27 +744,28 @@ def counts(facts: Mapping[str, Any]) -> list[list[str]]:
     rarer = f"what is wrong in fewer than 1 of {often(facts)} calls (seen with 99 %)"
     largest = f"{facts['largest_model']:,} parameters"
     return [
-        ["trials and calls", f"{trials}, {facts['calls']:,} calls", "", rarer if facts["calls"] else ""],
+        ["trials and calls", f"{trials}, {facts['calls']:,} calls", "", rarer],
         ["largest model", largest, "", f"more than {largest}"],
-        ["trials with extreme weights", ", ".join(had) or "none", "", ""],
+        ["extreme weights in trials", ", ".join(had) or "none", "", ""],
         ["besides", "", "", "; ".join(unasked(facts)) or "nothing"],
     ]
 
 
 def looked_at(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
-    """What only one of two runs has looked at; "" for nothing. None: it was searched, the other not."""
+    """What only one of two runs has seen right; "" for nothing. None: it was searched, the other not."""
     if before is None:
         return "searched before, not searched after"
     if after is None:
         return "not searched before, searched after"
     sides = (("before", extent(before)), ("after", extent(after)))
-    return "; ".join(f"looked at only {when}: {', '.join(what)}" for when, what in sides if what)
+    return "; ".join(f"seen right only {when}: {', '.join(what)}" for when, what in sides if what)
 
 
 def extent(more: Mapping[str, Any]) -> list[str]:
-    """What one run has looked at and another has not, in parts."""
+    """What one run has seen right and another has not, in parts."""
     if not more:
         return []
     parts = [reach(name, more["axes"][name]) for name in in_order(more["axes"])]
-    parts += more["offered"] + more["tapped"]
+    parts += more["offered"]
+    parts += ["single operations"] if more["tapped"] == every_operation() else more["tapped"]
     return parts + [f"extreme {', '.join(map(extreme, more['extremes']))}"] * bool(more["extremes"])
