@@ -12,7 +12,7 @@ import numpy as np
 
 from gpt2_parity.contract.check import Check
 from gpt2_parity.contract.limits import NOISE, NONE, Limit, near_tie
-from gpt2_parity.contract.plan import Key, Plan
+from gpt2_parity.contract.plan import QUANTIZED, Key, Plan
 from gpt2_parity.contract.rows import Measurement
 from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.mistakes import whole_model
@@ -48,7 +48,8 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
             Measurement(record.name, "logits", metric, value, {"greatest_difference": difference})
             for metric, value in zip(LIMITS, values, strict=True)
         ]
-        if not plan.taps and np.isfinite(got).all() and any(map(beyond, measured)):
+        diagnosable = not plan.taps and np.isfinite(got).all() and not other_weights(loaded, plan)
+        if diagnosable and any(map(beyond, measured)):
             unexplained[record.name] = measured
         else:
             yield from measured
@@ -57,6 +58,11 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
         matches = whole_model.explain(loaded, records)
         for each in (each for measured in unexplained.values() for each in measured):
             yield matches[each.case].on(each) if beyond(each) and each.case in matches else each
+
+
+def other_weights(loaded: Loaded, plan: Plan) -> bool:
+    """Whether its own weights explain why its logits are not the checkpoint's."""
+    return loaded.params is not loaded.checkpoint and plan.weights != QUANTIZED
 
 
 def views(got: np.ndarray, want: np.ndarray, tie: float) -> list[float]:

@@ -13,6 +13,7 @@ Key = tuple[str, str, str]  # case, scope, metric: what a check promises to meas
 
 
 KEPT, IN_PLACE, NO_CACHE = "kept", "in place", "none"  # what forward does with the cache it is given
+CHECKPOINT, QUANTIZED = "checkpoint", "quantized"  # whose weights the model is declared to multiply with
 
 
 class CaseShape(NamedTuple):
@@ -33,6 +34,7 @@ class Plan(NamedTuple):
     offers: tuple[Capability, ...] = ()  # the optional functions that the implementation has
     further: int = FURTHER
     cache: str = KEPT
+    weights: str = CHECKPOINT
     only: tuple[str, ...] = ()  # the checks to make; empty: all
 
     def makes(self, check: str) -> bool:

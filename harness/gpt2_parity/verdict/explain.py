@@ -86,6 +86,28 @@ IN_PLACE = (
     "the cache was written in place: continued in one way, it no longer serves for another; "
     'if that is meant, declare CACHE = "in place"'
 )
+
+
+def _weights(e: Mapping[str, Any]) -> str:
+    share = f"{100 * e['weights_differ']:.3g} % of them differ from the checkpoint's"
+    return f"{share}, a row or column by up to {number(e['relative_difference'])}; {grid(e['grid'])}"
+
+
+SCALES = {
+    "tensor": "one scale for all",
+    "column": "one scale for each column",
+    "row": "one scale for each row",
+}
+
+
+def grid(found: Mapping[str, Any]) -> str:
+    """The grid that weights lie on, as text: "8 bits, one scale for each column"."""
+    if not found:
+        return "on no known grid"
+    scales = SCALES.get(found["by"], f"one scale for each group of {found['group']} inputs")
+    return f"{found['bits']} bits, {scales}"
+
+
 # Evidence that no phrase fits is shown as its name and its value.
 PHRASES = (
     Phrase(
@@ -99,6 +121,7 @@ PHRASES = (
     Phrase(("token", "position"), _looked_up, ("channel",)),
     Phrase(("cache_is_tokens",), lambda e: CACHE_IS_TOKENS),
     Phrase(("in_place",), lambda e: IN_PLACE),
+    Phrase(("weights_differ", "relative_difference", "grid"), _weights),
     Phrase(("length",), lambda e: f"{e['length']} tokens"),
     Phrase(("cut_at",), lambda e: f"cut at {e['cut_at']}"),
     Phrase(("measured", "declared"), _precision, ("wider", "as_coarse_as")),
@@ -303,10 +326,49 @@ def notes(rows: Iterable[Row]) -> list[str]:
         for row in rows
         if row.verdict == "known"
     )
-    lines = [
+    lines = list(own_weights(rows))
+    lines += [
         f"{name} {check}: known: {why} ({n} measurements)" for (name, check, why), n in known.items()
     ]
     return lines + [f"{name} precision: {text} ({n} products)" for (name, text), n in wide.items()]
+
+
+def own_weights(rows: list[Row]) -> Iterable[str]:
+    """For each target with own weights: that they are not the checkpoint's, and what they cost."""
+    by_run: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.check == "own_weights":
+            by_run[label(row)].append(row)
+    failed = {label(row) for row in rows if row.verdict == "fail"}
+    for name, own in by_run.items():
+        differing = [row for row in own if "weights_differ" in row.evidence]
+        grids = Counter(grid(row.evidence["grid"]) for row in differing)
+        kinds = "; ".join(f"{n}: {text}" for text, n in grids.items())
+        lead = "has weights that" if name in failed else "computes its own weights rightly; they"
+        what = f"are not the checkpoint's. {len(differing)} arrays differ ({kinds})"
+        if differing:
+            yield f"{name} {lead} {what}. {cost(own)}"
+
+
+def with_own_weights(rows: Iterable[Row]) -> list[str]:
+    """The targets that were judged by weights of their own, which differ from the checkpoint's."""
+    own = [row for row in rows if row.check == "own_weights" and row.metric == "relative_difference"]
+    return list(dict.fromkeys(label(row) for row in own if "weights_differ" in row.evidence))
+
+
+def cost(own: Iterable[Row]) -> str:
+    """What a model's own weights cost, from the rows of the check own_weights."""
+    rows = {row.metric: row for row in own if row.scope == "logits" and row.value is not None}
+    if not rows.keys() >= {"kl_nats", "top1_changed_share", "perplexity"}:
+        return "What they cost was not measured."
+    kl, top, perplexity = (rows[name] for name in ("kl_nats", "top1_changed_share", "perplexity"))
+    return (
+        f"At {kl.evidence['over_positions']} positions: KL {number(kl.value)} nats on average and "
+        f"{number(kl.evidence['greatest'])} at most; another likeliest token at "
+        f"{100 * float(top.value or 0):.3g} %; perplexity of the golden texts "
+        f"{number(perplexity.value, 5)}, with the checkpoint's weights "
+        f"{number(perplexity.evidence['of_the_checkpoint'], 5)}."
+    )
 
 
 def _passes_too_wide(row: Row) -> bool:
