@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from examine import examine
-from faults import Plain, named, plant
-from faults.shelf import only_at
+from faults import BLACK_BOX, Plain, named, plant
+from faults.shelf import altered, only_at
 from gpt2_parity.checks import local
 from gpt2_parity.checks.local import LocalResult
 from gpt2_parity.contract.architecture import graph
 from gpt2_parity.contract.dtypes import round_nearest
+from gpt2_parity.implementation.discovery import find
 from gpt2_parity.mistakes.registry import NEAR, Match
 from gpt2_parity.verdict import explain
 
@@ -131,3 +132,58 @@ def test_a_model_that_a_second_one_breaks_is_told_as_that(prepared):
     assert "has raised on every call since the check sizes" in first.text
     assert "loads a second model beside the first" in first.text
     assert "ended" not in first.text
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("transposed_c_proj", "w is used transposed explains it: if it is made at attn/c_proj in every"),
+        ("logits_shifted", "the logits of a position are all off by the same amount explains it"),
+        ("whole_tf32", "the factors of all products are rounded to TF32 (or float16) explains it"),
+        ("whole_bfloat16_factors", "the factors of all products are rounded to bfloat16 explains it"),
+        ("whole_bfloat16", "everything is computed in bfloat16 explains it: the errors are as large"),
+        ("whole_float16", "everything is computed in float16 explains it"),
+    ],
+)
+def test_the_logits_alone_tell_it(name, text, prepared):
+    [only] = found(prepared, plant(named(f"{name}_in_a_black_box")))
+    assert only.where == "logits"
+    assert text in only.text
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_real_engine_in_another_precision_is_told_though_it_rounds_elsewhere(dtype, prepared):
+    """PyTorch's kernels round in other places than the evaluation that it is compared with."""
+    torch = find("torch").load()
+    members = {
+        "TAPS": (),
+        "targets": lambda self: [("cpu", "float32")],
+        "load": lambda self, params, hparams, **target: torch.load(
+            params, hparams, device="cpu", dtype=dtype
+        ),
+        "forward": lambda self, model, tokens, past=None, tap=None: torch.forward(model, tokens, past),
+        "numpy": lambda self, x: torch.numpy(x),
+        "__name__": "coarse",
+    }
+    [only] = found(prepared, type("Coarse", (), members)())
+    assert only.mistake == f"whole_{dtype}"
+
+
+def test_an_error_of_the_same_size_is_not_taken_for_a_precision(prepared):
+    """It has to be correlated with what that precision does, at each position."""
+    noise = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    module = Plain.with_("noisy", head=altered("head", lambda y: y + 0.02 * noise), **BLACK_BOX)
+    [only] = found(prepared, module)
+    assert only.mistake == ""
+    assert "no known mistake explains it" in only.text
+
+
+def test_float64_of_a_black_box_that_declares_float32_is_told(prepared):
+    wide = Plain.with_("wide", converted=lambda p, h, _: Plain.converted(p, h, "float64"), **BLACK_BOX)
+    rows = examine(wide, prepared, only=SOME)
+    assert not [row for row in rows if row.verdict == "fail"]
+    assert explain.notes(rows) == [
+        "wide-cpu-float32 logits: measured float64, declared float32: wider than declared"
+    ]
+    shown = Plain.with_("shown", numpy=lambda self, x: np.asarray(x, np.float64), **BLACK_BOX)
+    assert explain.notes(examine(shown, prepared, only=SOME)) == []

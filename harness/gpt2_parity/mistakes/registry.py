@@ -7,7 +7,7 @@ ones.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,13 +67,22 @@ class Match(NamedTuple):
     explains: bool
     before: float  # the error
     after: float  # what is left of it if the mistake is assumed, in the same unit
+    at: str = ""  # the leaf that has the mistake, if only one of its kind has it
     noise_units: float | None = None  # what is left, in noise units; only if a whole model was evaluated
+    correlation: float | None = (
+        None  # of the errors with those of a coarser model, if that explains them
+    )
+    beyond_chance: float | None = None  # that correlation as a multiple of what chance gives
 
     def on(self, measurement: Measurement) -> Measurement:
         """The measurement with this match in its evidence, and with the mistake if that explains it."""
-        facts = {"before": self.before, "after": self.after}
+        facts: dict[str, Any] = {"before": self.before, "after": self.after}
+        if self.at:
+            facts["at"] = self.at
         if self.noise_units is not None:
             facts["noise_units"] = self.noise_units
+        if self.correlation is not None:
+            facts |= {"correlation": self.correlation, "beyond_chance": self.beyond_chance}
         if self.explains:
             evidence = {**measurement.evidence, "explained": facts}
             return measurement._replace(mistake=self.name, evidence=evidence)

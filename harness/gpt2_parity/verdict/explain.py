@@ -305,9 +305,17 @@ def effect(row: Row) -> str:
     explained = row.evidence.get("explained")
     if explained is None:
         return "explains it"
+    if "correlation" in explained:
+        correlation, times = (number(explained[key], 2) for key in ("correlation", "beyond_chance"))
+        return (
+            "explains it: the errors are as large as that makes them, and their correlation of "
+            f"{correlation} is {times} times what chance gives"
+        )
     if "noise_units" in explained:
         units = number(explained["noise_units"], 2)
-        return f"explains it: if it is made in every layer, {_falls(explained)} ({units} noise units)"
+        place = f"at {explained['at']} " if "at" in explained else ""
+        falls = _falls(explained)
+        return f"explains it: if it is made {place}in every layer, {falls} ({units} noise units)"
     before, after = number(explained["before"]), number(explained["after"], 2)
     return f"explains it: {before} rounding units fall to {after}"
 
@@ -320,7 +328,12 @@ def _falls(facts: Mapping[str, Any]) -> str:
 def notes(rows: Iterable[Row]) -> list[str]:
     """What to mention although it does not fail: known failures, and products wider than declared."""
     rows = list(rows)
-    wide = Counter((label(row), seen(row.evidence)) for row in rows if _passes_too_wide(row))
+    wide = Counter((label(row), _precision(row.evidence)) for row in rows if _passes_too_wide(row))
+    wide_logits = dict.fromkeys(
+        (label(row), _precision(row.evidence))
+        for row in rows
+        if row.check == "logits" and row.evidence.get("wider")
+    )
     known = Counter(
         (label(row), row.check, str(row.evidence.get("known", {}).get("reason", "")))
         for row in rows
@@ -330,6 +343,7 @@ def notes(rows: Iterable[Row]) -> list[str]:
     lines += [
         f"{name} {check}: known: {why} ({n} measurements)" for (name, check, why), n in known.items()
     ]
+    lines += [f"{name} logits: {text}" for name, text in wide_logits]
     return lines + [f"{name} precision: {text} ({n} products)" for (name, text), n in wide.items()]
 
 
@@ -372,7 +386,7 @@ def cost(own: Iterable[Row]) -> str:
 
 
 def _passes_too_wide(row: Row) -> bool:
-    return row.verdict == "pass" and bool(row.evidence.get("wider"))
+    return row.check == "precision" and row.verdict == "pass" and bool(row.evidence.get("wider"))
 
 
 # -- what is wrong with an implementation
