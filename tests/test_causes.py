@@ -7,6 +7,7 @@ import pytest
 
 from examine import examine
 from faults import BLACK_BOX, Plain, named, plant
+from faults.own_weights import int8, those_of
 from faults.shelf import altered, only_at
 from gpt2_parity.checks import local
 from gpt2_parity.checks.local import LocalResult
@@ -187,3 +188,45 @@ def test_float64_of_a_black_box_that_declares_float32_is_told(prepared):
     ]
     shown = Plain.with_("shown", numpy=lambda self, x: np.asarray(x, np.float64), **BLACK_BOX)
     assert explain.notes(examine(shown, prepared, only=SOME)) == []
+
+
+def by_tensor(x):
+    """In int8, with one scale for all that a call is given."""
+    scale = np.abs(x).max() / np.float32(127)
+    return np.round(x / scale) * scale
+
+
+MIXED = {"linear": lambda x, w, b, at: Plain.linear(by_tensor(x), w, b, at)}
+
+
+@pytest.mark.parametrize("sealed", [{}, BLACK_BOX], ids=["tapped", "black_box"])
+def test_one_scale_for_a_tensor_breaks_causality_and_batch_on_its_own(sealed, prepared):
+    """That later tokens change earlier results is no matter of how large an error is."""
+    rows = examine(Plain.with_("dynamic", **MIXED, **sealed), prepared, only=SOME)
+    [findings] = explain.findings(rows).values()
+    assert findings[0].mistake == "int8_inputs_by_tensor"
+    assert {finding.where for finding in findings} >= {"causality", "batch"}
+    for row in rows:
+        if row.verdict == "fail" and row.check in ("causality", "batch"):
+            assert row.blame == row.check
+
+
+def test_so_it_is_where_the_weights_in_int8_are_declared(prepared):
+    module = Plain.with_("both", **MIXED, converted=int8, weights=those_of, WEIGHTS="quantized")
+    findings = found(prepared, module)
+    assert findings[0].mistake == "int8_inputs_by_tensor"
+    assert {finding.where for finding in findings} >= {"causality", "batch"}
+
+
+def test_causality_that_a_wrong_mask_breaks_is_not_blamed(prepared):
+    rows = examine(plant(named("mask_too_weak")), prepared, only=SOME)
+    blamed = {row.blame for row in rows if row.verdict == "fail" and row.check == "causality"}
+    assert blamed == {"h*/attn/heads"}
+
+
+def test_without_attention_an_unknown_mistake_cannot_break_causality(prepared):
+    mixes = Plain.with_("mixes", gelu=lambda x, at: Plain.gelu(x, at) + 0.01 * np.sin(x * x.max()))
+    findings = found(prepared, mixes)
+    assert findings[0].where == "h*/mlp/gelu"
+    assert findings[0].mistake == ""
+    assert "causality" in {finding.where for finding in findings}

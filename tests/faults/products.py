@@ -63,6 +63,23 @@ put(
 )
 
 
+def bytes_linear(x, w, b, at):
+    """The inputs as uint8 with a zero point, one scale for a whole call (as ONNX Runtime)."""
+    low, high = min(x.min(), 0), max(x.max(), 0)
+    scale = np.float32((high - low) / 255)
+    zero = np.round(-low / scale)
+    return (np.clip(np.round(x / scale) + zero, 0, 255) - zero) * scale @ int8(w, 0) + b
+
+
+put(
+    "uint8_inputs_by_tensor",
+    linear=bytes_linear,
+    blame=PRODUCTS,
+    diagnosis="int8_inputs_by_tensor",
+    trips="local precision causality batch",
+)
+
+
 @fault("logits_shifted", alters="head", blame="logits", diagnosis="logits_shifted", trips="local")
 def shifted(logits):
     return logits + np.float32(0.5)

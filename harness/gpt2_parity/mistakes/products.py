@@ -161,6 +161,7 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
     "the inputs are quantised to int8, with one scale for all tokens of a call: rows and later tokens "
     "change each other",
     *simple_kinds,
+    breaks=("causality", "batch"),
 )
 def _(scene: Scene) -> Iterator[np.ndarray]:
     yield from with_int8_inputs(scene, axis=None)
@@ -169,10 +170,25 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
 def with_int8_inputs(scene: Scene, axis: int | None) -> Iterator[np.ndarray]:
     """The product [batch, n, n_out] of inputs in int8; the weights as they are, or in int8 as well."""
     parts = np.split(scene.inputs[0], scene.cuts, axis=1)
-    x = np.concatenate([quantised(part, 127, axis) for part in parts], axis=1)
-    narrow_scene = scene._replace(inputs=[x])
-    for cast in (lambda w: w, *(lambda w, a=a: quantised(w, 127, a) for a in (None, 0, 1))):
-        yield reweighted(narrow_scene, lambda w, cast=cast: np.asarray(cast(w), np.float64))  # type: ignore[misc]
+    ways: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
+        lambda x: quantised(x, 127, axis),
+        lambda x: in_bytes(x, axis),
+    )
+    for quantise in ways:
+        x = np.concatenate([quantise(part) for part in parts], axis=1)
+        narrow_scene = scene._replace(inputs=[x])
+        for cast in (lambda w: w, *(lambda w, a=a: quantised(w, 127, a) for a in (None, 0, 1))):
+            yield reweighted(narrow_scene, lambda w, cast=cast: np.asarray(cast(w), np.float64))  # type: ignore[misc]
+
+
+def in_bytes(x: np.ndarray, axis: int | None) -> np.ndarray:
+    """x [...] rounded to 256 levels from its least to its greatest value or 0: as uint8 is."""
+    x = np.asarray(x, np.float32)
+    low, high = (np.asarray(end(x, axis=axis, keepdims=True)) for end in (np.min, np.max))
+    low, high = np.minimum(low, 0), np.maximum(high, 0)
+    scale = np.maximum((high - low) / np.float32(255), np.float32(1e-30))
+    zero = np.round(-low / scale)
+    return np.asarray((np.clip(np.round(x / scale) + zero, 0, 255) - zero) * scale, np.float64)
 
 
 def worst_column(scene: Scene) -> tuple[int, np.ndarray]:

@@ -14,7 +14,7 @@ from gpt2_parity.contract.architecture import kind_of
 from gpt2_parity.contract.dtypes import UNIT_ROUNDOFF
 from gpt2_parity.contract.rows import Row, label
 from gpt2_parity.mistakes import registry
-from gpt2_parity.verdict.attribution import DECODE, collapse, introduces, own_blame
+from gpt2_parity.verdict.attribution import DECODE, broken, collapse, introduces, own_blame
 
 # -- one row
 
@@ -472,8 +472,9 @@ def found_in(failed: list[Row], layers: int, products: int) -> list[Finding]:
     found += [operation(group, layers) for group in groups.values()]
     alone: dict[str, list[Row]] = defaultdict(list)
     inherited = []
+    own = broken(failed)
     for row in rest:
-        apart = row.check == "load" or (row.check != "precision" and own_blame(row))
+        apart = row.check in ("load", *own) or (row.check != "precision" and own_blame(row))
         if apart or not found:
             alone[row.blame or row.check].append(row)
         else:
