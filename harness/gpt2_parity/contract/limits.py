@@ -36,7 +36,7 @@ NOISE = Limit(
     "An honest implementation is one more draw of the noise, so it is at about 1; other kernels and "
     "summation orders were measured at up to 3. The smallest planted fault is far above 8.",
 )
-REPORTED = Limit(math.inf, "Reported, not judged.")
+REPORTED = Limit(math.inf, "Reported, not judged: whoever uses the model has to weigh it.")
 NONE = Limit(0.0, "The number of violations: a single one is a disagreement.")
 
 
