@@ -14,7 +14,7 @@ from gpt2_parity.checks.local import LocalResult
 from gpt2_parity.contract.architecture import graph
 from gpt2_parity.contract.dtypes import round_nearest
 from gpt2_parity.implementation.discovery import find
-from gpt2_parity.mistakes.registry import NEAR, Match
+from gpt2_parity.mistakes.registry import MISTAKES, NEAR, Match, Scene
 from gpt2_parity.verdict import explain
 
 SOME = {"seed", "batch"}
@@ -230,3 +230,37 @@ def test_without_attention_an_unknown_mistake_cannot_break_causality(prepared):
     assert findings[0].where == "h*/mlp/gelu"
     assert findings[0].mistake == ""
     assert "causality" in {finding.where for finding in findings}
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_fast_product_is_lawful_but_less_accurate(levels, prepared):
+    """Its error has the size of rounding, but not of each element's own."""
+    rows = examine(plant(named(f"strassen_of_{levels}_levels")), prepared)
+    failed = [row for row in rows if row.verdict == "fail"]
+    assert {row.check for row in failed} == {"local"}
+    assert {row.mistake for row in failed} == {"fast_product"}
+    [[only]] = explain.findings(rows).values()
+    assert "which is lawful but less accurate" in only.text
+
+
+def scene_with(error, size):
+    op = next(op for op in graph(1) if op.kind == "linear")
+    exact = np.ones_like(error)
+    return Scene(op, [], exact + error, exact, size, {}, {}, None, np.zeros((1, len(error[0])), int))
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [("fast", True), ("proportional", False), ("rank_one", False), ("large", False)]
+)
+def test_only_noise_as_large_as_the_greatest_bound_is_a_fast_product(kind, told):
+    rng = np.random.default_rng(0)
+    size = np.exp(rng.normal(size=(1, 60, 80))) * 1e-7
+    noise = rng.normal(size=size.shape)
+    error = {
+        "fast": 0.3 * noise * size.max(),
+        "proportional": 3 * noise * size,
+        "rank_one": 0.3 * noise[..., :1] * noise[:, :1] * size.max(),
+        "large": 30 * noise * size.max(),
+    }[kind]
+    [mistake] = [each for each in MISTAKES if each.name == "fast_product"]
+    assert bool(list(mistake.alter(scene_with(error, size)))) == told
