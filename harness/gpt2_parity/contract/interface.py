@@ -36,7 +36,8 @@ class Target(NamedTuple):
 
 
 class Implementation(Protocol):
-    """The contract. Optional: ``TAPS``, ``ORDER``, ``CACHE``, ``generate``, ``loss_and_grads``.
+    """The contract. Optional: ``TAPS``, ``ORDER``, ``CACHE``, ``WEIGHTS``, and the capabilities that
+    checks declare (``generate``, ``loss_and_grads``, ``weights``).
 
     ``TAPS`` promises taps: "all", or a list of names. A promised tap that is missing is a failure.
     Without ``TAPS``, every later pass must deliver the taps of a first probe.
@@ -45,6 +46,8 @@ class Implementation(Protocol):
     ``CACHE`` is None if everything is computed anew in each call: then forward(model, tokens) is enough
     (implementation/without_cache.py). It is "in place" if forward writes into the cache that it is
     given, so that a cache can be continued in one way only.
+    ``WEIGHTS`` is "quantized" if the model multiplies with other weights than the checkpoint's, which
+    ``weights(model)`` returns: then it is judged by these (implementation/own_weights.py).
     """
 
     def targets(self) -> Sequence[tuple[str, str]]:

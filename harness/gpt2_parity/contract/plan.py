@@ -14,6 +14,7 @@ Key = tuple[str, str, str]  # case, scope, metric: what a check promises to meas
 
 
 KEPT, IN_PLACE, NO_CACHE = "kept", "in place", "none"  # what forward does with the cache it is given
+CHECKPOINT, QUANTIZED = "checkpoint", "quantized"  # whose weights the model is declared to multiply with
 
 
 class CaseShape(NamedTuple):
@@ -47,6 +48,7 @@ class Plan(NamedTuple):
     offers: tuple[Capability, ...] = ()  # the optional functions that the implementation has
     further: int = FURTHER
     cache: str = KEPT
+    weights: str = CHECKPOINT
     asked: Asked = Asked()
 
     def makes(self, check: str) -> bool:

@@ -64,7 +64,8 @@ def beside(loaded: Loaded, name: str = SECOND) -> tuple[Loaded, Record]:
     tokens = np.random.default_rng(0).integers(0, hparams.n_vocab, shape).astype(np.int32)
     case = Case(name, tokens, 0)
     record = truth.record(case, params, hparams, loaded.target.dtype)
-    return Loaded.load(loaded.impl, loaded.target, params.path, hparams, [record]), record
+    other = Loaded.load(loaded.impl, loaded.target, params.path, hparams, [record])
+    return other, other.records[0]
 
 
 def weights(name: str) -> Path:

@@ -136,9 +136,14 @@ def cell(rows: list[Row]) -> str:
 
 
 def headline(rows: list[Row]) -> str:
-    """The number of measurements with each verdict: "3 fail, 1540 pass"."""
+    """The number of measurements with each verdict: "3 fail, 1540 pass".
+
+    It names the targets that were judged by weights of their own.
+    """
     verdicts = [row.verdict for row in rows]
-    return ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(sorted(verdicts)))
+    text = ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(sorted(verdicts)))
+    others = explain.with_own_weights(rows)
+    return f"{text}; by its own weights, not the checkpoint's: {', '.join(others)}" if others else text
 
 
 def counts(found: Results) -> str:

@@ -137,8 +137,9 @@ class RunState:
         match event:
             case "plan":
                 offers = tuple(each for each in CAPABILITIES if each.name in data["offers"])
-                taps, cache = tuple(data["taps"]), str(data["cache"])
-                state.plan = Plan(self.hparams, self.cases, taps, offers, cache=cache, asked=self.asked)
+                taps, cache, weights = tuple(data["taps"]), str(data["cache"]), str(data["weights"])
+                plan = Plan(self.hparams, self.cases, taps, offers, cache=cache, weights=weights)
+                state.plan = plan._replace(asked=self.asked)
                 state.seconds["load"] = float(data["seconds"])
             case "checking":
                 state.checking = data["check"]

@@ -131,7 +131,7 @@ def since(started: float) -> float:
 def plan_as_json(plan: Plan) -> dict[str, Any]:
     """The implementation's taps and capabilities; the parent knows the rest of the plan."""
     offers = [capability.name for capability in plan.offers]
-    return {"taps": plan.taps, "offers": offers, "cache": plan.cache}
+    return {"taps": plan.taps, "offers": offers, "cache": plan.cache, "weights": plan.weights}
 
 
 def hello(offered: Sequence[Target]) -> dict[str, Any]:
