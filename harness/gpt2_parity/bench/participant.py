@@ -41,7 +41,7 @@ class Participant:
         self.decoded: dict[Workload, int] = {}
         self.ids: dict[Workload, list[list[list[int]]]] = defaultdict(list)
         self.how: dict[Workload, str] = {}
-        self.versions: dict[str, str] = {}
+        self.imported: dict[str, Any] = {"files": {}, "packages": {}}  # as run/imported.py has it
         self.offered: list[Target] = []
         self.worker: WorkerProcess | None = None
 
@@ -79,7 +79,7 @@ class Participant:
         except Lost as error:
             self.end("crashed", str(error))
             return
-        self.versions, self.generates = hello["versions"], hello["generates"]
+        self.imported, self.generates = hello["imported"], hello["generates"]
         self.offered = [Target(*offered) for offered in hello["offered"]]
         if target not in self.offered:
             offered = ", ".join(map(str, self.offered)) or "nothing"

@@ -185,7 +185,9 @@ def too_big(hparams: HParams, target: Target, n_implementations: int) -> str:
 def made_with(session: Session, baseline: str, started: float) -> dict[str, Any]:
     """The environment of a verification, and what else timing depends on."""
     setup, settings, participants = session.setup, session.settings, session.participants
-    versions = {name: v for participant in participants for name, v in participant.versions.items()}
+    imports = {participant.found.name: participant.imported for participant in participants}
+    packages = {name: each["packages"] for name, each in imports.items()}
+    versions = {name: each["version"] for found in packages.values() for name, each in found.items()}
     offered = {target for participant in participants for target in participant.offered}
     gemm = [rate.gemm for rate in session.rates if rate.gemm is not None]
     return runner.environment(
@@ -197,6 +199,11 @@ def made_with(session: Session, baseline: str, started: float) -> dict[str, Any]
         offered,
         started,
     ) | {
+        "implementation_files": {
+            name: {file: found["sha256"] for file, found in each["files"].items()}
+            for name, each in imports.items()
+        },
+        "packages": packages,
         "threads": settings.threads,
         "samples": settings.samples,
         "interval_confidence": interval.median([0.0] * settings.samples).confidence,

@@ -44,9 +44,9 @@ class TimedModel:
 
     def hello(self) -> Reply:
         """The targets and capabilities that it offers."""
-        from gpt2_parity.run.worker import versions
+        from gpt2_parity.run import imported
 
-        return {"offered": self.offered, "generates": self.generates, "versions": versions()}
+        return {"offered": self.offered, "generates": self.generates, "imported": imported.now()}
 
     @property
     def generates(self) -> bool:

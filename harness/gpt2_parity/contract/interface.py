@@ -25,6 +25,10 @@ class Interrupted(CannotJudge):
         super().__init__(f"{text}; a verify or gate with --out DIR is continued by: parity resume DIR")
 
 
+class CodeChanged(CannotJudge):
+    """An implementation's files were edited while it was verified: no verdict would be about either."""
+
+
 class Target(NamedTuple):
     """The device and dtype that an implementation runs with, such as ``cuda-float32``."""
 

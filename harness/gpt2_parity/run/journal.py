@@ -4,9 +4,10 @@ The same events give the same rows, whether they are handled live or read back a
 that is what makes a run resumable. Targets may be examined at the same time by several workers, each
 with a journal of its own, so every event that belongs to a target names it.
 
-    hello     the targets that the implementation offers, and the versions that it runs on
+    hello     the targets that the implementation offers, and what it has imported (run/imported.py)
     begin     a target begins, and on which machine
     plan      the target's taps and capabilities
+    imported  what the process of the target has imported by now; hello and broken have it too
     checking  a check begins
     measured  one measurement of the check
     error     why the check ended early
@@ -83,6 +84,9 @@ class RunState:
         self.offered: list[Target] | None = None
         self.only: tuple[str, ...] = ()  # the checks to make; empty: all
         self.versions: dict[str, str] = {}
+        self.files: dict[str, dict[str, str]] = {}  # its own files that were imported: path, sha256
+        self.packages: dict[str, dict[str, str]] = {}  # distributions likewise: version, file
+        self.changed: list[str] = []  # its own files of which there was more than one version
         self.unseen: list[str] = []  # devices that it declares and its machine does not show
         self.broken = ""
         self.over = False  # it ended before it reported its targets
@@ -107,10 +111,11 @@ class RunState:
     def handle(self, event: str, data: dict[str, Any]) -> None:
         """Handle one event. Raises ValueError, KeyError or TypeError if it is malformed."""
         target = Target(*data["target"]) if data.get("target") else None
+        if "imported" in data:
+            self._import(**data["imported"])
         match event, target:
             case "hello", None:
                 self.offered = [Target(*offered) for offered in data["targets"]]
-                self.versions = data["versions"]
                 self.unseen = list(data.get("unseen", ()))
             case "cannot_judge", None:
                 pass  # a resumed run tries again
@@ -118,6 +123,9 @@ class RunState:
                 self.broken = data["message"]
             case "begin", Target():
                 self.targets.setdefault(target, TargetState()).begin(data.get("host", {}))
+            case "imported", Target() if target in self.targets:
+                own = {name: each["version"] for name, each in data["imported"]["packages"].items()}
+                self.targets[target].host.setdefault("versions", {}).update(own)
             case "lost", _:
                 self._lose(target, data["message"], data.get("since", ""))
             case "worker_lost", _:
@@ -131,6 +139,15 @@ class RunState:
                 self._measure(self.targets[target], event, data)
             case _:
                 raise ValueError(f"unknown event {event!r}")
+
+    def _import(self, files: dict[str, dict[str, str]], packages: dict[str, dict[str, str]]) -> None:
+        """Add what a process has imported to what others had."""
+        for name, file in files.items():
+            known = self.files.setdefault(name, file)
+            if known["sha256"] != file["sha256"] and name not in self.changed:
+                self.changed.append(name)
+        self.packages |= packages
+        self.versions |= {name: each["version"] for name, each in packages.items()}
 
     def _measure(self, state: TargetState, event: str, data: dict[str, Any]) -> None:
         """Handle an event within a target."""

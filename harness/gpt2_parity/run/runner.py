@@ -90,6 +90,11 @@ def verify(
             {"lost_workers": lost} if (lost := [each for s in states for each in s.lost_workers]) else {}
         ),
         "seconds_by_check": seconds(states),
+        "implementation_files": {
+            state.name: {name: file["sha256"] for name, file in sorted(state.files.items())}
+            for state in states
+        },
+        "packages": {state.name: state.packages for state in states},
     }
     if request.only:
         made_with["only"] = {name: list(request.only) for name in seconds(states)}

@@ -9,7 +9,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,11 @@ from gpt2_parity.implementation import discovery, signatures
 from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.implementation.without_cache import with_cache
 from gpt2_parity.model.tokenizer import tokenizer_of
-from gpt2_parity.run import child, host
+from gpt2_parity.run import child, host, imported
 from gpt2_parity.run.child import explain
 from gpt2_parity.run.preparation import Prepared
 
 Journal = Callable[..., None]
-FRAMEWORKS = ("numpy", "jax", "torch", "tensorflow", "tensorflow-cpu")
-ENGINES = (
-    *("transformers", "ctranslate2", "llama-cpp-python", "onnxruntime", "tinygrad", "keras-hub"),
-    *("gguf", "onnx", "keras"),
-)
 
 
 def main(job_path: str, lifeline: str) -> None:
@@ -58,7 +52,7 @@ def run(job: dict[str, Any], requests: Iterator[str], journal: Journal) -> None:
         offered = signatures.check(impl, CAPABILITIES)
         impl = with_cache(impl)
     except BaseException as error:
-        journal("broken", message=explain(error))
+        journal("broken", message=explain(error), imported=imported.now(error))
         raise
     journal("hello", **hello(offered))
     if not (line := next(requests, "")):
@@ -103,6 +97,7 @@ def measure(
         return True
     works = bool(done)  # whether anything was ever measured
     journal("plan", target=target, **plan_as_json(plan), seconds=since(started))
+    journal("imported", target=target, imported=imported.now())  # load may have imported more
     for name, check in beginning_with(first).items():
         if name in done or not plan.makes(name):
             continue
@@ -121,6 +116,7 @@ def measure(
                 journal("lost", target=target, message=reason, since=name)
                 return False
         journal("checked", target=target, check=name, seconds=since(started))
+    journal("imported", target=target, imported=imported.now())  # so may any call
     return True
 
 
@@ -136,26 +132,14 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
 
 
 def hello(offered: Sequence[Target]) -> dict[str, Any]:
-    """What an implementation offers, on what it runs, and the devices that are not to be seen here."""
+    """What an implementation offers, what it has imported, and the devices not to be seen here."""
     unseen = host.unseen(target.device for target in offered)
-    return {"targets": offered, "versions": versions(), "unseen": unseen}
+    return {"targets": offered, "unseen": unseen, "imported": imported.now()}
 
 
 def host_of(target: Target) -> dict[str, Any]:
-    """The machine that a target is examined on, and the versions of the frameworks there."""
-    return {**host.facts(target.device), "versions": versions()}
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Versions of the installed frameworks and engines, by distribution."""
-    installed = {}
-    for name in FRAMEWORKS + ENGINES:
-        try:
-            installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return installed
+    """The machine that a target is examined on, and the versions of what is imported there."""
+    return {**host.facts(target.device), "versions": imported.versions()}
 
 
 if __name__ == "__main__":
