@@ -49,6 +49,34 @@ class Participant:
     def running(self) -> bool:
         return self.verdict == "verified"
 
+    def kept(self, workload: Workload) -> dict[str, Any]:
+        """All that it has of a workload, as JSON, and how it is itself."""
+        return {
+            "verdict": [self.verdict, self.detail],
+            "failed": self.failed.get(workload),
+            "samples": self.samples.get(workload, []),
+            "rates": self.rates.get(workload, []),
+            "fresh": self.fresh if workload.phase == "start" else {},
+            "decoded": self.decoded.get(workload),
+            "ids": self.ids.get(workload, []),
+            "how": self.how.get(workload),
+        }
+
+    def restore(self, workload: Workload, kept: dict[str, Any]) -> None:
+        """Take over what kept gave before a benchmark was interrupted."""
+        self.verdict, self.detail = kept["verdict"]
+        self.samples[workload] = kept["samples"]
+        self.rates[workload] = [Rates(*each) for each in kept["rates"]]
+        self.ids[workload] = kept["ids"]
+        if kept["fresh"]:
+            self.fresh = defaultdict(list, kept["fresh"])
+        if kept["failed"]:
+            self.failed[workload] = tuple(kept["failed"])
+        if kept["decoded"]:
+            self.decoded[workload] = kept["decoded"]
+        if kept["how"]:
+            self.how[workload] = kept["how"]
+
     def is_out(self, workload: Workload) -> bool:
         return workload in self.failed or not self.running
 
@@ -124,6 +152,9 @@ class Participant:
         if workload.phase == "prefill":
             self.time(workload, keep=False)
         if workload.phase != "decode":
+            return
+        if workload in self.decoded:  # by the rounds before an interruption: they must be alike
+            self.time(workload, keep=False)
             return
         self.decoded[workload] = min(2, workload.n)
         for _ in range(2):  # the first one compiles

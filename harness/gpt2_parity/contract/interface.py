@@ -22,7 +22,7 @@ class Interrupted(CannotJudge):
     """A run that was under way cannot go on where it is; what it has measured can be continued from."""
 
     def __init__(self, text: str):
-        super().__init__(f"{text}; a verify or gate with --out DIR is continued by: parity resume DIR")
+        super().__init__(f"{text}; a run with --out DIR is continued by: parity resume DIR")
 
 
 class CodeChanged(CannotJudge):
