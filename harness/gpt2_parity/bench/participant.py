@@ -122,6 +122,7 @@ class Participant:
         cases = tuple(shape_of(record) for record in expected.records)
         offers = tuple(each for each in CAPABILITIES if each.name in reply["plan"]["offers"])
         plan = Plan(expected.hparams, cases, tuple(reply["plan"]["taps"]), offers, further)
+        plan = plan._replace(reloads=reply["plan"]["reloads"])
         measured = [(check, Measurement(**found)) for check, found in reply["measured"]]
         judge = Judge(self.found.name, self.setup.settings.target, self.setup.model.name)
         rows = [row for row in judge.rows(plan, measured, {}) if row.check in VERIFIED]

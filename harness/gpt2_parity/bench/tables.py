@@ -117,7 +117,7 @@ def cells(row: TimedRow) -> list[str]:
 def speed_against(row: TimedRow) -> str:
     """The ratio to the baseline, with its interval; "cannot tell" where the interval holds 1."""
     low, high = row.speedup_low, row.speedup_high
-    if len(row.samples) < 2:  # an interval of one sample would look exact
+    if len(row.samples) == 1:  # an interval of one sample would look exact
         return "cannot tell (one round)"
     unclear = low is not None and high is not None and low <= 1 <= high
     ratio = "cannot tell" if unclear else f"{row.speedup:.2f}x"

@@ -40,7 +40,8 @@ class Target(NamedTuple):
 
 
 class Implementation(Protocol):
-    """The contract. Optional: ``TAPS``, ``ORDER``, ``CACHE``, ``generate``, ``loss_and_grads``.
+    """The contract. Optional: ``TAPS``, ``ORDER``, ``CACHE``, ``RELOADS``, ``generate``,
+    ``loss_and_grads``.
 
     ``TAPS`` promises taps: "all", or a list of names. A promised tap that is missing is a failure.
     Without ``TAPS``, every later pass must deliver the taps of a first probe.
@@ -49,6 +50,8 @@ class Implementation(Protocol):
     ``CACHE`` is None if everything is computed anew in each call: then forward(model, tokens) is enough
     (implementation/without_cache.py). It is "in place" if forward writes into the cache that it is
     given, so that a cache can be continued in one way only.
+    ``RELOADS`` is "slow" if load compiles: then fewer auxiliary models are loaded, and the report says
+    what was not looked at.
     """
 
     def targets(self) -> Sequence[tuple[str, str]]:
@@ -59,8 +62,8 @@ class Implementation(Protocol):
     ) -> Any:
         """The model. params: float32 arrays by checkpoint name without "model/", w as [n_in, n_out].
 
-        Called once for each target, and about ten times more for small models of other sizes or other
-        weights. Two models may be loaded at once; both must keep working.
+        Called once for each target, and up to six times more for small models of other sizes or other
+        weights. Several models may be loaded at once; all must keep working.
         """
 
     def forward(

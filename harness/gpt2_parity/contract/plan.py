@@ -14,6 +14,8 @@ Key = tuple[str, str, str]  # case, scope, metric: what a check promises to meas
 
 KEPT, IN_PLACE, NO_CACHE = "kept", "in place", "none"  # what forward does with the cache it is given
 
+SLOW = "slow"  # value of RELOADS: load compiles
+
 
 class CaseShape(NamedTuple):
     """The name and sizes of a record, which decide what is measured on it."""
@@ -33,6 +35,7 @@ class Plan(NamedTuple):
     offers: tuple[Capability, ...] = ()  # the optional functions that the implementation has
     further: int = FURTHER
     cache: str = KEPT
+    reloads: str = ""  # SLOW: only the auxiliary models that a verdict needs are loaded
     only: tuple[str, ...] = ()  # the checks to make; empty: all
 
     def makes(self, check: str) -> bool:

@@ -160,7 +160,14 @@ def merged(parts: Sequence[Results]) -> Results:
     """Several runs on one model with one seed as one run; parts: at least one."""
     made_with = {**parts[0].environment}
     environments = [part.environment for part in parts]
-    keys = ("versions", "implementation_sha256", "implementation_files", "packages", "seconds_by_check")
+    keys = (
+        "versions",
+        "implementation_sha256",
+        "implementation_files",
+        "packages",
+        "seconds_by_check",
+        "loads",
+    )
     for key in keys:
         made_with[key] = {
             name: value for each in environments for name, value in each.get(key, {}).items()

@@ -11,7 +11,7 @@ with a journal of its own, so every event that belongs to a target names it.
     checking  a check begins
     measured  one measurement of the check
     error     why the check ended early
-    checked   the check is done, and how many seconds it took
+    checked   the check is done, how many seconds it took, and how many each load() in it
     broken    why a target could not be started, or (without a target) the implementation itself
     end       the target is done
     cannot_judge  why the run must end without a verdict
@@ -42,6 +42,7 @@ class TargetState:
         self.checking = ""
         self.host: dict[str, Any] = {}  # the machine that it was examined on, as run/host.py reports it
         self.seconds: dict[str, float] = {}  # by check that is done; "load": until the first check
+        self.loads: dict[str, list[float]] = {}  # likewise: the seconds of each call of load()
         self.rows: list[Row] = []
         self.ended = False
 
@@ -155,8 +156,10 @@ class RunState:
             case "plan":
                 offers = tuple(each for each in CAPABILITIES if each.name in data["offers"])
                 taps, cache = tuple(data["taps"]), str(data["cache"])
-                state.plan = Plan(self.hparams, self.cases, taps, offers, cache=cache, only=self.only)
+                plan = Plan(self.hparams, self.cases, taps, offers, cache=cache, only=self.only)
+                state.plan = plan._replace(reloads=str(data.get("reloads", "")))
                 state.seconds["load"] = float(data["seconds"])
+                state.loads["load"] = [float(each) for each in data.get("loads", ())]
             case "checking":
                 state.checking = data["check"]
             case "measured":
@@ -166,6 +169,7 @@ class RunState:
             case "checked":
                 state.checking = ""
                 state.seconds[data["check"]] = float(data["seconds"])
+                state.loads[data["check"]] = [float(each) for each in data.get("loads", ())]
             case "broken":
                 state.broken = data["message"]
             case _:

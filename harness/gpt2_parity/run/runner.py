@@ -90,6 +90,7 @@ def verify(
             {"lost_workers": lost} if (lost := [each for s in states for each in s.lost_workers]) else {}
         ),
         "seconds_by_check": seconds(states),
+        "loads": loads(states),
         "implementation_files": {
             state.name: {name: file["sha256"] for name, file in sorted(state.files.items())}
             for state in states
@@ -132,6 +133,16 @@ def seconds(states: Sequence[RunState]) -> dict[str, dict[str, float]]:
         for state in states
         for target, found in state.targets.items()
     }
+
+
+def loads(states: Sequence[RunState]) -> dict[str, dict[str, float]]:
+    """How often load() was called and the seconds that it took, by implementation and target."""
+    found = {}
+    for state in states:
+        for target, each in state.targets.items():
+            taken = [seconds for several in each.loads.values() for seconds in several]
+            found[f"{state.name}-{target}"] = {"calls": len(taken), "seconds": round(sum(taken), 6)}
+    return found
 
 
 def hosts(states: Sequence[RunState]) -> dict[str, dict[str, Any]]:

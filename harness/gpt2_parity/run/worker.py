@@ -96,12 +96,14 @@ def measure(
         journal("broken", target=target, message=explain(error))
         return True
     works = bool(done)  # whether anything was ever measured
-    journal("plan", target=target, **plan_as_json(plan), seconds=since(started))
+    loads = list(loaded.load_seconds)
+    journal("plan", target=target, **plan_as_json(plan), seconds=since(started), loads=loads)
     journal("imported", target=target, imported=imported.now())  # load may have imported more
     for name, check in beginning_with(first).items():
         if name in done or not plan.makes(name):
             continue
         journal("checking", target=target, check=name)
+        n_loads = len(loaded.load_seconds)
         started = time.perf_counter()
         try:
             with np.errstate(all="ignore"):  # an implementation may have set NumPy to raise
@@ -115,7 +117,8 @@ def measure(
             if works and (reason := loaded.broken()):
                 journal("lost", target=target, message=reason, since=name)
                 return False
-        journal("checked", target=target, check=name, seconds=since(started))
+        loads = loaded.load_seconds[n_loads:]
+        journal("checked", target=target, check=name, seconds=since(started), loads=loads)
     journal("imported", target=target, imported=imported.now())  # so may any call
     return True
 
@@ -128,7 +131,7 @@ def since(started: float) -> float:
 def plan_as_json(plan: Plan) -> dict[str, Any]:
     """The implementation's taps and capabilities; the parent knows the rest of the plan."""
     offers = [capability.name for capability in plan.offers]
-    return {"taps": plan.taps, "offers": offers, "cache": plan.cache}
+    return {"taps": plan.taps, "offers": offers, "cache": plan.cache, "reloads": plan.reloads}
 
 
 def hello(offered: Sequence[Target]) -> dict[str, Any]:
