@@ -43,6 +43,7 @@ class Participant:
         self.how: dict[Workload, str] = {}
         self.imported: dict[str, Any] = {"files": {}, "packages": {}}  # as run/imported.py has it
         self.offered: list[Target] = []
+        self.unseen: list[str] = []  # devices that it declares and that are not to be seen
         self.worker: WorkerProcess | None = None
 
     @property
@@ -108,6 +109,7 @@ class Participant:
             self.end("crashed", str(error))
             return
         self.imported, self.generates = hello["imported"], hello["generates"]
+        self.unseen = hello["unseen"]
         self.offered = [Target(*offered) for offered in hello["offered"]]
         if target not in self.offered:
             offered = ", ".join(map(str, self.offered)) or "nothing"

@@ -297,6 +297,7 @@ def made_with(session: Session, baseline: str, started: float) -> dict[str, Any]
         versions,
         offered,
         started,
+        unseen={device for participant in participants for device in participant.unseen},
     ) | {
         "implementation_files": {
             name: {file: found["sha256"] for file, found in each["files"].items()}

@@ -103,12 +103,10 @@ class Examination:
             refuse_change(state)
             if event == "cannot_judge":
                 raise CannotJudge(data["message"])
-            if event == "hello":
+            if event in ("hello", "device"):
                 refuse_absence(state, self.request.require)
-                if self.executor:
-                    self.executor.expect(
-                        target.dtype for target in state.left(self.request.targets) or ()
-                    )
+            if event == "hello" and self.executor:
+                self.executor.expect(target.dtype for target in state.left(self.request.targets) or ())
             self.reporter.show(i, event, data)
 
         return handle
@@ -206,6 +204,11 @@ def refuse_absence(state: RunState, device: str) -> None:
         raise CannotJudge(
             f"device {device} is required, and {state.name} declares it, but none is visible on this "
             "machine: no driver of a GPU is loaded, or CUDA_VISIBLE_DEVICES hides all"
+        )
+    if device and device in state.elsewhere:
+        raise CannotJudge(
+            f"device {device} is required, and {state.name} declares it, but after a forward pass "
+            f"nothing is seen of it there: {state.elsewhere[device]}"
         )
     if device and state.offered is not None and device not in {t.device for t in state.offered}:
         offers = ", ".join(map(str, state.offered)) or "nothing"

@@ -8,6 +8,7 @@ with a journal of its own, so every event that belongs to a target names it.
     begin     a target begins, and on which machine
     plan      the target's taps and capabilities
     imported  what the process of the target has imported by now; hello and broken have it too
+    device    what is to be seen of the target on the GPU that it declares (run/host.py)
     checking  a check begins
     measured  one measurement of the check
     error     why the check ended early
@@ -28,6 +29,7 @@ from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.plan import CaseShape, Plan
 from gpt2_parity.contract.rows import Measurement, Row
+from gpt2_parity.run.host import Seen
 from gpt2_parity.verdict.judge import Judge
 
 
@@ -89,6 +91,7 @@ class RunState:
         self.packages: dict[str, dict[str, str]] = {}  # distributions likewise: version, file
         self.changed: list[str] = []  # its own files of which there was more than one version
         self.unseen: list[str] = []  # devices that it declares and its machine does not show
+        self.elsewhere: dict[str, str] = {}  # devices on which it declares to be and is not: why
         self.broken = ""
         self.over = False  # it ended before it reported its targets
         self.targets: dict[Target, TargetState] = {}
@@ -124,6 +127,11 @@ class RunState:
                 self.broken = data["message"]
             case "begin", Target():
                 self.targets.setdefault(target, TargetState()).begin(data.get("host", {}))
+            case "device", Target() if target in self.targets:
+                seen = Seen(*data["seen"])
+                self.targets[target].host["seen"] = seen._asdict()
+                if seen.there is False:
+                    self.elsewhere[target.device] = str(seen)
             case "imported", Target() if target in self.targets:
                 own = {name: each["version"] for name, each in data["imported"]["packages"].items()}
                 self.targets[target].host.setdefault("versions", {}).update(own)

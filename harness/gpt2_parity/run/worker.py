@@ -47,6 +47,7 @@ def run(job: dict[str, Any], requests: Iterator[str], journal: Journal) -> None:
 
     requests: at most one line of JSON, a target and the checks that are done already.
     """
+    used = host.gpu_used() if host.sees_a_gpu() else None
     try:
         impl = discovery.Found(**job["implementation"]).load()
         offered = signatures.check(impl, CAPABILITIES)
@@ -65,7 +66,7 @@ def run(job: dict[str, Any], requests: Iterator[str], journal: Journal) -> None:
     decode = tokenizer.decode if tokenizer else str
     load = functools.partial(prepared.load, impl, target, decode)
     try:
-        if measure(load, target, journal, request["done"], job["first"], job["only"]):
+        if measure(load, target, journal, request["done"], job["first"], job["only"], used):
             journal("end", target=target)
     except CannotJudge as error:
         journal("cannot_judge", message=str(error))
@@ -78,13 +79,16 @@ def measure(
     done: Collection[str] = (),
     first: Sequence[str] = (),
     only: Sequence[str] = (),
+    used: int | None = None,
 ) -> bool:
     """Run every check on one target, except those that are done. An exception ends only its check.
 
-    first: checks that run before the others. only: the checks to make; empty: all. Returns False,
-    without running the remaining checks, if an exception leaves the implementation so broken that every
-    call raises: their failures would blame the wrong mechanism. Raises CannotJudge if the truth cannot
-    be read or made.
+    first: checks that run before the others. only: the checks to make; empty: all. used: bytes in use
+    on GPUs before the implementation was imported; None: not looked.
+
+    Returns False, without running the remaining checks, if an exception leaves the implementation so
+    broken that every call raises: their failures would blame the wrong mechanism. Raises CannotJudge if
+    the truth cannot be read or made.
     """
     started = time.perf_counter()
     try:
@@ -99,6 +103,8 @@ def measure(
     loads = list(loaded.load_seconds)
     journal("plan", target=target, **plan_as_json(plan), seconds=since(started), loads=loads)
     journal("imported", target=target, imported=imported.now())  # load may have imported more
+    if target.device == "cuda":
+        journal("device", target=target, seen=look(loaded, used))
     for name, check in beginning_with(first).items():
         if name in done or not plan.makes(name):
             continue
@@ -121,6 +127,15 @@ def measure(
         journal("checked", target=target, check=name, seconds=since(started), loads=loads)
     journal("imported", target=target, imported=imported.now())  # so may any call
     return True
+
+
+def look(loaded: Loaded, used: int | None) -> host.Seen:
+    """What is to be seen of it on a GPU after one token. used: as for measure."""
+    try:
+        returned = loaded.returned(np.zeros((1, 1), np.int32), None, None)
+    except (Exception, SystemExit):  # the checks will tell
+        returned = None
+    return host.seen(returned[0] if isinstance(returned, tuple) and returned else returned, used)
 
 
 def since(started: float) -> float:
