@@ -21,9 +21,8 @@ from gpt2_parity.bench.workload import Settings, Workload
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.implementation.discovery import Found
 from gpt2_parity.model.catalogue import Model
-from gpt2_parity.run import host
+from gpt2_parity.run import code, host
 from gpt2_parity.run.request import source_sha256
-from gpt2_parity.version import __version__
 
 NAME = "bench.jsonl"  # in the folder of the results
 MACHINE = ("hostname", "cpu", "cores", "gpu")  # figures of two machines make no table
@@ -33,7 +32,7 @@ class Inputs(msgspec.Struct, forbid_unknown_fields=True):
     """All inputs of a benchmark, and what must not change until it is resumed."""
 
     format: Literal[1]
-    gpt2_parity: str
+    gpt2_parity: str  # version and hash of this package
     implementations: list[Found]
     sources: dict[str, str]  # implementation -> SHA-256 of its file
     model: str
@@ -57,7 +56,7 @@ class Inputs(msgspec.Struct, forbid_unknown_fields=True):
         facts = host.facts(settings.target.device)
         return cls(
             format=1,
-            gpt2_parity=__version__,
+            gpt2_parity=str(code.installed()),
             implementations=list(found),
             sources={one.name: source_sha256(one) for one in found},
             model=model.argument,

@@ -99,7 +99,7 @@ def verify(
             state.name: {name: file["sha256"] for name, file in sorted(state.files.items())}
             for state in states
         },
-        "packages": {state.name: state.packages for state in states},
+        "packages": {state.name: dict(sorted(state.packages.items())) for state in states},
     }
     if request.only:
         made_with["only"] = {name: list(request.only) for name in seconds(states)}
