@@ -16,6 +16,8 @@ Key = tuple[str, str, str]  # case, scope, metric: what a check promises to meas
 KEPT, IN_PLACE, NO_CACHE = "kept", "in place", "none"  # what forward does with the cache it is given
 CHECKPOINT, QUANTIZED = "checkpoint", "quantized"  # whose weights the model is declared to multiply with
 
+SLOW = "slow"  # value of RELOADS: load compiles
+
 
 class CaseShape(NamedTuple):
     """The name and sizes of a record, which decide what is measured on it."""
@@ -49,6 +51,7 @@ class Plan(NamedTuple):
     further: int = FURTHER
     cache: str = KEPT
     weights: str = CHECKPOINT
+    reloads: str = ""  # SLOW: only the auxiliary models that a verdict needs are loaded
     asked: Asked = Asked()
 
     def makes(self, check: str) -> bool:

@@ -5,6 +5,7 @@ evidence) and checked for the contract's shapes. It receives its own copies: if 
 tokens, those that it is judged by do not change.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,13 +62,19 @@ class Loaded:
         records: Sequence[Record],
         decode: Callable[[Sequence[int]], str] = str,
         folder: Path | None = None,
+        load_seconds: list[float] | None = None,
     ):
-        """folder: for truths about the fresh case, which are shared by all workers of a run."""
+        """folder: for truths about the fresh case, which are shared by all workers of a run.
+
+        load_seconds: of each load() so far, shared with the models that are loaded beside it.
+        """
         self.impl, self.model, self.target = impl, model, target
         self.params, self.hparams = params, hparams
         self.records, self.text = records, decode
         self.checkpoint, self.golden = params, records
         self.folder = folder
+        self.load_seconds = [] if load_seconds is None else load_seconds
+        self.others: dict[str, tuple[Loaded, Record]] = {}  # auxiliary models that several checks use
         self._logits: dict[str, np.ndarray] = {}
         self._latest: tuple[str, Tapped] | None = None
 
@@ -76,9 +83,14 @@ class Loaded:
         cls, impl: Any, target: Target, weights: Path, hparams: HParams, *rest: Any, **named: Any
     ) -> "Loaded":
         """Load the model from a mapping of its own, which is freed if the implementation copies it."""
-        model = impl.load(weight_layout.params_for(impl, weights), hparams, **target._asdict())
+        given = weight_layout.params_for(impl, weights)
+        started = time.perf_counter()
+        model = impl.load(given, hparams, **target._asdict())
+        taken = time.perf_counter() - started
+        del given
         params = safetensors_mmap.MappedArrays(weights)
         loaded = cls(impl, model, target, params, hparams, *rest, **named)
+        loaded.load_seconds.append(taken)
         if getattr(impl, "weights", None) is not None:
             loaded.judge_by(own_weights.kept(loaded.own_weights()))
         return loaded
@@ -143,7 +155,13 @@ class Loaded:
         cases = tuple(shape_of(record) for record in self.records)
         offers = tuple(each for each in capabilities if getattr(self.impl, each.name, None) is not None)
         return Plan(
-            self.hparams, cases, taps, offers, cache=self.cache(), weights=self.declared_weights()
+            self.hparams,
+            cases,
+            taps,
+            offers,
+            cache=self.cache(),
+            weights=self.declared_weights(),
+            reloads=str(getattr(self.impl, "RELOADS", "")),
         )
 
     def cache(self) -> str:

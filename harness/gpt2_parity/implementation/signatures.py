@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from gpt2_parity.contract.capability import Capability
 from gpt2_parity.contract.dtypes import DTYPES
 from gpt2_parity.contract.interface import CannotJudge, ContractBroken, Target
-from gpt2_parity.contract.plan import CHECKPOINT, QUANTIZED
+from gpt2_parity.contract.plan import CHECKPOINT, QUANTIZED, SLOW
 from gpt2_parity.model import weight_layout
 
 
@@ -62,6 +62,9 @@ def check(impl: Any, capabilities: Sequence[Capability] = ()) -> list[Target]:
     ]
     if cache and cache not in CACHES:
         complaints.append(f'CACHE is {cache!r:.50}; expected None (there is none) or "in place"')
+    reloads = getattr(impl, "RELOADS", SLOW)
+    if reloads != SLOW:
+        complaints.append(f'RELOADS is {reloads!r:.50}; expected "{SLOW}" (load compiles), or none')
     complaints += [
         text
         for each in capabilities

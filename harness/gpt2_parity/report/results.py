@@ -165,8 +165,18 @@ def merged(parts: Sequence[Results]) -> Results:
     """Several runs on one model with one seed as one run; parts: at least one."""
     made_with = {**parts[0].environment}
     environments = [part.environment for part in parts]
-    for key in ("versions", "implementation_sha256", "seconds_by_check"):
-        made_with[key] = {name: value for each in environments for name, value in each[key].items()}
+    keys = (
+        "versions",
+        "implementation_sha256",
+        "implementation_files",
+        "packages",
+        "seconds_by_check",
+        "loads",
+    )
+    for key in keys:
+        made_with[key] = {
+            name: value for each in environments for name, value in each.get(key, {}).items()
+        }
     made_with["seconds"] = round(sum(each["seconds"] for each in environments), 1)
     made_with["cuda"] = next(
         (e["cuda"] for e in environments if e["cuda"] == "present"), made_with["cuda"]

@@ -179,7 +179,7 @@ def show(console: Console, found: Results) -> None:
     for line in explain.notes(rows):
         write(console, line, "- ")
     for row in rows:
-        if row.verdict == "skipped":
+        if row.verdict == "skipped" and not explain.left_out(row):
             write(console, f"{label(row)}: {explain.detail(row)}", "- ")
     if (cuda := found.environment["cuda"]) not in ("present", NOT_ASKED):
         console.print(f"  cuda: {cuda}", highlight=False, markup=False)

@@ -293,6 +293,8 @@ def ended(row: Row) -> str:
 
 
 def _not_asked(row: Row) -> str:
+    if left_out(row):
+        return f'not looked at: {row.case} was not loaded, because RELOADS = "{row.evidence["reloads"]}"'
     if row.verdict == "skipped":
         offered = ", ".join(row.evidence.get("offered", ()))
         return f"skipped: {row.device}-{row.dtype} is not offered (offered: {offered})"
@@ -396,7 +398,26 @@ def notes(rows: Iterable[Row]) -> list[str]:
         f"{name} {check}: known: {why} ({n} measurements)" for (name, check, why), n in known.items()
     ]
     lines += [f"{name} logits: {text}" for name, text in wide_logits]
-    return lines + [f"{name} precision: {text} ({n} products)" for (name, text), n in wide.items()]
+    lines += [f"{name} precision: {text} ({n} products)" for (name, text), n in wide.items()]
+    return lines + [f"{name}: {text}" for name, text in not_looked_at(rows).items()]
+
+
+def left_out(row: Row) -> bool:
+    """Whether a measurement was not made because loading is slow."""
+    return row.verdict == "skipped" and "reloads" in row.evidence
+
+
+def not_looked_at(rows: Iterable[Row]) -> dict[str, str]:
+    """By implementation and target: the cases of each check that were left out; only where some were."""
+    found: dict[str, dict[str, dict[str, None]]] = {}
+    for row in rows:
+        if left_out(row):
+            found.setdefault(label(row), {}).setdefault(row.check, {})[row.case] = None
+    return {
+        name: 'not looked at, because RELOADS = "slow": '
+        + "; ".join(f"{check} on {', '.join(cases)}" for check, cases in checks.items())
+        for name, checks in found.items()
+    }
 
 
 def own_weights(rows: list[Row]) -> Iterable[str]:
