@@ -23,6 +23,7 @@ from gpt2_parity.bench import (
     setup,
     tables,
 )
+from gpt2_parity.bench.pace import Pace
 from gpt2_parity.bench.roofline import Rates
 from gpt2_parity.bench.workload import Settings, TimedRow, Workload, workloads
 from gpt2_parity.contract.architecture import HParams
@@ -212,7 +213,7 @@ def test_the_files_say_what_the_rows_say(outcome, tmp_path):
     with pytest.raises(CannotJudge, match="no such file"):
         tables.read(tmp_path / "nowhere")
     (tmp_path / BENCH).write_text('{"schema": 99}')
-    with pytest.raises(CannotJudge, match="not results of schema 1"):
+    with pytest.raises(CannotJudge, match="not results of schema 2"):
         tables.read(tmp_path)
 
 
@@ -239,7 +240,7 @@ def test_the_schema_has_the_columns_and_refuses_others(outcome, tmp_path):
         {"verdict": "pass"},
         {"verdict": "wrong output"},  # with figures
         {"median": None},
-        {"samples": [1.0]},
+        {"samples": []},
         {"phase": "train"},
         {"unit": "ms"},
         {"speedup": 0},
@@ -248,7 +249,7 @@ def test_the_schema_has_the_columns_and_refuses_others(outcome, tmp_path):
     ):
         bad = good | {"rows": [good["rows"][0] | change]}
         assert not validator.is_valid(bad), change
-    assert not validator.is_valid(good | {"schema": 2})
+    assert not validator.is_valid(good | {"schema": 1})
     del good["environment"]["truth"]
     assert not validator.is_valid(good)
 
@@ -262,7 +263,9 @@ def test_the_command_writes_both_files_and_shows_the_table(tmp_path, prepared):
     assert sorted(path.name for path in out.iterdir()) == sorted(tables.FILES)
     assert "decode after 16" in done.stdout
     document = json.loads((out / BENCH).read_text())
-    assert document["schema"] == 1
+    assert document["schema"] == 2
+    assert done.stdout.count(": prefill 128, round 1 of 6\n") == 1  # a line, though no terminal
+    assert "other: loading and verifying\n" in done.stdout
     assert document["environment"]["command"].startswith("parity bench --impl numpy")
     assert {row["verdict"] for row in document["rows"]} <= {"verified", "skipped"}
     jsonschema.Draft202012Validator(SCHEMA).validate(document)
@@ -427,6 +430,8 @@ def test_each_turn_stands_between_two_measurements_of_the_machine(monkeypatch):
         [],
     )
     one.report, one.done, one.all = lambda *_: None, 0, 12
+    one.pace, one.journal, one.over, one.round_seconds = Pace(None), None, {}, {}
+    one.setup = SimpleNamespace(rounds={})
     one._time(workload, machine)
     assert [rate.bandwidth for rate in a.rates[workload]] == [1.5, 7.5]  # a, b, lost; then b, lost, a
     assert [rate.bandwidth for rate in b.rates[workload]] == [2.5, 5.5]
@@ -535,7 +540,7 @@ def test_a_time_whose_interval_reaches_nothing_is_no_figure(monkeypatch):
 
     def verdict(samples, share=None):
         settings = SimpleNamespace(samples=6, target=FLOAT32)
-        setup = SimpleNamespace(settings=settings, model=SimpleNamespace(name="m"))
+        setup = SimpleNamespace(settings=settings, model=SimpleNamespace(name="m"), rounds={})
         one = SimpleNamespace(setup=setup, samples={workload: samples}, running=True, failed={},
                               how={}, decoded={}, verdict="verified", detail="",
                               found=find("numpy"))  # fmt: skip

@@ -3,10 +3,13 @@
 import json
 import os
 import platform
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import gpt2_parity
 from commands import module, parity
 from gpt2_parity.report import runs
 from gpt2_parity.run import cores, host
@@ -94,3 +97,146 @@ def test_a_gpu_is_seen_by_its_driver(tmp_path, monkeypatch):
     assert host.unseen(["cuda", "cpu"]) == []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert host.unseen(["cuda"]) == ["cuda"]
+
+
+# -- where it computes: with stand-ins, not on a GPU
+
+
+def array(framework, device):
+    """An array of a framework that is a stand-in."""
+    made = type("Array", (), {"__module__": f"{framework}.somewhere", "device": device})()
+    made.devices = lambda: [device]
+    return made
+
+
+PLACES = [
+    ("torch", SimpleNamespace(type="cuda"), "cuda"),
+    ("torch", SimpleNamespace(type="cpu"), "cpu"),
+    ("jaxlib", SimpleNamespace(platform="gpu"), "gpu"),
+    ("jaxlib", SimpleNamespace(platform="cpu"), "cpu"),
+    ("tensorflow", "/job:localhost/replica:0/task:0/device:GPU:0", "gpu"),
+    ("tensorflow", "/job:localhost/replica:0/task:0/device:CPU:0", "cpu"),
+    ("cupy", None, "cuda"),
+    ("torch", None, ""),  # of a version that calls it otherwise
+    ("mine", SimpleNamespace(type="cuda"), ""),
+]
+
+
+@pytest.mark.parametrize(("framework", "device", "expected"), PLACES)
+def test_an_array_says_where_it_lives(framework, device, expected):
+    assert host.array_device(array(framework, device)) == expected
+
+
+def test_real_arrays_say_it_too():
+    torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
+    assert host.array_device(torch.zeros(1)) == "cpu"
+    assert host.array_device(jax.numpy.zeros(1)) == "cpu"
+    assert host.array_device(np.zeros(1)) == ""
+    assert not host.holds_gpu_memory(torch.zeros(1))
+    assert not host.holds_gpu_memory(jax.numpy.zeros(1))
+
+
+class Nvml(SimpleNamespace):
+    """A stand-in for pynvml: one device with so many bytes in use."""
+
+    NVMLError = OSError
+
+    def __init__(self, used, processes=()):
+        super().__init__(
+            nvmlInit=lambda: None,
+            nvmlDeviceGetCount=lambda: 1,
+            nvmlDeviceGetHandleByIndex=lambda i: i,
+            nvmlDeviceGetMemoryInfo=lambda device: SimpleNamespace(used=used),
+            nvmlDeviceGetComputeRunningProcesses=lambda device: processes,
+        )
+
+
+ON_CPU = array("torch", SimpleNamespace(type="cpu"))
+ON_GPU = array("torch", SimpleNamespace(type="cuda"))
+OF_THE_HOST = np.zeros(1)
+
+
+def torch_with(n_bytes):
+    cuda = SimpleNamespace(is_initialized=lambda: n_bytes > 0, memory_allocated=lambda: n_bytes)
+    return SimpleNamespace(cuda=cuda)
+
+
+def process(pid, n_bytes):
+    return SimpleNamespace(pid=pid, usedGpuMemory=n_bytes)
+
+
+@pytest.mark.parametrize(
+    ("logits", "held", "nvml", "there"),
+    [
+        (ON_GPU, 0, None, True),
+        (ON_CPU, 0, None, False),
+        (ON_CPU, 9, None, True),  # the logits were brought back, the weights were not
+        (ON_CPU, 0, Nvml(100), False),
+        (OF_THE_HOST, 0, None, None),  # nobody can look
+        (OF_THE_HOST, 0, Nvml(100), False),
+        (OF_THE_HOST, 0, Nvml(150), True),
+        (OF_THE_HOST, 0, Nvml(100, [process(os.getpid(), 7)]), True),
+        (OF_THE_HOST, 0, Nvml(100, [process(1, 7)]), False),  # another process's
+    ],
+)
+def test_a_gpu_is_used_if_anything_shows_it(logits, held, nvml, there, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", torch_with(held))
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)  # None: it cannot be imported
+    assert host.seen(logits, 100).there is there
+
+
+def test_what_could_not_be_looked_at_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert host.gpu_used() is None
+    text = str(host.seen(OF_THE_HOST, None))
+    assert text == "its logits do not say where they are, and GPU memory was not looked at"
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(100))
+    assert str(host.seen(ON_CPU, 70)) == "its logits are on cpu, and GPU memory has grown by 30 bytes"
+
+
+BRINGS_TORCH = """
+import torch
+targets = lambda: [("cuda", "float32"), ("cpu", "float32")]
+first_load, first_forward, first_numpy = load, forward, numpy
+def load(params, hparams, *, device, dtype):
+    return first_load(params, hparams, device="cpu", dtype=dtype)
+def forward(model, tokens, past=None, tap=None, **more):
+    logits, present = first_forward(model, tokens, past, tap, **more)
+    return RETURN(logits), present
+def numpy(x):
+    return x.numpy() if isinstance(x, torch.Tensor) else first_numpy(x)
+"""
+
+
+@pytest.fixture
+def with_a_driver(tmp_path, monkeypatch):
+    """As if this machine had a GPU, but no nvidia-ml-py."""
+    (tmp_path / "nvidiactl").touch()
+    monkeypatch.setattr(host, "DRIVERS", (tmp_path / "nvidiactl",))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+
+
+def gate(path, **options):
+    return gpt2_parity.gate(path, isolated=False, only=["logits"], targets="cuda-float32", **options)
+
+
+def test_logits_on_the_cpu_are_no_cuda(tmp_path, prepared, with_a_driver):
+    """The driver is there, so that only the arrays tell that it fell back."""
+    pytest.importorskip("torch")
+    code = BRINGS_TORCH.replace("RETURN", "torch.from_numpy")
+    path = module(tmp_path, "falls_back_with_torch", code)
+    with pytest.raises(gpt2_parity.CannotJudge, match="nothing is seen of it there: its logits are on"):
+        gate(path, require_device="cuda")
+    found = gate(path).environment
+    assert found["cuda"].startswith("declared, but nothing is seen there: its logits are on cpu")
+    [made] = found["hosts"].values()
+    assert made["seen"] == {"array": "cpu", "framework": False, "memory": None}
+
+
+def test_where_nobody_can_look_that_is_said(tmp_path, prepared, with_a_driver):
+    pytest.importorskip("torch")
+    path = module(tmp_path, "shows_nothing", BRINGS_TORCH.replace("RETURN", ""))
+    verdict = gate(path, require_device="cuda")
+    assert verdict.passed
+    assert verdict.environment["cuda"] == "present; not looked at whether it is used"

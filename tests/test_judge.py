@@ -9,7 +9,7 @@ from gpt2_parity.checks.registry import CAPABILITIES, CHECKS
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.limits import limit_of, near_tie
-from gpt2_parity.contract.plan import Asked, CaseShape, Plan
+from gpt2_parity.contract.plan import CHECKPOINT, QUANTIZED, Asked, CaseShape, Plan
 from gpt2_parity.contract.rows import Measurement, exit_code
 from gpt2_parity.reference import rounding
 from gpt2_parity.reference.rounding import NARROW, WIDE
@@ -166,7 +166,7 @@ def test_rows_of_the_embedding_that_were_not_looked_up_are_told():
 
 @pytest.mark.parametrize("taps", [PLAN.taps, ()])
 def test_every_metric_has_a_limit_with_a_reason(taps):
-    for check, keys in expected(PLAN._replace(taps=taps)).items():
+    for check, keys in expected(PLAN._replace(taps=taps, offers=CAPABILITIES)).items():
         for _, scope, metric in set(keys):
             limit = limit_of(CHECKS[check].limits, scope, metric, "float32")
             assert len(limit.reason) > 40, (check, metric)
@@ -186,9 +186,9 @@ def test_limits_below_float32_are_no_looser_and_have_reasons_of_their_own():
 def test_no_limit_without_a_measurement():
     used = {
         (check, key[2].removesuffix("_decode"))
-        for taps in (("embed", "h0", "ln_f"), ())
+        for taps, weights in ((("embed", "h0", "ln_f"), CHECKPOINT), ((), QUANTIZED))
         for check, keys in expected(
-            PLAN._replace(taps=taps, offers=CAPABILITIES, asked=Asked(search=1))
+            PLAN._replace(taps=taps, offers=CAPABILITIES, weights=weights, asked=Asked(search=1))
         ).items()
         for key in keys
     }

@@ -589,8 +589,9 @@ def test_the_page_shows_where_the_time_went(runs):
     measured = document["environment"]["seconds_by_check"]
     header, *rows = Page((runs["clean"] / "report.html").read_text()).tables["durations"]
     assert {row[0] for row in rows} == measured.keys()
-    for label, *cells, total in rows:
-        shown = dict(zip((name.replace(" ", "_") for name in header[1:]), cells, strict=False))
+    for label, *cells, total, loads in rows:
+        shown = dict(zip((name.replace(" ", "_") for name in header[1:-1]), cells, strict=False))
+        assert re.fullmatch(r"7 in \S+ s", loads)
         assert set(shown) == measured[label].keys() >= {"load", "logits", "greedy"}
         assert all(
             float(shown[name]) == pytest.approx(s, rel=0.06) for name, s in measured[label].items()

@@ -79,7 +79,7 @@ def test_what_is_in_no_file_cannot_be_watched():
 def test_a_file_that_is_touched_or_gone_has_not_changed(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("one")
-    waiting = threading.Thread(target=wait_for_change, args=(path, content_of(path)), daemon=True)
+    waiting = threading.Thread(target=wait_for_change, args=({path: content_of(path)},), daemon=True)
     waiting.start()
     path.touch()
     path.unlink()  # as an editor does before it writes the new one

@@ -165,6 +165,52 @@ variant("all_in_float64", (LOAD, LOAD.replace("dtype", "float")))
 for _dtype in ("bfloat16", "float16"):
     variant(f"all_in_float32_declaring_{_dtype}", ('("cpu", "float64")', f'("cpu", "{_dtype}")'),
             (LOAD, LOAD.replace("dtype", '"float32"')), dtype=_dtype)  # fmt: skip
+IN_INT8 = (
+    "    p = {name: np.array(w, dtype) for name, w in params.items()}\n"
+    '    for name in [name for name in p if name.endswith("/w")]:\n'
+    "        QUANTISED\n"
+    "    return Model(p, hparams, dtype)\n\n\n"
+    "def weights(model):\n    return GIVEN"
+)
+variant(
+    "weights_in_int8_declared",  # in groups, as ggml has it
+    ("TAPS = ", 'WEIGHTS = "quantized"\nTAPS = '),
+    (
+        LOAD,
+        IN_INT8.replace(
+            "QUANTISED",
+            "group = 32 if len(p[name]) % 32 == 0 else 16\n"
+            "        w = p[name].T.reshape(-1, group)\n"
+            "        scale = np.abs(w).max(axis=1, keepdims=True) / np.float32(127)\n"
+            "        p[name] = (np.round(w / scale) * scale).reshape(p[name].T.shape).T",
+        ).replace("GIVEN", "model.params"),
+    ),
+)
+variant(
+    "weights_in_int8_scaled_after_the_product",  # as torchao has it: no product has the weights it gives
+    ("TAPS = ", 'WEIGHTS = "quantized"\nTAPS = '),
+    (
+        ADDED,
+        'linear(value, p[f"{scope}/{leaf}/w"], p[f"{scope}/{leaf}/b"], p[f"{scope}/{leaf}/w/scale"])',
+    ),
+    (
+        "def linear(x, w, b):\n",
+        "def linear(x, w, b, scale):\n    return x @ w * scale + b\n\n\ndef _(x, w, b):\n",
+    ),
+    (
+        LOAD,
+        IN_INT8.replace(
+            "QUANTISED",
+            'scale = p[name + "/scale"] = np.abs(p[name]).max(axis=0) / np.float32(127)\n'
+            "        p[name] = np.round(p[name] / scale)",
+        ).replace(
+            "GIVEN",
+            "{\n        name: w.astype(float) * model.params.get(name + '/scale', 1)\n"
+            "        for name, w in model.params.items()\n"
+            "        if not name.endswith('/scale')\n    }",
+        ),
+    ),
+)
 variant(
     "weights_overwritten_once_copied",
     (LOAD, LOAD.replace("return ", "copied = ").replace("np.asarray", "np.array")

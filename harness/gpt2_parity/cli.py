@@ -92,7 +92,7 @@ def command() -> None:
             sys.exit(2)
         if end.code == INTERRUPTED:
             raise CannotJudge(
-                "interrupted; a verify or gate with --out DIR is continued by: parity resume DIR"
+                "interrupted; a run with --out DIR is continued by: parity resume DIR"
             ) from end
         try:
             sys.stdout.flush()

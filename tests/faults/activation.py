@@ -81,7 +81,7 @@ def tanh_by_exps(x, at):
 
 def weights_and_numpy_raises(params, hparams, dtype):
     np.seterr(all="raise")
-    return Plain.weights(params, hparams, dtype)
+    return Plain.converted(params, hparams, dtype)
 
 
 def softmax_that_may_underflow(scores, at):
@@ -91,7 +91,7 @@ def softmax_that_may_underflow(scores, at):
 
 put(
     "gelu_wrong_and_numpy_raises",  # which must not stop the verdict's own arithmetic
-    weights=weights_and_numpy_raises,
+    converted=weights_and_numpy_raises,
     softmax=softmax_that_may_underflow,
     gelu=functools.partial(tanh_gelu, cubic=0.05),
     blame=GELU,

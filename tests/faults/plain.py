@@ -51,6 +51,8 @@ class Plain:
 
     __name__ = "plain"
     TAPS = "all"
+    WEIGHTS = "checkpoint"
+    weights = None  # the capability of that name, which is not offered
 
     def __init__(self):
         self.memory = {}  # what a fault remembers from one call to the next
@@ -75,7 +77,7 @@ class Plain:
     def load(self, params, hparams, *, device, dtype):
         if (device, dtype) not in self.targets():
             raise ValueError(f"{self.__name__} runs on {self.targets()}, not on {(device, dtype)}")
-        return Model(self.weights(params, hparams, dtype), hparams, dtype)
+        return Model(self.converted(params, hparams, dtype), hparams, dtype)
 
     def numpy(self, x):
         return np.asarray(x)
@@ -136,7 +138,7 @@ class Plain:
     # -- operations
 
     @staticmethod
-    def weights(params, hparams, dtype):
+    def converted(params, hparams, dtype):
         """Copies in the declared precision."""
         return {name: np.array(w, dtype) for name, w in params.items()}
 

@@ -109,7 +109,7 @@ LEAVES = ("ln_1", "ln_2", "attn/c_attn", "attn/c_proj", "mlp/c_fc", "mlp/c_proj"
 
 @fault(
     "layers_exchanged",
-    alters="weights",
+    alters="converted",
     blame=" ".join(f"h{{1,2}}/{leaf}" for leaf in LEAVES),
     diagnosis="other_weights",
 )
@@ -117,14 +117,14 @@ def layers_exchanged(p):
     return under_other_scopes(p, {"h1": "h2", "h2": "h1"})
 
 
-@fault("layers_in_the_order_of_their_names", alters="weights", blame="sizes", trips="sizes")
+@fault("layers_in_the_order_of_their_names", alters="converted", blame="sizes", trips="sizes")
 def layers_in_the_order_of_their_names(p):
     """h0 h1 h10 h11 h2."""
     scopes = sorted({name.partition("/")[0] for name in p if name.startswith("h")})
     return under_other_scopes(p, {scope: f"h{i}" for i, scope in enumerate(scopes)})
 
 
-@fault("norms_exchanged", alters="weights", blame="h*/ln_1 h*/ln_2", diagnosis="other_weights")
+@fault("norms_exchanged", alters="converted", blame="h*/ln_1 h*/ln_2", diagnosis="other_weights")
 def norms_exchanged(p):
     other = {"ln_1": "ln_2", "ln_2": "ln_1"}
     return {"/".join(other.get(part, part) for part in name.split("/")): w for name, w in p.items()}

@@ -16,7 +16,7 @@ def scaled(name, place=None):
         w[place or np.unravel_index(np.abs(w).argmax(), w.shape)] *= 1.01
         return p
 
-    return altered("weights", change)
+    return altered("converted", change)
 
 
 for _name, _place in {
@@ -27,19 +27,19 @@ for _name, _place in {
 }.items():
     put(
         f"one_percent_of_{_name.replace('/', '_')}",
-        weights=scaled(_name, _place),
+        converted=scaled(_name, _place),
         blame=_name.removesuffix("/w"),
         diagnosis="one_weight",
         trips="local",
     )
-put("one_percent_of_ln_g", weights=scaled("h2/ln_2/g", (17,)), blame="h2/ln_2")
-put("one_percent_of_wpe", weights=scaled("wpe", (200, 9)), blame="embed", trips="weights")
-put("one_percent_of_wte", weights=scaled("wte", (901, 9)), blame="embed logits", trips="weights")
+put("one_percent_of_ln_g", converted=scaled("h2/ln_2/g", (17,)), blame="h2/ln_2")
+put("one_percent_of_wpe", converted=scaled("wpe", (200, 9)), blame="embed", trips="weights")
+put("one_percent_of_wte", converted=scaled("wte", (901, 9)), blame="embed logits", trips="weights")
 
 
 @fault(
     "one_percent_in_the_very_array_that_was_given",
-    replaces="weights",
+    replaces="converted",
     blame="h1/mlp/c_fc",
     diagnosis="one_weight",
     trips="local",
@@ -47,11 +47,11 @@ put("one_percent_of_wte", weights=scaled("wte", (901, 9)), blame="embed logits",
 def in_the_array_that_was_given(params, hparams, dtype):
     """The array is mapped from a file: a judge that used the same mapping would see nothing wrong."""
     params["h1/mlp/c_fc/w"][77, 400] *= 1.01
-    return Plain.weights(params, hparams, dtype)
+    return Plain.converted(params, hparams, dtype)
 
 
 @fault(
-    "one_bias_of_c_attn", alters="weights", blame="h1/attn/c_attn", diagnosis="one_bias", trips="local"
+    "one_bias_of_c_attn", alters="converted", blame="h1/attn/c_attn", diagnosis="one_bias", trips="local"
 )
 def one_bias_of_c_attn(p):
     """At a single position it could be any weight of that column."""
@@ -66,20 +66,22 @@ def one_position(p):
 
 put(
     "position_wrong_in_a_black_box",  # which prompts of one token do not have
-    weights=altered("weights", one_position),
+    converted=altered("converted", one_position),
     **BLACK_BOX,
     blame="logits",
     trips="logits lengths",
 )
 
 
-@fault("weight_rows_exchanged", alters="weights", blame="h1/mlp/c_fc", diagnosis="inputs_swapped")
+@fault("weight_rows_exchanged", alters="converted", blame="h1/mlp/c_fc", diagnosis="inputs_swapped")
 def rows_exchanged(p):
     p["h1/mlp/c_fc/w"][[3, 90]] = p["h1/mlp/c_fc/w"][[90, 3]]
     return p
 
 
-@fault("weight_columns_exchanged", alters="weights", blame="h1/attn/c_attn", diagnosis="columns_swapped")
+@fault(
+    "weight_columns_exchanged", alters="converted", blame="h1/attn/c_attn", diagnosis="columns_swapped"
+)
 def columns_exchanged(p):
     for leaf in "wb":
         array = p[f"h1/attn/c_attn/{leaf}"]
@@ -87,7 +89,7 @@ def columns_exchanged(p):
     return p
 
 
-@fault("vocabulary_rows_exchanged", alters="weights", blame="embed logits")
+@fault("vocabulary_rows_exchanged", alters="converted", blame="embed logits")
 def vocabulary_rows_exchanged(p):
     p["wte"][[20, 30]] = p["wte"][[30, 20]]
     return p
@@ -98,18 +100,22 @@ def matrices(p, change):
 
 
 @fault(
-    "bfloat16_weights", alters="weights", blame=PRODUCTS, diagnosis="bfloat16_weights", trips="precision"
+    "bfloat16_weights",
+    alters="converted",
+    blame=PRODUCTS,
+    diagnosis="bfloat16_weights",
+    trips="precision",
 )
 def bfloat16_weights(p):
     return matrices(p, lambda w: cut(w, BFLOAT16).astype(w.dtype))
 
 
-@fault("float16_weights", alters="weights", blame=PRODUCTS, diagnosis="float16_weights")
+@fault("float16_weights", alters="converted", blame=PRODUCTS, diagnosis="float16_weights")
 def float16_weights(p):
     return matrices(p, through_float16)
 
 
-@fault("int8_weights", alters="weights", blame=PRODUCTS, diagnosis="int8_weights")
+@fault("int8_weights", alters="converted", blame=PRODUCTS, diagnosis="int8_weights")
 def int8_weights(p):
     def quantised(w):
         scale = np.abs(w).max(axis=0, keepdims=True) / 127
@@ -137,7 +143,7 @@ for _name, _most, _group, _scales in (
 ):
     put(
         _name,
-        weights=altered("weights", lambda p, m=_most, g=_group, s=_scales: in_groups(p, m, g, s)),
+        converted=altered("converted", lambda p, m=_most, g=_group, s=_scales: in_groups(p, m, g, s)),
         blame=PRODUCTS,
         diagnosis=f"{_name[:4]}_weights",
         trips="local precision",
@@ -146,7 +152,7 @@ for _name, _most, _group, _scales in (
 
 put(
     "int8_weights_in_groups_in_a_black_box",
-    weights=altered("weights", lambda p: in_groups(p, 127, 32, np.float16)),
+    converted=altered("converted", lambda p: in_groups(p, 127, 32, np.float16)),
     blame="logits",
     diagnosis="int8_weights",
     **BLACK_BOX,

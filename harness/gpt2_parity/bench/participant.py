@@ -41,13 +41,42 @@ class Participant:
         self.decoded: dict[Workload, int] = {}
         self.ids: dict[Workload, list[list[list[int]]]] = defaultdict(list)
         self.how: dict[Workload, str] = {}
-        self.versions: dict[str, str] = {}
+        self.imported: dict[str, Any] = {"files": {}, "packages": {}}  # as run/imported.py has it
         self.offered: list[Target] = []
+        self.unseen: list[str] = []  # devices that it declares and that are not to be seen
         self.worker: WorkerProcess | None = None
 
     @property
     def running(self) -> bool:
         return self.verdict == "verified"
+
+    def kept(self, workload: Workload) -> dict[str, Any]:
+        """All that it has of a workload, as JSON, and how it is itself."""
+        return {
+            "verdict": [self.verdict, self.detail],
+            "failed": self.failed.get(workload),
+            "samples": self.samples.get(workload, []),
+            "rates": self.rates.get(workload, []),
+            "fresh": self.fresh if workload.phase == "start" else {},
+            "decoded": self.decoded.get(workload),
+            "ids": self.ids.get(workload, []),
+            "how": self.how.get(workload),
+        }
+
+    def restore(self, workload: Workload, kept: dict[str, Any]) -> None:
+        """Take over what kept gave before a benchmark was interrupted."""
+        self.verdict, self.detail = kept["verdict"]
+        self.samples[workload] = kept["samples"]
+        self.rates[workload] = [Rates(*each) for each in kept["rates"]]
+        self.ids[workload] = kept["ids"]
+        if kept["fresh"]:
+            self.fresh = defaultdict(list, kept["fresh"])
+        if kept["failed"]:
+            self.failed[workload] = tuple(kept["failed"])
+        if kept["decoded"]:
+            self.decoded[workload] = kept["decoded"]
+        if kept["how"]:
+            self.how[workload] = kept["how"]
 
     def is_out(self, workload: Workload) -> bool:
         return workload in self.failed or not self.running
@@ -79,7 +108,8 @@ class Participant:
         except Lost as error:
             self.end("crashed", str(error))
             return
-        self.versions, self.generates = hello["versions"], hello["generates"]
+        self.imported, self.generates = hello["imported"], hello["generates"]
+        self.unseen = hello["unseen"]
         self.offered = [Target(*offered) for offered in hello["offered"]]
         if target not in self.offered:
             offered = ", ".join(map(str, self.offered)) or "nothing"
@@ -94,6 +124,7 @@ class Participant:
         cases = tuple(shape_of(record) for record in expected.records)
         offers = tuple(each for each in CAPABILITIES if each.name in reply["plan"]["offers"])
         plan = Plan(expected.hparams, cases, tuple(reply["plan"]["taps"]), offers, further)
+        plan = plan._replace(reloads=reply["plan"]["reloads"])
         measured = [(check, Measurement(**found)) for check, found in reply["measured"]]
         judge = Judge(self.found.name, self.setup.settings.target, self.setup.model.name)
         rows = [row for row in judge.rows(plan, measured, {}) if row.check in VERIFIED]
@@ -124,6 +155,9 @@ class Participant:
         if workload.phase == "prefill":
             self.time(workload, keep=False)
         if workload.phase != "decode":
+            return
+        if workload in self.decoded:  # by the rounds before an interruption: they must be alike
+            self.time(workload, keep=False)
             return
         self.decoded[workload] = min(2, workload.n)
         for _ in range(2):  # the first one compiles

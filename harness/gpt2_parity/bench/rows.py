@@ -50,7 +50,7 @@ def time_row(participant: Participant, baseline: Participant, workload: Workload
     samples = participant.samples.get(workload, [])
     if row.verdict != "verified":
         return row
-    if len(samples) < participant.setup.settings.samples:
+    if not samples or len(samples) < rounds(participant, workload):
         return row._replace(verdict="crashed", detail="not all rounds were measured")
     row = filled(row, samples, baseline.samples.get(workload, []) if baseline.running else [])
     if row.median is None or row.low is None or row.low <= 0:  # zero is in its interval
@@ -63,6 +63,11 @@ def time_row(participant: Participant, baseline: Participant, workload: Workload
         detail = f"timed at {share:.0%} of the roofline, which is impossible: measure again"
         return without_figures(row, detail)
     return row._replace(tokens_per_second=n_tokens / row.median, roofline=share)
+
+
+def rounds(participant: Participant, workload: Workload) -> int:
+    """The rounds of a workload; where a round is long, there may have been fewer than usual."""
+    return participant.setup.rounds.get(workload, participant.setup.settings.samples)
 
 
 def without_figures(row: TimedRow, detail: str) -> TimedRow:
@@ -96,7 +101,7 @@ def fresh_rows(participant: Participant, baseline: Participant, workload: Worklo
         samples = participant.fresh.get(name, [])
         if row.verdict != "verified":
             rows.append(plain)
-        elif len(samples) < participant.setup.settings.samples:
+        elif not samples or len(samples) < rounds(participant, workload):
             rows.append(plain._replace(verdict="skipped", detail="not available on this system"))
         else:
             others = baseline.fresh.get(name, []) if baseline.running else []

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_parity.bench.expected import Expected
-from gpt2_parity.bench.workload import Settings
+from gpt2_parity.bench.workload import Settings, Workload
 from gpt2_parity.implementation.discovery import Found
 from gpt2_parity.model.catalogue import Model
 from gpt2_parity.run import supervisor
@@ -33,6 +33,7 @@ class Setup:
     def __init__(self, model: Model, settings: Settings, folder: Path):
         self.model, self.settings, self.folder = model, settings, folder
         self.expected = Expected(model, settings, folder)
+        self.rounds: dict[Workload, int] = {}  # of the workloads that are over
 
     def job(self, found: Found | None) -> dict[str, Any]:
         """A worker's job. None: the worker measures the machine itself."""

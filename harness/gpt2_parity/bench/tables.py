@@ -1,6 +1,7 @@
 """The outputs of a benchmark, all from the same rows: bench.json, bench.md and a table."""
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from gpt2_parity.bench.session import Report
+from gpt2_parity.bench.session import Report, Step
 from gpt2_parity.bench.workload import Outcome, TimedRow
 from gpt2_parity.files import atomic
 from gpt2_parity.report import markdown, results, runs
@@ -26,15 +27,38 @@ FILES = (runs.BENCH, "bench.md", "report.html")
 
 @contextmanager
 def progress(console: Console) -> Iterator[Report]:
-    """A bar that is redrawn only between turns, so that it takes no time from what is timed."""
+    """A bar on a terminal; elsewhere a line for each step that is not the next turn of a round.
+
+    Both change only between turns, so that they take no time from what is timed.
+    """
+    if not console.is_terminal:
+        yield lines(console)
+        return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, auto_refresh=False) as bars:
         task = bars.add_task("starting", total=None)
 
-        def report(what: str, done: int, of: int) -> None:
-            bars.update(task, description=escape(what), completed=done, total=of, refresh=True)
+        def report(step: Step) -> None:
+            text = f"{step.who}: {step.what}" if step.who else step.what
+            text = escape(text)
+            bars.update(task, description=text, completed=step.done, total=step.of, refresh=True)
 
         yield report
+
+
+def lines(console: Console) -> Report:
+    """A report that prints a line: each step of one implementation, and each round once."""
+    began, latest = time.monotonic(), ""
+
+    def report(step: Step) -> None:
+        nonlocal latest
+        if not step.round or step.what != latest:
+            text = f"{step.who}: {step.what}" if step.who and not step.round else step.what
+            line = f"{time.monotonic() - began:.0f} s, step {step.done + 1} of {step.of}: {text}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        latest = step.what
+
+    return report
 
 
 def write(out: Path, outcome: Outcome) -> None:
@@ -93,17 +117,28 @@ def cells(row: TimedRow) -> list[str]:
 def speed_against(row: TimedRow) -> str:
     """The ratio to the baseline, with its interval; "cannot tell" where the interval holds 1."""
     low, high = row.speedup_low, row.speedup_high
+    if len(row.samples) == 1:  # an interval of one sample would look exact
+        return "cannot tell (one round)"
     unclear = low is not None and high is not None and low <= 1 <= high
     ratio = "cannot tell" if unclear else f"{row.speedup:.2f}x"
     return f"{ratio} ({low:.2f} to {high:.2f})"
 
 
-def grouped(rows: Sequence[TimedRow]) -> dict[str, list[TimedRow]]:
-    """Rows by what was measured, in the order of measurement, to show implementations together."""
+def grouped(outcome: Outcome) -> dict[str, list[TimedRow]]:
+    """Rows by what was measured, in the order of measurement, to show implementations together.
+
+    Where there were fewer rounds than usual, that is said beside it.
+    """
     found: dict[str, list[TimedRow]] = {}
-    for row in rows:
+    for row in outcome.rows:
         found.setdefault(f"{row.model}: {what(row)}", []).append(row)
-    return found
+    return {f"{text}{few(rows, outcome.environment['samples'])}": rows for text, rows in found.items()}
+
+
+def few(rows: Sequence[TimedRow], usual: int) -> str:
+    """The rounds of a group, if they are fewer than usual; "" otherwise."""
+    n = max(len(row.samples) for row in rows)
+    return f" ({n} of {usual} rounds)" if 0 < n < usual else ""
 
 
 def header(outcome: Outcome) -> list[str]:
@@ -120,9 +155,23 @@ def made_with(outcome: Outcome) -> list[str]:
         f"{e['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s, matrix product {rate}.",
         f"{e['samples']} rounds, taking turns; medians, with the interval that encloses the median with "
         f"{e['interval_confidence']:.1%}. Expected: {e['truth']}.",
+        *few_rounds(outcome),
         "Decode is the time per token of generate(1 + n) less generate(1). Start is a fresh process, "
         "files in the page cache, to its first logits; memory is that process's after them.",
     ]
+
+
+def few_rounds(outcome: Outcome) -> list[str]:
+    """A line on the workloads that had fewer rounds than usual, if there are any."""
+    found = outcome.environment["few_rounds"]
+    texts = [
+        f"{name}: {each['rounds']} (a round takes {each['seconds_of_a_round']} s; the interval encloses "
+        f"the median with {each['interval_confidence']:.0%})"
+        for name, each in found.items()
+    ]
+    return [f"Fewer rounds where a round is long, so as to end in time. {'; '.join(texts)}."] * bool(
+        texts
+    )
 
 
 def show(console: Console, outcome: Outcome) -> None:
@@ -131,7 +180,7 @@ def show(console: Console, outcome: Outcome) -> None:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, name in enumerate(header(outcome)):
         table.add_column(name, justify="left" if i in (0, 6) else "right", overflow="fold")
-    for group, rows in grouped(outcome.rows).items():
+    for group, rows in grouped(outcome).items():
         table.add_row(f"[bold]{escape(group)}[/bold]")
         for row in rows:
             found = cells(row)
@@ -147,7 +196,7 @@ def job_summary(outcome: Outcome) -> str:
     lines = [f"# GPT-2 side by side: {outcome.environment['model']}", ""]
     body = [
         [markdown.escape(text) for text in (group, row.implementation, *cells(row))]
-        for group, rows in grouped(outcome.rows).items()
+        for group, rows in grouped(outcome).items()
         for row in rows
     ]
     lines += markdown.table(["measured", "implementation", *header(outcome)[1:]], body)

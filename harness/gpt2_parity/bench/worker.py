@@ -7,7 +7,6 @@ The time to import this module is part of what the start of a fresh process is t
 does not need is imported where it is used.
 """
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ class TimedModel:
 
     def __init__(self, job: dict[str, Any]):
         self.job, self.hparams, self.target = job, HParams(**job["hparams"]), Target(*job["target"])
+        self.used = gpu_used(self.target)
         self.impl: Any = with_cache(discovery.Found(**job["implementation"]).load())
         # tokens [1, n], positions [kept], and logits [1, kept, n_vocab] there
         self.expected = safetensors_mmap.read(Path(job["expected"]))
@@ -44,9 +44,14 @@ class TimedModel:
 
     def hello(self) -> Reply:
         """The targets and capabilities that it offers."""
-        from gpt2_parity.run.worker import versions
+        from gpt2_parity.run import host, imported
 
-        return {"offered": self.offered, "generates": self.generates, "versions": versions()}
+        unseen = host.unseen(target.device for target in self.offered)
+        if self.target.device == "cuda" and self.target in self.offered:
+            logits = self.impl.forward(self.model, self.tokens(1))[0]
+            unseen += ["cuda"] * (host.seen(logits, self.used).there is False)
+        found = {"offered": self.offered, "generates": self.generates, "unseen": sorted(set(unseen))}
+        return found | {"imported": imported.now()}
 
     @property
     def generates(self) -> bool:
@@ -130,7 +135,20 @@ class TimedModel:
     def memory(self) -> Reply:
         """Bytes: the greatest resident set so far, anonymous memory now, and memory on the GPU."""
         reply = {"peak_rss": status("VmHWM"), "anonymous": status("RssAnon")}
-        return reply | ({"gpu": gpu_memory()} if self.target.device != "cpu" else {})
+        if self.target.device == "cpu":
+            return reply
+        from gpt2_parity.run import host
+
+        return reply | {"gpu": host.gpu_memory()}
+
+
+def gpu_used(target: Target) -> int | None:
+    """Bytes in use on GPUs before an implementation is imported, if it is to use one."""
+    if target.device != "cuda":
+        return None
+    from gpt2_parity.run import host
+
+    return host.gpu_used()
 
 
 VERIFIED = ("logits", "greedy")
@@ -156,22 +174,6 @@ def status(field: str) -> int | None:
         return None
     found = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
     return int(found[0]) * 1024 if found else None
-
-
-def gpu_memory() -> int | None:
-    """Bytes that this process holds on GPUs, from NVML, or None without nvidia-ml-py or a driver."""
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-        devices = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        found = [p for d in devices for p in pynvml.nvmlDeviceGetComputeRunningProcesses(d)]
-    except pynvml.NVMLError:
-        return None
-    # a container may show other process ids, or none; then the answer is not known
-    return sum(p.usedGpuMemory or 0 for p in found if p.pid == os.getpid()) or None
 
 
 def main(job_path: str, lifeline: str) -> None:

@@ -89,6 +89,7 @@ class Settings(NamedTuple):
     samples: int = SAMPLES
     seed: int = 0
     resources: Resources = Resources()
+    seconds: float | None = None  # in which it is to end, with fewer rounds if need be
 
     @property
     def threads(self) -> int:

@@ -71,6 +71,8 @@ def questions(plan: Plan) -> dict[str, Question]:
         "empty": np.zeros((1, 0), np.int32),
     }
     for capability in plan.offers:
+        if not capability.takes_tokens:
+            continue
         for scope, (beyond, keywords) in capability.too_long.items():
             ids = np.zeros((1, hparams.n_ctx + beyond), np.int32)
             asked[f"{scope}_in_{capability.name}"] = Question(ids, None, capability, keywords)

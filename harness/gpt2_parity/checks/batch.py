@@ -77,7 +77,7 @@ CHECK = Check(
     after="kv_cache",
     blames="batch",
     precedence=50,
-    look_at="operations that mix rows of the batch",
+    look_at="operations that mix rows of the batch, and scales that are computed from all of them",
     # if rows differ only when they go through the cache, the cache is at fault
     implied_by=(Implied(("kv_cache",), scope=IN_CHUNKS), Implied(("logits",), "as large")),
 )

@@ -39,5 +39,6 @@ CHECK = Check(
     after="batch",
     blames="causality",  # in prefill: a cache cannot fail it
     precedence=40,
-    look_at="the causal mask: scores of later positions must be masked completely (-inf, not -5)",
+    look_at="the causal mask: scores of later positions must be masked completely (-inf, not -5); "
+    "and scales that are computed from all tokens of a call",
 )

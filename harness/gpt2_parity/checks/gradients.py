@@ -20,6 +20,7 @@ from gpt2_parity.contract.limits import NONE, Limit
 from gpt2_parity.contract.plan import Key, Plan
 from gpt2_parity.contract.rows import Evidence, Measurement
 from gpt2_parity.implementation import auxiliary_models
+from gpt2_parity.implementation.auxiliary_models import looked_at
 from gpt2_parity.implementation.loaded import Loaded, describe
 from gpt2_parity.reference import gradient, noise, truth
 from gpt2_parity.reference.distance import differing, max_abs
@@ -91,7 +92,7 @@ def expected(plan: Plan) -> Iterable[Key]:
     besides = ((AFTER, METRIC), (KEPT, "differing_share"))
     return [
         *((case, name, METRIC) for case in cases for name in names),
-        *((case, name, METRIC) for case in OTHERS for name in others),
+        *((case, name, METRIC) for case in looked_at(plan, OTHERS) for name in others),
         *((cases[-1], *key) for key in besides),
     ]
 
@@ -108,7 +109,7 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
     before = gradients(loaded, held)
     for case in cases[:-1]:
         yield from way_back(loaded, records[case])
-    for name in OTHERS:
+    for name in looked_at(plan, OTHERS):
         other, record = auxiliary_models.beside(loaded, name)
         if name == OTHERS[0]:  # the model under test, while another one is loaded
             yield from way_back(loaded, last, keep=plan.affords(PASSES * last.tokens.size))

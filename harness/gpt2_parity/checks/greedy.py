@@ -13,7 +13,7 @@ alone) and, if the model is small enough, many fresh ones and one that fills the
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from gpt2_parity.contract.limits import NOISE, NONE, Limit, near_tie
 from gpt2_parity.contract.plan import CaseShape, Key, Plan
 from gpt2_parity.contract.rows import Evidence, Measurement
 from gpt2_parity.implementation import auxiliary_models
+from gpt2_parity.implementation.auxiliary_models import looked_at
 from gpt2_parity.implementation.loaded import Loaded, describe
 from gpt2_parity.reference.distance import differing
 from gpt2_parity.reference.records import Record, shape_of
@@ -76,7 +77,7 @@ def expected(plan: Plan) -> Iterable[Key]:
         if is_held(case, plan):
             yield (case.name, ITSELF, "wrong_tokens")
     if offered(plan):
-        yield from ((name, ITSELF, "wrong_tokens") for name in OTHERS)
+        yield from ((name, ITSELF, "wrong_tokens") for name in looked_at(plan, OTHERS))
         last = plan.cases[-1]
         yield from ((last.name, scope, "wrong_tokens") for scope in (BESIDES, REFUSED))
         yield (last.name, KEPT, "differing_share")
@@ -97,7 +98,7 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
     if offered(plan):
         yield from left_alone(loaded)
         yield after_refusal(loaded)
-        yield from beside_others(loaded)
+        yield from beside_others(loaded, looked_at(plan, OTHERS))
 
 
 def half(loaded: Loaded) -> tuple[Record, np.ndarray]:
@@ -129,9 +130,9 @@ def after_refusal(loaded: Loaded) -> Measurement:
     return by_forward(loaded, *half(loaded), 1)._replace(scope=REFUSED)
 
 
-def beside_others(loaded: Loaded) -> Iterator[Measurement]:
+def beside_others(loaded: Loaded, names: Sequence[str]) -> Iterator[Measurement]:
     """The next token of the model under test beside another one, and whole texts of the others."""
-    for name in OTHERS:
+    for name in names:
         other, record = auxiliary_models.beside(loaded, name)
         if name == OTHERS[0]:
             yield by_forward(loaded, *half(loaded), 1)._replace(scope=BESIDES)

@@ -12,8 +12,8 @@ import numpy as np
 
 from gpt2_parity.contract.check import Check
 from gpt2_parity.contract.limits import NOISE, NONE, Limit, near_tie
-from gpt2_parity.contract.plan import Key, Plan
-from gpt2_parity.contract.rows import Measurement
+from gpt2_parity.contract.plan import QUANTIZED, Key, Plan
+from gpt2_parity.contract.rows import Evidence, Measurement
 from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.mistakes import whole_model
 from gpt2_parity.reference import distance, parallel
@@ -44,11 +44,15 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
         greatest, rms, kl = record.logits_noise(loaded.target.dtype)
         divergence, difference, strays, wrong = views(got, want, near_tie(greatest))
         values = (difference / greatest, strays / rms, divergence / kl, wrong)
+        evidence: Evidence = {"greatest_difference": difference}
+        if not plan.taps and wider(got, loaded.target.dtype):
+            evidence |= {"measured": "float64", "declared": loaded.target.dtype, "wider": True}
         measured = [
-            Measurement(record.name, "logits", metric, value, {"greatest_difference": difference})
+            Measurement(record.name, "logits", metric, value, evidence)
             for metric, value in zip(LIMITS, values, strict=True)
         ]
-        if not plan.taps and np.isfinite(got).all() and any(map(beyond, measured)):
+        diagnosable = not plan.taps and np.isfinite(got).all() and not other_weights(loaded, plan)
+        if diagnosable and any(map(beyond, measured)):
             unexplained[record.name] = measured
         else:
             yield from measured
@@ -57,6 +61,20 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
         matches = whole_model.explain(loaded, records)
         for each in (each for measured in unexplained.values() for each in measured):
             yield matches[each.case].on(each) if beyond(each) and each.case in matches else each
+
+
+def wider(got: np.ndarray, declared: str) -> bool:
+    """Whether logits [...] have digits of float64, although the declared dtype is narrower."""
+    return (
+        declared != "float64"
+        and got.dtype == np.float64
+        and not np.array_equal(got.astype(np.float32), got)
+    )
+
+
+def other_weights(loaded: Loaded, plan: Plan) -> bool:
+    """Whether its own weights explain why its logits are not the checkpoint's."""
+    return loaded.params is not loaded.checkpoint and plan.weights != QUANTIZED
 
 
 def views(got: np.ndarray, want: np.ndarray, tie: float) -> list[float]:

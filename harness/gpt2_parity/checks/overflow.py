@@ -12,16 +12,20 @@ from gpt2_parity.contract.limits import NOISE
 from gpt2_parity.contract.plan import Key, Plan
 from gpt2_parity.contract.rows import Measurement
 from gpt2_parity.implementation import auxiliary_models
-from gpt2_parity.implementation.auxiliary_models import LARGE, both_ways
+from gpt2_parity.implementation.auxiliary_models import LARGE, both_ways, looked_at
 from gpt2_parity.implementation.loaded import Loaded, chunk_cuts
 
 
 def expected(plan: Plan) -> Iterable[Key]:
-    return [(case, scope, "noise_units") for case in LARGE for scope in ("prefill", "decode")]
+    return [
+        (case, scope, "noise_units")
+        for case in looked_at(plan, LARGE)
+        for scope in ("prefill", "decode")
+    ]
 
 
 def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
-    for case in LARGE:
+    for case in looked_at(plan, LARGE):
         other, record = auxiliary_models.beside(loaded, case)
         yield from both_ways(other, chunk_cuts(record.tokens.shape[1]))
 

@@ -14,16 +14,17 @@ from gpt2_parity.contract.limits import NOISE
 from gpt2_parity.contract.plan import Key, Plan
 from gpt2_parity.contract.rows import Measurement
 from gpt2_parity.implementation import auxiliary_models
-from gpt2_parity.implementation.auxiliary_models import DEEP, LONG, SECOND, both_ways
+from gpt2_parity.implementation.auxiliary_models import DEEP, LONG, SECOND, both_ways, looked_at
 from gpt2_parity.implementation.loaded import Loaded, chunk_cuts
 
 BESIDES = "first_model_besides"
-LATE = [1000]  # a cut of the long model's tokens: those after it are decoded
+CUTS: dict[str, list[int]] = {DEEP: [], LONG: [1000]}  # the long model's tokens after it are decoded
 
 
 def expected(plan: Plan) -> Iterable[Key]:
     asked = [(SECOND, "prefill"), (SECOND, "decode"), (SECOND, BESIDES)]
-    asked += [(DEEP, "prefill"), (LONG, "prefill"), (LONG, "decode")]
+    for name in looked_at(plan, (DEEP, LONG)):
+        asked += [(name, "prefill"), *([(name, "decode")] if CUTS[name] else [])]
     return [(case, scope, "noise_units") for case, scope in asked]
 
 
@@ -35,8 +36,8 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
     ways = (loaded.forward(last.tokens)[0], loaded.in_chunks(last.tokens, [1]))
     units = float(np.max([loaded.units(got, want, last) for got in ways]))  # NaN stays NaN
     yield Measurement(SECOND, BESIDES, "noise_units", units)
-    for name, cuts in {DEEP: [], LONG: LATE}.items():
-        yield from both_ways(auxiliary_models.beside(loaded, name)[0], cuts)
+    for name in looked_at(plan, (DEEP, LONG)):
+        yield from both_ways(auxiliary_models.beside(loaded, name)[0], CUTS[name])
 
 
 CHECK = Check(

@@ -1,15 +1,19 @@
 """parity bench: time implementations side by side."""
 
+import os
 import secrets
 import shlex
+import shutil
 import sys
-from contextlib import ExitStack
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from gpt2_parity.bench import session, tables
+from gpt2_parity.bench import journal, session, tables
+from gpt2_parity.bench.journal import Journal
 from gpt2_parity.bench.workload import Settings
 from gpt2_parity.commands.options import (
     DEFAULT,
@@ -20,10 +24,15 @@ from gpt2_parity.commands.options import (
     resources,
 )
 from gpt2_parity.commands.report import note_on_figures
-from gpt2_parity.files.output_folder import alone, replacing, writable
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.files.output_folder import alone, writable
 from gpt2_parity.implementation import discovery
-from gpt2_parity.model import catalogue
+from gpt2_parity.implementation.discovery import Found
+from gpt2_parity.model import catalogue, checkpoint
+from gpt2_parity.model.catalogue import Model
 from gpt2_parity.report import terminal
+
+QUICK = 110.0  # seconds in which --quick ends, but for what cannot be shortened
 
 
 def bench(
@@ -37,7 +46,11 @@ def bench(
     target: Annotated[str, typer.Option(help="DEVICE-DTYPE.")] = "cpu-float32",
     against: Annotated[str, typer.Option(help="The baseline. Default: the first implementation.")] = "",
     quick: Annotated[
-        bool, typer.Option(help="Time prefill of 128 tokens only, and decode after 16 only.")
+        bool,
+        typer.Option(
+            help="Time prefill of 128 tokens only, and decode after 16 only, in two minutes: with fewer "
+            "rounds where one is long."
+        ),
     ] = False,
     samples: Annotated[int, typer.Option(help="Rounds in which each has a turn; 6 or more.")] = 6,
     threads: Annotated[
@@ -50,28 +63,67 @@ def bench(
     ] = None,
 ) -> None:
     """Time implementations side by side. Only what is verified before and after gets a figure."""
-    console = terminal.console()
     found = discovery.find_all(impl or discovery.default_names())
     allowed = resources(timeout, memory, threads or None)
-    settings = Settings(parse_target(target), (), samples, secrets.randbelow(2**31), allowed)
-    if out is not None:
-        writable(out)
-    with ExitStack() as during:
-        if out is not None:
-            during.enter_context(alone(out))
-        with ExitStack() as meanwhile:
-            if out is not None:
-                meanwhile.enter_context(replacing(out, tables.FILES))
-            progress = meanwhile.enter_context(tables.progress(console))
-            outcome = session.measure(found, catalogue.locate(model), settings, against, quick, progress)
-        outcome.environment["command"] = shlex.join(["parity", *sys.argv[1:]])
+    settings = Settings(
+        parse_target(target), (), samples, secrets.randbelow(2**31), allowed, QUICK if quick else None
+    )
+    command = shlex.join(["parity", *sys.argv[1:]])
+    run(found, catalogue.locate(model), settings, against, quick, out, command)
+
+
+def resume(out: Path) -> NoReturn:
+    """Continue the benchmark whose journal is in a folder. Raises CannotJudge where it has changed."""
+    inputs, _ = journal.read(out / journal.NAME)
+    found, model = inputs.implementations, catalogue.locate(inputs.model)
+    run(found, model, inputs.settings, inputs.against, False, out, inputs.command, resumed=True)
+
+
+def run(
+    found: Sequence[Found],
+    model: Model,
+    settings: Settings,
+    against: str,
+    quick: bool,
+    out: Path | None,
+    command: str,
+    *,
+    resumed: bool = False,
+) -> NoReturn:
+    """Time, show and write; exit with the outcome. Without out, only the journal is kept meanwhile."""
+    console = terminal.console()
+    folder = out or checkpoint.home() / "bench" / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+    writable(folder)
+    kept = Journal(folder / journal.NAME, resumed)
+    with alone(folder):
+        refuse_folders(folder)
+        try:
+            with tables.progress(console) as progress:
+                outcome = session.measure(
+                    found, model, settings, against, quick, progress, kept, command
+                )
+        except (KeyboardInterrupt, SystemExit, CannotJudge) as error:
+            if not kept.written:
+                raise
+            reason = error if isinstance(error, CannotJudge) else "interrupted"
+            raise CannotJudge(f"{reason}; {journal.summary(kept.path)}") from error
         tables.show(console, outcome)
         if out is not None:
             tables.write(out, outcome)
             draw(out)
             console.print(f"  written: {out}/{', '.join(tables.FILES)}", highlight=False)
             note_on_figures(console)
+        kept.path.unlink(missing_ok=True)
+    if out is None:
+        shutil.rmtree(folder, ignore_errors=True)
     raise typer.Exit(session.exit_code(outcome.rows))
+
+
+def refuse_folders(out: Path) -> None:
+    """Raise CannotJudge where a folder has the name of a file that will be written."""
+    for name in tables.FILES:
+        if (out / name).is_dir() and not (out / name).is_symlink():
+            raise CannotJudge(f"{out / name}: cannot be removed (it is a folder)")
 
 
 def draw(out: Path) -> None:

@@ -30,6 +30,8 @@ from gpt2_parity.contract.progress import Progress
 from gpt2_parity.implementation import discovery, template
 from gpt2_parity.report import results, terminal
 
+BENCH = "bench.jsonl"  # the journal of a benchmark
+
 
 def verify(
     impl: Annotated[
@@ -129,7 +131,11 @@ def resume(
     jobs: JobsOption = None,
     scheduler: SchedulerOption = "",
 ) -> None:
-    """Continue an interrupted verify or gate; checks that were finished are not repeated."""
+    """Continue an interrupted verify, gate or bench; what was finished is not repeated."""
+    if (out / BENCH).is_file() and not (out / api.JOURNAL).exists():
+        from gpt2_parity.commands import bench  # which a verdict does not need
+
+        bench.resume(out)
     finish(lambda progress: api.resume(out, progress, jobs, scheduler), out)
 
 

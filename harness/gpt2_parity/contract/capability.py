@@ -16,7 +16,8 @@ class Capability(NamedTuple):
     """An optional function. An implementation offers it by defining it.
 
     call(loaded, tokens, **keywords) calls it with tokens int32 [batch, n] and waits until the result is
-    on the host. It must raise for ids out of range, for no tokens and for too many tokens.
+    on the host. It must raise for ids out of range, for no tokens and for too many tokens. One
+    that takes no tokens is called as call(loaded).
     """
 
     signature: str  # "generate(model, tokens, n_new)"
@@ -27,6 +28,11 @@ class Capability(NamedTuple):
     @property
     def name(self) -> str:
         return self.signature.partition("(")[0]
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether there are tokens that it must refuse."""
+        return "tokens" in self.arguments[0]
 
     @property
     def arguments(self) -> tuple[list[str], list[str]]:

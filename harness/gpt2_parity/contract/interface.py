@@ -22,7 +22,11 @@ class Interrupted(CannotJudge):
     """A run that was under way cannot go on where it is; what it has measured can be continued from."""
 
     def __init__(self, text: str):
-        super().__init__(f"{text}; a verify or gate with --out DIR is continued by: parity resume DIR")
+        super().__init__(f"{text}; a run with --out DIR is continued by: parity resume DIR")
+
+
+class CodeChanged(CannotJudge):
+    """An implementation's files were edited while it was verified: no verdict would be about either."""
 
 
 class Target(NamedTuple):
@@ -36,7 +40,8 @@ class Target(NamedTuple):
 
 
 class Implementation(Protocol):
-    """The contract. Optional: ``TAPS``, ``ORDER``, ``CACHE``, ``generate``, ``loss_and_grads``.
+    """The contract. Optional: ``TAPS``, ``ORDER``, ``CACHE``, ``WEIGHTS``, ``RELOADS``, and the
+    capabilities that checks declare (``generate``, ``loss_and_grads``, ``weights``).
 
     ``TAPS`` promises taps: "all", or a list of names. A promised tap that is missing is a failure.
     Without ``TAPS``, every later pass must deliver the taps of a first probe.
@@ -45,6 +50,10 @@ class Implementation(Protocol):
     ``CACHE`` is None if everything is computed anew in each call: then forward(model, tokens) is enough
     (implementation/without_cache.py). It is "in place" if forward writes into the cache that it is
     given, so that a cache can be continued in one way only.
+    ``WEIGHTS`` is "quantized" if the model multiplies with other weights than the checkpoint's, which
+    ``weights(model)`` returns: then it is judged by these (implementation/own_weights.py).
+    ``RELOADS`` is "slow" if load compiles: then fewer auxiliary models are loaded, and the report says
+    what was not looked at.
     """
 
     def targets(self) -> Sequence[tuple[str, str]]:
@@ -55,8 +64,8 @@ class Implementation(Protocol):
     ) -> Any:
         """The model. params: float32 arrays by checkpoint name without "model/", w as [n_in, n_out].
 
-        Called once for each target, and about ten times more for small models of other sizes or other
-        weights. Two models may be loaded at once; both must keep working.
+        Called once for each target, and up to six times more for small models of other sizes or other
+        weights. Several models may be loaded at once; all must keep working.
         """
 
     def forward(

@@ -14,6 +14,9 @@ Key = tuple[str, str, str]  # case, scope, metric: what a check promises to meas
 
 
 KEPT, IN_PLACE, NO_CACHE = "kept", "in place", "none"  # what forward does with the cache it is given
+CHECKPOINT, QUANTIZED = "checkpoint", "quantized"  # whose weights the model is declared to multiply with
+
+SLOW = "slow"  # value of RELOADS: load compiles
 
 
 class CaseShape(NamedTuple):
@@ -47,6 +50,8 @@ class Plan(NamedTuple):
     offers: tuple[Capability, ...] = ()  # the optional functions that the implementation has
     further: int = FURTHER
     cache: str = KEPT
+    weights: str = CHECKPOINT
+    reloads: str = ""  # SLOW: only the auxiliary models that a verdict needs are loaded
     asked: Asked = Asked()
 
     def makes(self, check: str) -> bool:

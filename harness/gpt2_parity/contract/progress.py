@@ -1,6 +1,6 @@
 """What a run reports while it is under way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 
@@ -24,6 +24,7 @@ class Update(NamedTuple):
     targets_left: int = 0  # in all implementations that have reported their targets
     starting: int = 0  # implementations that have not reported their targets yet
     worker: str = ""  # address and host of the dask worker that was lost
+    files: Mapping[str, str] = {}  # of "ends": SHA-256 by path of what the implementation imported here
 
 
 Progress = Callable[[Update], None]

@@ -5,18 +5,21 @@ Heads are 64 wide, as in every official model. All its logits are negative, so t
 vocabulary would be the likeliest tokens.
 
 The models named large_* have the same sizes and other weights: a few biases make attention scores, GELU
-inputs, residuals or logits as large as in official models; micro's are small. deep_model and long_model
+inputs, residuals or logits as large as in official models; micro's are small. What is large without
+making the rest small is large in one model: each model is one more load, and some engines compile in it.
+For that reason, too, a model that several checks use is loaded once. deep_model and long_model
 are narrow. deep_model has 124M's n_layer and n_vocab, long_model its n_ctx.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from gpt2_parity.contract.architecture import HParams
+from gpt2_parity.contract.plan import SLOW, Plan
 from gpt2_parity.contract.rows import Measurement
 from gpt2_parity.files import digest
 from gpt2_parity.files.safetensors_mmap import MappedArrays
@@ -39,10 +42,15 @@ class Other(NamedTuple):
 SECOND, DEEP, LONG = "second_model", "deep_model", "long_model"
 LOGITS = "large_logits"
 K = SIZES.n_embd  # the first channel of the keys in c_attn's result
+N = 64  # where the second head begins
+SCORES = "large_scores_and_gelu_inputs"
 LARGE = {
-    "large_attention_scores": Other(biases={"attn/c_attn/b": {5: 30.0, K + 5: 30.0}}),  # 900 / 8 = 112
-    "large_negative_scores": Other(biases={"attn/c_attn/b": {5: 30.0, K + 5: -30.0}}),
-    "large_gelu_inputs": Other(biases={"mlp/c_fc/b": {7: 15.0, 99: -15.0}}),
+    SCORES: Other(  # scores of 900 / 8 = 112 in the first head, of -112 in the second
+        biases={
+            "attn/c_attn/b": {5: 30.0, K + 5: 30.0, N + 5: 30.0, K + N + 5: -30.0},
+            "mlp/c_fc/b": {7: 15.0, 99: -15.0},
+        }
+    ),
     "large_residuals": Other(biases={"mlp/c_proj/b": {7: 500.0}}),  # squares overflow float16
     LOGITS: Other(biases={"ln_f/b": {0: -110.0}}),  # exp underflows float32
 }
@@ -52,6 +60,13 @@ OTHERS = {
     DEEP: Other(HParams(n_vocab=50257, n_ctx=16, n_embd=64, n_head=1, n_layer=12), (2, 16)),
     LONG: Other(HParams(n_vocab=97, n_ctx=1024, n_embd=64, n_head=1, n_layer=1), (1, 1023)),
 }
+SHARED = (SECOND, LOGITS)  # by several checks
+AT_LEAST = (SECOND, SCORES)  # what a verdict needs where loading is slow
+
+
+def looked_at(plan: Plan, names: Iterable[str]) -> list[str]:
+    """Those of some auxiliary models that are loaded: fewer where loading is slow."""
+    return [name for name in names if plan.reloads != SLOW or name in AT_LEAST]
 
 
 def beside(loaded: Loaded, name: str = SECOND) -> tuple[Loaded, Record]:
@@ -59,12 +74,24 @@ def beside(loaded: Loaded, name: str = SECOND) -> tuple[Loaded, Record]:
 
     The case of the record has the name of the model.
     """
+    if name not in SHARED:
+        return load(loaded, name)
+    if name not in loaded.others:
+        loaded.others[name] = load(loaded, name)
+    return loaded.others[name]
+
+
+def load(loaded: Loaded, name: str) -> tuple[Loaded, Record]:
+    """What beside returns, loaded anew."""
     hparams, shape, _ = OTHERS[name]
     params = MappedArrays(weights(name))
     tokens = np.random.default_rng(0).integers(0, hparams.n_vocab, shape).astype(np.int32)
     case = Case(name, tokens, 0)
     record = truth.record(case, params, hparams, loaded.target.dtype)
-    return Loaded.load(loaded.impl, loaded.target, params.path, hparams, [record]), record
+    other = Loaded.load(
+        loaded.impl, loaded.target, params.path, hparams, [record], load_seconds=loaded.load_seconds
+    )
+    return other, other.records[0]
 
 
 def weights(name: str) -> Path:

@@ -18,6 +18,7 @@ from gpt2_parity.files import shipped
 IMPLS = shipped.folder("impls")
 PREFIX = "gpt2_"  # file names of specimens, which are our own code
 BASELINES = ("naive",)  # slow on purpose: verified and timed only where they are named
+MODULE_PREFIX = "parity_impl_"  # of the names of files as modules, so that they shadow none
 ENGINE = "engine_"  # file names of adapters, which load our weights into other people's engines
 
 
@@ -165,7 +166,7 @@ def _spec(name: str) -> ModuleSpec | None:
 
 
 def _import_file(path: Path) -> ModuleType:
-    name = f"parity_impl_{path.stem}"  # so that it shadows no installed module
+    name = MODULE_PREFIX + path.stem
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise CannotJudge(f"{path}: cannot be imported")

@@ -5,6 +5,7 @@ evidence) and checked for the contract's shapes. It receives its own copies: if 
 tokens, those that it is judged by do not change.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +15,13 @@ import numpy as np
 from gpt2_parity.contract.architecture import HParams, tap_names, tap_width
 from gpt2_parity.contract.capability import Capability
 from gpt2_parity.contract.interface import ContractBroken, Target
-from gpt2_parity.contract.plan import KEPT, NO_CACHE, Plan
+from gpt2_parity.contract.plan import CHECKPOINT, KEPT, NO_CACHE, QUANTIZED, Plan
 from gpt2_parity.files import safetensors_mmap
+from gpt2_parity.implementation import own_weights
 from gpt2_parity.model import weight_layout
+from gpt2_parity.reference import truth
 from gpt2_parity.reference.distance import max_abs
-from gpt2_parity.reference.records import Record, shape_of
+from gpt2_parity.reference.records import FRESH, Case, Record, shape_of
 
 
 def chunk_cuts(n: int) -> list[int]:
@@ -43,7 +46,11 @@ class Tapped(NamedTuple):
 
 
 class Loaded:
-    """One implementation with its model. params are the weights that it is judged by."""
+    """One implementation with its model.
+
+    params are the weights that it is judged by, and records what is right with them: the checkpoint's,
+    unless it offers others. checkpoint and golden are always the checkpoint's.
+    """
 
     def __init__(
         self,
@@ -55,12 +62,19 @@ class Loaded:
         records: Sequence[Record],
         decode: Callable[[Sequence[int]], str] = str,
         folder: Path | None = None,
+        load_seconds: list[float] | None = None,
     ):
-        """folder: for truths about the fresh case, which are shared by all workers of a run."""
+        """folder: for truths about the fresh case, which are shared by all workers of a run.
+
+        load_seconds: of each load() so far, shared with the models that are loaded beside it.
+        """
         self.impl, self.model, self.target = impl, model, target
         self.params, self.hparams = params, hparams
         self.records, self.text = records, decode
+        self.checkpoint, self.golden = params, records
         self.folder = folder
+        self.load_seconds = [] if load_seconds is None else load_seconds
+        self.others: dict[str, tuple[Loaded, Record]] = {}  # auxiliary models that several checks use
         self._logits: dict[str, np.ndarray] = {}
         self._latest: tuple[str, Tapped] | None = None
 
@@ -69,14 +83,49 @@ class Loaded:
         cls, impl: Any, target: Target, weights: Path, hparams: HParams, *rest: Any, **named: Any
     ) -> "Loaded":
         """Load the model from a mapping of its own, which is freed if the implementation copies it."""
-        model = impl.load(weight_layout.params_for(impl, weights), hparams, **target._asdict())
+        given = weight_layout.params_for(impl, weights)
+        started = time.perf_counter()
+        model = impl.load(given, hparams, **target._asdict())
+        taken = time.perf_counter() - started
+        del given
         params = safetensors_mmap.MappedArrays(weights)
-        return cls(impl, model, target, params, hparams, *rest, **named)
+        loaded = cls(impl, model, target, params, hparams, *rest, **named)
+        loaded.load_seconds.append(taken)
+        if getattr(impl, "weights", None) is not None:
+            loaded.judge_by(own_weights.kept(loaded.own_weights()))
+        return loaded
+
+    def own_weights(self) -> own_weights.Effective:
+        """The weights that it says it multiplies with. Raises ContractBroken if one is missing."""
+        return own_weights.Effective(self.impl.weights(self.model), self.hparams, self.array)
+
+    def judge_by(self, params: safetensors_mmap.MappedArrays) -> None:
+        """Judge it by its own weights where they differ from the checkpoint's by more than rounding.
+
+        Each operation is. What the whole model gives is judged by them only if it declares them and they
+        are near the checkpoint's: otherwise the checkpoint's logits are expected.
+        """
+        if not own_weights.differ(params, self.checkpoint, self.target.dtype):
+            return
+        self.params = params
+        if self.declared_weights() == QUANTIZED and own_weights.near(params, self.checkpoint):
+            self.records = [self.recorded_anew(record) for record in self.golden]
+
+    def recorded_anew(self, record: Record) -> Record:
+        """The record of the same tokens with its own weights."""
+        case = Case(record.name, record.tokens, shape_of(record).n_new)
+        folder = self.folder if record.name == FRESH else None
+        return truth.record(case, self.params, self.hparams, self.target.dtype, folder)
+
+    def declared_weights(self) -> str:
+        """Whose weights it declares to multiply with: CHECKPOINT or QUANTIZED."""
+        return str(getattr(self.impl, "WEIGHTS", CHECKPOINT))
 
     def other(self, params: dict[str, np.ndarray], hparams: HParams) -> "Loaded":
         """The same implementation with a model of these weights, float32 by checkpoint name.
 
-        It gets copies, in the memory order that it asks for.
+        It gets copies, in the memory order that it asks for. If it declares weights of its own, it is
+        judged by those.
         """
         fortran = weight_layout.of(self.impl) == "F"
         given = {
@@ -84,7 +133,10 @@ class Loaded:
             for name, w in params.items()
         }
         model = self.impl.load(given, hparams, **self.target._asdict())
-        return Loaded(self.impl, model, self.target, params, hparams, [])  # type: ignore[arg-type]  # in memory
+        loaded = Loaded(self.impl, model, self.target, params, hparams, [])  # type: ignore[arg-type]
+        if self.declared_weights() == QUANTIZED:
+            loaded.params = {n: np.array(w) for n, w in loaded.own_weights().items()}  # type: ignore[assignment]
+        return loaded
 
     def plan(self, capabilities: Sequence[Capability]) -> Plan:
         """The plan of a run: its cases, its taps, and the given capabilities that it offers.
@@ -102,7 +154,15 @@ class Loaded:
         taps = tuple(name for name in known if name in promised)
         cases = tuple(shape_of(record) for record in self.records)
         offers = tuple(each for each in capabilities if getattr(self.impl, each.name, None) is not None)
-        return Plan(self.hparams, cases, taps, offers, cache=self.cache())
+        return Plan(
+            self.hparams,
+            cases,
+            taps,
+            offers,
+            cache=self.cache(),
+            weights=self.declared_weights(),
+            reloads=str(getattr(self.impl, "RELOADS", "")),
+        )
 
     def cache(self) -> str:
         """What forward does with the cache that it is given, as declared: KEPT, IN_PLACE or NO_CACHE."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from gpt2_parity.contract.capability import Capability
 from gpt2_parity.contract.dtypes import DTYPES
 from gpt2_parity.contract.interface import CannotJudge, ContractBroken, Target
+from gpt2_parity.contract.plan import CHECKPOINT, QUANTIZED, SLOW
 from gpt2_parity.model import weight_layout
 
 
@@ -61,12 +62,22 @@ def check(impl: Any, capabilities: Sequence[Capability] = ()) -> list[Target]:
     ]
     if cache and cache not in CACHES:
         complaints.append(f'CACHE is {cache!r:.50}; expected None (there is none) or "in place"')
+    reloads = getattr(impl, "RELOADS", SLOW)
+    if reloads != SLOW:
+        complaints.append(f'RELOADS is {reloads!r:.50}; expected "{SLOW}" (load compiles), or none')
     complaints += [
         text
         for each in capabilities
         if getattr(impl, each.name, None) is not None
         and (text := complaint(impl, each.name, function_of(each)))
     ]
+    declared = getattr(impl, "WEIGHTS", CHECKPOINT)
+    if declared not in (CHECKPOINT, QUANTIZED):
+        complaints.append(f'WEIGHTS is {declared!r:.50}; expected "{QUANTIZED}" or "{CHECKPOINT}"')
+    elif declared == QUANTIZED and getattr(impl, "weights", None) is None:
+        complaints.append(
+            f'WEIGHTS is "{QUANTIZED}", so it must have weights(model), which returns them'
+        )
     try:
         weight_layout.of(impl)
     except CannotJudge as error:

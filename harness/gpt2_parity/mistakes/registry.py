@@ -6,8 +6,8 @@ ones.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,6 +51,7 @@ class Mistake(NamedTuple):
     flips: the mistake rounds something that was not captured, so a value half way between two neighbours
     may have been rounded the other way. Then the median error counts, not the greatest, if the mistake
     reduces it.
+    breaks: checks of what must hold whatever the values are. Their failures are failures of their own.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Mistake(NamedTuple):
     kinds: tuple[str, ...]  # of the operations that can have it
     alter: Callable[[Scene], Iterator[np.ndarray]]
     flips: bool
+    breaks: tuple[str, ...]
 
 
 class Match(NamedTuple):
@@ -67,13 +69,22 @@ class Match(NamedTuple):
     explains: bool
     before: float  # the error
     after: float  # what is left of it if the mistake is assumed, in the same unit
+    at: str = ""  # the leaf that has the mistake, if only one of its kind has it
     noise_units: float | None = None  # what is left, in noise units; only if a whole model was evaluated
+    correlation: float | None = (
+        None  # of the errors with those of a coarser model, if that explains them
+    )
+    beyond_chance: float | None = None  # that correlation as a multiple of what chance gives
 
     def on(self, measurement: Measurement) -> Measurement:
         """The measurement with this match in its evidence, and with the mistake if that explains it."""
-        facts = {"before": self.before, "after": self.after}
+        facts: dict[str, Any] = {"before": self.before, "after": self.after}
+        if self.at:
+            facts["at"] = self.at
         if self.noise_units is not None:
             facts["noise_units"] = self.noise_units
+        if self.correlation is not None:
+            facts |= {"correlation": self.correlation, "beyond_chance": self.beyond_chance}
         if self.explains:
             evidence = {**measurement.evidence, "explained": facts}
             return measurement._replace(mistake=self.name, evidence=evidence)
@@ -85,18 +96,23 @@ class Match(NamedTuple):
 MISTAKES: list[Mistake] = []
 
 
+def broken_by(names: Collection[str]) -> set[str]:
+    """The checks whose failures under these mistakes are failures of their own."""
+    return {check for mistake in MISTAKES if mistake.name in names for check in mistake.breaks}
+
+
 def text_of(name: str) -> str:
     """The text of a mistake; its name if no such mistake is registered."""
     return next((mistake.text for mistake in MISTAKES if mistake.name == name), name)
 
 
 def mistake(
-    name: str, text: str, *kinds: str, flips: bool = False
+    name: str, text: str, *kinds: str, flips: bool = False, breaks: tuple[str, ...] = ()
 ) -> Callable[..., Callable[[Scene], Iterator[np.ndarray]]]:
     """A decorator that registers a generator of altered results as a mistake of kinds of operation."""
 
     def add(alter: Callable[[Scene], Iterator[np.ndarray]]) -> Callable[[Scene], Iterator[np.ndarray]]:
-        MISTAKES.append(Mistake(name, text, kinds, alter, flips))
+        MISTAKES.append(Mistake(name, text, kinds, alter, flips, breaks))
         return alter
 
     return add

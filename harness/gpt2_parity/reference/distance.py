@@ -62,11 +62,16 @@ def kl_divergence(got: np.ndarray, want: np.ndarray) -> float:
     KL = log E[exp d] = log1p E[expm1(d) - d]. No two large numbers are subtracted, so divergences far
     below 1e-16 keep their digits.
     """
+    return float(np.max(divergences(got, want)))
+
+
+def divergences(got: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """KL(want || got) in nats at each position [batch * n], of logits [batch, n, n_vocab]."""
     paired(got, want)
     n_vocab = got.shape[-1]
     # one position at a time: whole logits of a large vocabulary would pass through memory ten times
     pairs = zip(got.reshape(-1, n_vocab), want.reshape(-1, n_vocab), strict=True)
-    return float(np.max([_divergence(g, w) for g, w in pairs]))
+    return np.array([_divergence(g, w) for g, w in pairs])
 
 
 def _divergence(got: np.ndarray, want: np.ndarray) -> float:

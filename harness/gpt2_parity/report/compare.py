@@ -88,6 +88,7 @@ def compare(before: Path, after: Path) -> Comparison:
         drifts = drift(one.results.rows, two.results.rows)
         if one.results.environment.get("seed") != two.results.environment.get("seed"):
             notes.append("The seeds differ: the case fresh has different tokens in each run.")
+        notes += code_notes(one.results.environment, two.results.environment)
         notes += envelope.differences(one.results.rows, two.results.rows)
     elif one.results or two.results:
         kind = "gone" if one.results else "new"
@@ -109,6 +110,61 @@ def comparable(one: dict[str, Any], two: dict[str, Any], names: tuple[str, str])
                 f"{names[0]} and {names[1]}: not comparable, {key} differs{values}; "
                 "compare two runs of the same model"
             )
+
+
+def code_notes(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
+    """A line for each implementation whose own files differ, and for each of whose packages do."""
+    notes = []
+    before, after = (code_of(each) for each in (one, two))
+    for name in before.keys() & after.keys():
+        if changes := differences(before[name], after[name]):
+            notes.append(f"{name}: other code in the second run: {changes}.")
+    before, after = (packages_of(each) for each in (one, two))
+    for name in before.keys() & after.keys():
+        if changes := differences(before[name], after[name], " to "):
+            notes.append(f"{name}: other packages in the second run: {changes}.")
+    return sorted(notes)
+
+
+def code_of(environment: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """SHA-256 of each implementation's files; in older runs of the one file that was named."""
+    named = texts(environment.get("implementation_sha256"))
+    whole = environment.get("implementation_files")
+    found = {name: {"its file": sha256} for name, sha256 in named.items()}
+    if isinstance(whole, dict):
+        found = {name: texts(files) or found.get(name, {}) for name, files in whole.items()}
+    return found
+
+
+def packages_of(environment: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """The version of each package that an implementation has imported."""
+    whole = environment.get("packages")
+    if not isinstance(whole, dict):
+        return {}
+    return {
+        name: {package: texts(each).get("version", "") for package, each in found.items()}
+        for name, found in whole.items()
+        if isinstance(found, dict)
+    }
+
+
+def texts(value: Any) -> dict[str, str]:
+    """A mapping of texts; empty for anything else, which an environment made elsewhere may have."""
+    return {key: str(each) for key, each in value.items()} if isinstance(value, dict) else {}
+
+
+def differences(one: dict[str, str], two: dict[str, str], arrow: str = "") -> str:
+    """What is new, gone and different in the second of two mappings; arrow: shows both values."""
+    found = []
+    for key in sorted(one.keys() | two.keys()):
+        if key not in one:
+            found.append(f"{key} is new")
+        elif key not in two:
+            found.append(f"{key} is gone")
+        elif one[key] != two[key]:
+            values = f" {one[key]}{arrow}{two[key]}" if arrow else " differs"
+            found.append(f"{key}{values}")
+    return ", ".join(found)
 
 
 # -- verdicts
@@ -213,7 +269,7 @@ def speeds(one: Run, two: Run, names: tuple[str, str]) -> tuple[list[Change], in
         )
     made = [run.bench.get("environment", {}) for run in (one, two) if run.bench]
     comparable(made[0], made[1], names)
-    notes = []
+    notes = [] if one.results and two.results else code_notes(made[0], made[1])
     alike = all(made[0].get(key) == made[1].get(key) for key in ("machine", "threads"))
     if not alike:
         notes.append("Machine or threads differ: speed is shown but not judged.")

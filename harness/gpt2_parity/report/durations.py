@@ -13,7 +13,7 @@ LOAD = "load"
 
 
 class Durations(NamedTuple):
-    """A table: a row for each target, whose cells are the columns and then the total."""
+    """A table: a row for each target, whose cells are the columns, the total, and its loads."""
 
     columns: list[str]
     rows: list[tuple[str, list[Cell]]]
@@ -29,9 +29,15 @@ def durations(runs: Sequence[Run]) -> Durations | None:
     order = [LOAD, *CHECKS]
     names = {name for _, times in found for name in times}
     columns = [name for name in order if name in names] + sorted(names.difference(order))
-    rows = [(label, cells([times.get(name) for name in columns])) for label, times in found]
+    loads = {label: text for each in environments for label, text in loads_of(each).items()}
+    rows = [
+        (label, [*cells([times.get(name) for name in columns]), Cell(loads.get(label, ""), "")])
+        for label, times in found
+    ]
     whole = ", ".join(f"{each.get('seconds')} s" for each in environments)
-    return Durations([name.replace("_", " ") for name in columns] + ["in all"], rows, whole)
+    return Durations(
+        [name.replace("_", " ") for name in columns] + ["in all", "of that, loads"], rows, whole
+    )
 
 
 def measured(environment: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -39,6 +45,17 @@ def measured(environment: dict[str, Any]) -> dict[str, dict[str, float]]:
     try:
         return strict_json.convert(environment.get(KEY, {}), dict[str, dict[str, float]])
     except ValueError:
+        return {}
+
+
+def loads_of(environment: dict[str, Any]) -> dict[str, str]:
+    """By target: how often load() was called and for how long, as text; none in older runs."""
+    try:
+        found = strict_json.convert(environment.get("loads", {}), dict[str, dict[str, float]])
+        return {
+            label: f"{each['calls']:.0f} in {each['seconds']:.2g} s" for label, each in found.items()
+        }
+    except (ValueError, KeyError):
         return {}
 
 

@@ -136,9 +136,14 @@ def cell(rows: list[Row]) -> str:
 
 
 def headline(rows: list[Row]) -> str:
-    """The number of measurements with each verdict: "3 fail, 1540 pass"."""
+    """The number of measurements with each verdict: "3 fail, 1540 pass".
+
+    It names the targets that were judged by weights of their own.
+    """
     verdicts = [row.verdict for row in rows]
-    return ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(sorted(verdicts)))
+    text = ", ".join(f"{verdicts.count(name)} {name}" for name in dict.fromkeys(sorted(verdicts)))
+    others = explain.with_own_weights(rows)
+    return f"{text}; by its own weights, not the checkpoint's: {', '.join(others)}" if others else text
 
 
 def counts(found: Results) -> str:
@@ -160,8 +165,18 @@ def merged(parts: Sequence[Results]) -> Results:
     """Several runs on one model with one seed as one run; parts: at least one."""
     made_with = {**parts[0].environment}
     environments = [part.environment for part in parts]
-    for key in ("versions", "implementation_sha256", "seconds_by_check"):
-        made_with[key] = {name: value for each in environments for name, value in each[key].items()}
+    keys = (
+        "versions",
+        "implementation_sha256",
+        "implementation_files",
+        "packages",
+        "seconds_by_check",
+        "loads",
+    )
+    for key in keys:
+        made_with[key] = {
+            name: value for each in environments for name, value in each.get(key, {}).items()
+        }
     made_with["seconds"] = round(sum(each["seconds"] for each in environments), 1)
     made_with["cuda"] = next(
         (e["cuda"] for e in environments if e["cuda"] == "present"), made_with["cuda"]

@@ -13,7 +13,7 @@ from gpt2_parity.files import strict_json
 from gpt2_parity.report import results
 
 BENCH = "bench.json"
-BENCH_SCHEMA = 1
+BENCH_SCHEMA = 2  # 1 had at least six samples in each row
 WHICH = ("implementation", "device", "dtype", "model", "phase", "metric", "n_past", "n", "batch")
 
 
@@ -68,7 +68,7 @@ def read(paths: Sequence[Path]) -> list[Run]:
 
 def read_bench(path: Path) -> dict[str, Any]:
     """Read bench.json. Raises CannotJudge if it is missing, malformed, or of another schema."""
-    document = results.parse(path, [BENCH_SCHEMA])
+    document = results.parse(path, [BENCH_SCHEMA, 1])
     try:
         strict_json.convert(document, BenchDocument)
     except ValueError as error:
@@ -121,7 +121,7 @@ def made_with(run: Run) -> Made:
         if environment.get("command"):
             commands.append(str(environment["command"]))
         for name, value in environment.items():
-            if name in ("command", "seconds_by_check"):  # which have places of their own
+            if name in ("command", "seconds_by_check", "loads"):  # which have places of their own
                 continue
             inner = value.items() if isinstance(value, dict) else [("", value)]
             pairs.append((name.replace("_", " "), [(str(key), plain(item)) for key, item in inner]))

@@ -179,7 +179,7 @@ def show(console: Console, found: Results) -> None:
     for line in explain.notes(rows):
         write(console, line, "- ")
     for row in rows:
-        if row.verdict == "skipped":
+        if row.verdict == "skipped" and not explain.left_out(row):
             write(console, f"{label(row)}: {explain.detail(row)}", "- ")
     for name, texts in envelope.lines(rows):
         for i, text in enumerate(texts):

@@ -20,7 +20,7 @@ import psutil
 
 from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.files import atomic
-from gpt2_parity.run import code, content, cores, supervisor
+from gpt2_parity.run import code, content, cores, imported, supervisor
 from gpt2_parity.run.order import Order, decode
 from gpt2_parity.run.request import source_sha256
 
@@ -181,7 +181,7 @@ def supervise(order: Order, slot: int, messages: Messages, stop: threading.Event
         if event == "hello" and target is not None:  # the client knows it already, from all machines
             offered = target in [Target(*each) for each in data["targets"]]
         else:
-            messages.send("event", event=event, data=data)
+            messages.send("event", event=event, data=imported.without_paths(data))
 
     def claim() -> Mapping[str, Any] | None:
         return {"target": target, "done": order.done} if target and offered else None

@@ -154,8 +154,8 @@ class DaskExecutor:
         answered, or "".
         """
         offered: list[Any] = []
-        versions: dict[str, str] = {}
         unseen: list[str] = []
+        found: dict[str, Any] = {}
         wanted = {target.device for target in self.request.targets}
         for device in ["cpu", *(label for label in self.devices if not wanted or label in wanted)]:
             answers: list[dict[str, Any]] = []
@@ -170,9 +170,9 @@ class DaskExecutor:
             if not answers:
                 return reason or "it did not report its targets"
             offered += [each for each in answers[-1]["targets"] if each[0] == device]
-            versions |= answers[-1]["versions"]
+            found = found or answers[-1]["imported"]  # the others report theirs with their targets
             unseen += [each for each in answers[-1]["unseen"] if each == device]
-        write("hello", {"targets": offered, "versions": versions, "unseen": unseen})
+        write("hello", {"targets": offered, "unseen": unseen, "imported": found})
         return ""
 
     def perform(self, task: Task, target: Target | None, device: str, write: Write) -> str:

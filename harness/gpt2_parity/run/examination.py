@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from gpt2_parity.contract.interface import CannotJudge, Target
+from gpt2_parity.contract.interface import CannotJudge, CodeChanged, Target
 from gpt2_parity.contract.progress import Progress
-from gpt2_parity.run import history, in_process
+from gpt2_parity.run import history, imported, in_process
 from gpt2_parity.run.executor import Executor, Task
 from gpt2_parity.run.journal import RunState
 from gpt2_parity.run.preparation import Prepared
@@ -100,14 +100,13 @@ class Examination:
             state = self.states[i]
             with self.lock:
                 state.handle(event, data)
+            refuse_change(state)
             if event == "cannot_judge":
                 raise CannotJudge(data["message"])
-            if event == "hello":
+            if event in ("hello", "device"):
                 refuse_absence(state, self.request.require)
-                if self.executor:
-                    self.executor.expect(
-                        target.dtype for target in state.left(self.request.targets) or ()
-                    )
+            if event == "hello" and self.executor:
+                self.executor.expect(target.dtype for target in state.left(self.request.targets) or ())
             self.reporter.show(i, event, data)
 
         return handle
@@ -128,6 +127,7 @@ class Examination:
             for journal in sorted(self.journals.glob(f"{self.stem(i)}.*.jsonl")):
                 replay(journal, state)
                 self.n_journals = max(self.n_journals, int(journal.suffixes[0][1:]))
+            refuse_other_code(state)
 
 
 def identity(loaded: Any) -> Any:
@@ -178,6 +178,23 @@ def replay(journal: Path, state: RunState) -> None:
             raise CannotJudge(f"{journal}:{number}: damaged ({error!r}); start a new run") from error
 
 
+def refuse_change(state: RunState) -> None:
+    """Raise CodeChanged if processes of an implementation have imported different versions of a file."""
+    if state.changed:
+        raise CodeChanged(
+            f"{', '.join(state.changed)} of {state.name}: edited since the run began, so that its rows "
+            "would be of different code; start a new run"
+        )
+
+
+def refuse_other_code(state: RunState) -> None:
+    """Raise CodeChanged if a file that a killed run imported is no longer what it was."""
+    for name, file in state.files.items():
+        if "path" in file and imported.sha256_of(Path(file["path"])) != file["sha256"]:
+            state.changed.append(name)
+    refuse_change(state)
+
+
 def refuse_absence(state: RunState, device: str) -> None:
     """Raise CannotJudge if a device is required and is not offered, or is not there.
 
@@ -187,6 +204,11 @@ def refuse_absence(state: RunState, device: str) -> None:
         raise CannotJudge(
             f"device {device} is required, and {state.name} declares it, but none is visible on this "
             "machine: no driver of a GPU is loaded, or CUDA_VISIBLE_DEVICES hides all"
+        )
+    if device and device in state.elsewhere:
+        raise CannotJudge(
+            f"device {device} is required, and {state.name} declares it, but after a forward pass "
+            f"nothing is seen of it there: {state.elsewhere[device]}"
         )
     if device and state.offered is not None and device not in {t.device for t in state.offered}:
         offers = ", ".join(map(str, state.offered)) or "nothing"

@@ -15,7 +15,7 @@ from gpt2_parity.contract.interface import Target
 from gpt2_parity.implementation import signatures
 from gpt2_parity.implementation.without_cache import with_cache
 from gpt2_parity.model.tokenizer import tokenizer_of
-from gpt2_parity.run import worker
+from gpt2_parity.run import imported, worker
 from gpt2_parity.run.child import explain
 from gpt2_parity.run.journal import RunState
 from gpt2_parity.run.preparation import Prepared
@@ -64,7 +64,7 @@ def examine(
         offered = signatures.check(implementation, CAPABILITIES)
         implementation = with_cache(implementation)
     except (Exception, SystemExit) as error:
-        handle("lost", {"target": None, "message": explain(error)})
+        handle("lost", {"target": None, "message": explain(error), "imported": imported.now(error)})
         return
     handle("hello", worker.hello(offered))
     if not offered:

@@ -4,13 +4,15 @@ The same events give the same rows, whether they are handled live or read back a
 that is what makes a run resumable. Targets may be examined at the same time by several workers, each
 with a journal of its own, so every event that belongs to a target names it.
 
-    hello     the targets that the implementation offers, and the versions that it runs on
+    hello     the targets that the implementation offers, and what it has imported (run/imported.py)
     begin     a target begins, and on which machine
     plan      the target's taps and capabilities
+    imported  what the process of the target has imported by now; hello and broken have it too
+    device    what is to be seen of the target on the GPU that it declares (run/host.py)
     checking  a check begins
     measured  one measurement of the check
     error     why the check ended early
-    checked   the check is done, and how many seconds it took
+    checked   the check is done, how many seconds it took, and how many each load() in it
     broken    why a target could not be started, or (without a target) the implementation itself
     end       the target is done
     cannot_judge  why the run must end without a verdict
@@ -27,6 +29,7 @@ from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.plan import Asked, CaseShape, Plan
 from gpt2_parity.contract.rows import Measurement, Row
+from gpt2_parity.run.host import Seen
 from gpt2_parity.verdict.judge import Judge
 
 
@@ -41,6 +44,7 @@ class TargetState:
         self.checking = ""
         self.host: dict[str, Any] = {}  # the machine that it was examined on, as run/host.py reports it
         self.seconds: dict[str, float] = {}  # by check that is done; "load": until the first check
+        self.loads: dict[str, list[float]] = {}  # likewise: the seconds of each call of load()
         self.rows: list[Row] = []
         self.ended = False
 
@@ -83,7 +87,11 @@ class RunState:
         self.offered: list[Target] | None = None
         self.asked = Asked()
         self.versions: dict[str, str] = {}
+        self.files: dict[str, dict[str, str]] = {}  # its own files that were imported: path, sha256
+        self.packages: dict[str, dict[str, str]] = {}  # distributions likewise: version, file
+        self.changed: list[str] = []  # its own files of which there was more than one version
         self.unseen: list[str] = []  # devices that it declares and its machine does not show
+        self.elsewhere: dict[str, str] = {}  # devices on which it declares to be and is not: why
         self.broken = ""
         self.over = False  # it ended before it reported its targets
         self.targets: dict[Target, TargetState] = {}
@@ -107,10 +115,11 @@ class RunState:
     def handle(self, event: str, data: dict[str, Any]) -> None:
         """Handle one event. Raises ValueError, KeyError or TypeError if it is malformed."""
         target = Target(*data["target"]) if data.get("target") else None
+        if "imported" in data:
+            self._import(**data["imported"])
         match event, target:
             case "hello", None:
                 self.offered = [Target(*offered) for offered in data["targets"]]
-                self.versions = data["versions"]
                 self.unseen = list(data.get("unseen", ()))
             case "cannot_judge", None:
                 pass  # a resumed run tries again
@@ -118,6 +127,14 @@ class RunState:
                 self.broken = data["message"]
             case "begin", Target():
                 self.targets.setdefault(target, TargetState()).begin(data.get("host", {}))
+            case "device", Target() if target in self.targets:
+                seen = Seen(*data["seen"])
+                self.targets[target].host["seen"] = seen._asdict()
+                if seen.there is False:
+                    self.elsewhere[target.device] = str(seen)
+            case "imported", Target() if target in self.targets:
+                own = {name: each["version"] for name, each in data["imported"]["packages"].items()}
+                self.targets[target].host.setdefault("versions", {}).update(own)
             case "lost", _:
                 self._lose(target, data["message"], data.get("since", ""))
             case "worker_lost", _:
@@ -132,14 +149,25 @@ class RunState:
             case _:
                 raise ValueError(f"unknown event {event!r}")
 
+    def _import(self, files: dict[str, dict[str, str]], packages: dict[str, dict[str, str]]) -> None:
+        """Add what a process has imported to what others had."""
+        for name, file in files.items():
+            known = self.files.setdefault(name, file)
+            if known["sha256"] != file["sha256"] and name not in self.changed:
+                self.changed.append(name)
+        self.packages |= packages
+        self.versions |= {name: each["version"] for name, each in packages.items()}
+
     def _measure(self, state: TargetState, event: str, data: dict[str, Any]) -> None:
         """Handle an event within a target."""
         match event:
             case "plan":
                 offers = tuple(each for each in CAPABILITIES if each.name in data["offers"])
-                taps, cache = tuple(data["taps"]), str(data["cache"])
-                state.plan = Plan(self.hparams, self.cases, taps, offers, cache=cache, asked=self.asked)
+                taps, cache, weights = tuple(data["taps"]), str(data["cache"]), str(data["weights"])
+                plan = Plan(self.hparams, self.cases, taps, offers, cache=cache, weights=weights)
+                state.plan = plan._replace(asked=self.asked, reloads=str(data.get("reloads", "")))
                 state.seconds["load"] = float(data["seconds"])
+                state.loads["load"] = [float(each) for each in data.get("loads", ())]
             case "checking":
                 state.checking = data["check"]
             case "measured":
@@ -149,6 +177,7 @@ class RunState:
             case "checked":
                 state.checking = ""
                 state.seconds[data["check"]] = float(data["seconds"])
+                state.loads[data["check"]] = [float(each) for each in data.get("loads", ())]
             case "broken":
                 state.broken = data["message"]
             case _:

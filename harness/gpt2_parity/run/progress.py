@@ -33,8 +33,10 @@ class Reporter:
         if event not in SHOWN:
             return
         state, step = self.states[i], SHOWN[event]
+        files = {file["path"]: file["sha256"] for file in state.files.values() if "path" in file}
         if not data["target"]:
-            self._send(Update(step, state.name, outcome=OUTCOMES[exit_code(state.rows)]))
+            outcome = OUTCOMES[exit_code(state.rows)]
+            self._send(Update(step, state.name, outcome=outcome, files=files))
             return
         target = Target(*data["target"])
         known, began = state.targets[target], self.began.setdefault((i, target), time.monotonic())
@@ -44,7 +46,7 @@ class Reporter:
             outcome = known.outcome(data["check"], judge)
             update = update._replace(check=data["check"], outcome=outcome)
         elif step == "ends":
-            update = update._replace(outcome=OUTCOMES[exit_code(known.rows)])
+            update = update._replace(outcome=OUTCOMES[exit_code(known.rows)], files=files)
         self._send(update)
 
     def _send(self, update: Update) -> None:

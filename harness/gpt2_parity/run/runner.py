@@ -7,10 +7,11 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from gpt2_parity.contract.interface import CannotJudge, Target
@@ -20,6 +21,7 @@ from gpt2_parity.contract.spelling import meant
 from gpt2_parity.model.checkpoint import Checkpoint
 from gpt2_parity.run.examination import Examination
 from gpt2_parity.run.executor import Executor, LocalExecutor
+from gpt2_parity.run.host import Seen
 from gpt2_parity.run.journal import RunState
 from gpt2_parity.run.preparation import prepare
 from gpt2_parity.run.request import Recorded, Request, begin, command, record
@@ -82,6 +84,8 @@ def verify(
         started,
         request.targets,
         {device for state in states for device in state.unseen},
+        {device: why for state in states for device, why in state.elsewhere.items()},
+        looked=looked(states),
     )
     shares = executor.shares if executor is not None else None
     made_with |= how(request, recorded, shares) | {
@@ -90,6 +94,12 @@ def verify(
             {"lost_workers": lost} if (lost := [each for s in states for each in s.lost_workers]) else {}
         ),
         "seconds_by_check": seconds(states),
+        "loads": loads(states),
+        "implementation_files": {
+            state.name: {name: file["sha256"] for name, file in sorted(state.files.items())}
+            for state in states
+        },
+        "packages": {state.name: dict(sorted(state.packages.items())) for state in states},
     }
     if request.only:
         made_with["only"] = {name: list(request.only) for name in seconds(states)}
@@ -127,6 +137,27 @@ def seconds(states: Sequence[RunState]) -> dict[str, dict[str, float]]:
         for state in states
         for target, found in state.targets.items()
     }
+
+
+def looked(states: Sequence[RunState]) -> bool:
+    """Whether anybody could look if the GPUs that were declared are used; True if there was no need."""
+    seen = [
+        Seen(**found.host["seen"])
+        for state in states
+        for found in state.targets.values()
+        if "seen" in found.host
+    ]
+    return not seen or any(each.there is not None for each in seen)
+
+
+def loads(states: Sequence[RunState]) -> dict[str, dict[str, float]]:
+    """How often load() was called and the seconds that it took, by implementation and target."""
+    found = {}
+    for state in states:
+        for target, each in state.targets.items():
+            taken = [seconds for several in each.loads.values() for seconds in several]
+            found[f"{state.name}-{target}"] = {"calls": len(taken), "seconds": round(sum(taken), 6)}
+    return found
 
 
 def hosts(states: Sequence[RunState]) -> dict[str, dict[str, Any]]:
@@ -174,16 +205,23 @@ def environment(
     started: float,
     targets: Sequence[Target] = (),
     unseen: Collection[str] = (),
+    elsewhere: Mapping[str, str] = MappingProxyType({}),
+    looked: bool = True,
 ) -> dict[str, Any]:
     """Where and with what results were made, as JSON.
 
     started: seconds since the epoch. targets: those that were asked for; empty: all. unseen: devices
-    that are declared and not visible.
+    that are declared and not visible. elsewhere: those that are not used, and why that is known.
+    looked: whether anybody could look if a GPU is used.
     """
     wanted = not targets or any(target.device == "cuda" for target in targets)
     cuda = "skipped: no CUDA device offered" if wanted else NOT_ASKED
     if any(target.device == "cuda" for target in offered):
-        cuda = "declared, but no GPU is visible" if "cuda" in unseen else "present"
+        cuda = "present" if looked else "present; not looked at whether it is used"
+        if "cuda" in elsewhere:
+            cuda = f"declared, but nothing is seen there: {elsewhere['cuda']}"
+        if "cuda" in unseen:
+            cuda = "declared, but no GPU is visible"
     return {
         "gpt2_parity": __version__,
         "model": model,

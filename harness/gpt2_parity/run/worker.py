@@ -9,7 +9,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,11 @@ from gpt2_parity.implementation import discovery, signatures
 from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.implementation.without_cache import with_cache
 from gpt2_parity.model.tokenizer import tokenizer_of
-from gpt2_parity.run import child, host
+from gpt2_parity.run import child, host, imported
 from gpt2_parity.run.child import explain
 from gpt2_parity.run.preparation import Prepared
 
 Journal = Callable[..., None]
-FRAMEWORKS = ("numpy", "jax", "torch", "tensorflow", "tensorflow-cpu")
-ENGINES = (
-    *("transformers", "ctranslate2", "llama-cpp-python", "onnxruntime", "tinygrad", "keras-hub"),
-    *("gguf", "onnx", "keras"),
-)
 
 
 def main(job_path: str, lifeline: str) -> None:
@@ -53,12 +47,13 @@ def run(job: dict[str, Any], requests: Iterator[str], journal: Journal) -> None:
 
     requests: at most one line of JSON, a target and the checks that are done already.
     """
+    used = host.gpu_used() if host.sees_a_gpu() else None
     try:
         impl = discovery.Found(**job["implementation"]).load()
         offered = signatures.check(impl, CAPABILITIES)
         impl = with_cache(impl)
     except BaseException as error:
-        journal("broken", message=explain(error))
+        journal("broken", message=explain(error), imported=imported.now(error))
         raise
     journal("hello", **hello(offered))
     if not (line := next(requests, "")):
@@ -71,7 +66,8 @@ def run(job: dict[str, Any], requests: Iterator[str], journal: Journal) -> None:
     decode = tokenizer.decode if tokenizer else str
     load = functools.partial(prepared.load, impl, target, decode)
     try:
-        if measure(load, target, journal, request["done"], job["first"], Asked.of(job["asked"])):
+        asked = Asked.of(job["asked"])
+        if measure(load, target, journal, request["done"], job["first"], asked, used):
             journal("end", target=target)
     except CannotJudge as error:
         journal("cannot_judge", message=str(error))
@@ -84,12 +80,16 @@ def measure(
     done: Collection[str] = (),
     first: Sequence[str] = (),
     asked: Asked = Asked(),  # noqa: B008 - a tuple: it cannot change
+    used: int | None = None,
 ) -> bool:
     """Run every check on one target, except those that are done. An exception ends only its check.
 
-    first: checks that run before the others. Returns False, without running the remaining checks, if an
-    exception leaves the implementation so broken that every call raises: their failures would blame the
-    wrong mechanism. Raises CannotJudge if the truth cannot be read or made.
+    first: checks that run before the others. used: bytes in use on GPUs before the implementation was
+    imported; None: not looked.
+
+    Returns False, without running the remaining checks, if an exception leaves the implementation so
+    broken that every call raises: their failures would blame the wrong mechanism. Raises CannotJudge if
+    the truth cannot be read or made.
     """
     started = time.perf_counter()
     try:
@@ -101,11 +101,16 @@ def measure(
         journal("broken", target=target, message=explain(error))
         return True
     works = bool(done)  # whether anything was ever measured
-    journal("plan", target=target, **plan_as_json(plan), seconds=since(started))
+    loads = list(loaded.load_seconds)
+    journal("plan", target=target, **plan_as_json(plan), seconds=since(started), loads=loads)
+    journal("imported", target=target, imported=imported.now())  # load may have imported more
+    if target.device == "cuda":
+        journal("device", target=target, seen=look(loaded, used))
     for name, check in beginning_with(first).items():
         if name in done or not plan.makes(name):
             continue
         journal("checking", target=target, check=name)
+        n_loads = len(loaded.load_seconds)
         started = time.perf_counter()
         try:
             with np.errstate(all="ignore"):  # an implementation may have set NumPy to raise
@@ -119,8 +124,19 @@ def measure(
             if works and (reason := loaded.broken()):
                 journal("lost", target=target, message=reason, since=name)
                 return False
-        journal("checked", target=target, check=name, seconds=since(started))
+        loads = loaded.load_seconds[n_loads:]
+        journal("checked", target=target, check=name, seconds=since(started), loads=loads)
+    journal("imported", target=target, imported=imported.now())  # so may any call
     return True
+
+
+def look(loaded: Loaded, used: int | None) -> host.Seen:
+    """What is to be seen of it on a GPU after one token. used: as for measure."""
+    try:
+        returned = loaded.returned(np.zeros((1, 1), np.int32), None, None)
+    except (Exception, SystemExit):  # the checks will tell
+        returned = None
+    return host.seen(returned[0] if isinstance(returned, tuple) and returned else returned, used)
 
 
 def since(started: float) -> float:
@@ -131,30 +147,19 @@ def since(started: float) -> float:
 def plan_as_json(plan: Plan) -> dict[str, Any]:
     """The implementation's taps and capabilities; the parent knows the rest of the plan."""
     offers = [capability.name for capability in plan.offers]
-    return {"taps": plan.taps, "offers": offers, "cache": plan.cache}
+    declared = {"cache": plan.cache, "weights": plan.weights, "reloads": plan.reloads}
+    return {"taps": plan.taps, "offers": offers, **declared}
 
 
 def hello(offered: Sequence[Target]) -> dict[str, Any]:
-    """What an implementation offers, on what it runs, and the devices that are not to be seen here."""
+    """What an implementation offers, what it has imported, and the devices not to be seen here."""
     unseen = host.unseen(target.device for target in offered)
-    return {"targets": offered, "versions": versions(), "unseen": unseen}
+    return {"targets": offered, "unseen": unseen, "imported": imported.now()}
 
 
 def host_of(target: Target) -> dict[str, Any]:
-    """The machine that a target is examined on, and the versions of the frameworks there."""
-    return {**host.facts(target.device), "versions": versions()}
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Versions of the installed frameworks and engines, by distribution."""
-    installed = {}
-    for name in FRAMEWORKS + ENGINES:
-        try:
-            installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return installed
+    """The machine that a target is examined on, and the versions of what is imported there."""
+    return {**host.facts(target.device), "versions": imported.versions()}
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from gpt2_parity.checks.registry import CHECKS, by_precedence
+from gpt2_parity.contract.architecture import kind_of
 from gpt2_parity.contract.check import Implied
 from gpt2_parity.contract.rows import Row
+from gpt2_parity.mistakes.registry import broken_by
 
 LOCAL = ("local", "search")  # checks that judge each operation given its own input
 DECODE = " (decode)"  # after a scope that is right in prefill
@@ -19,7 +21,8 @@ def blame(rows: list[Row]) -> list[Row]:
     An operation that fails the local check introduces an error, and every other failure inherits it. If
     no operation fails, the first failing mechanism is at fault, such as decode disagreeing with prefill.
     The exception is a black box whose logits are explained by a known mistake in every layer: then
-    "logits" is at fault. Accepting bad tokens and computing too coarsely are always faults of their own.
+    "logits" is at fault. Accepting bad tokens and computing too coarsely are always faults of their own;
+    so are causality and batch if the known mistake of an operation is that positions or rows mix in it.
     Rows that were lost when the process ended blame only the process.
     """
     failed = [row for row in rows if row.verdict == "fail" and row.status != "lost"]
@@ -29,6 +32,7 @@ def blame(rows: list[Row]) -> list[Row]:
     faulty = list(dict.fromkeys(blamed(row, rows) for row in introduced))
     faulty = faulty or mechanism(rows, failed)
     inherited = ", ".join(collapse(faulty, n_layer(rows)))
+    own = broken(failed)
 
     def mark(row: Row) -> Row:
         if row.verdict != "fail":
@@ -37,9 +41,28 @@ def blame(rows: list[Row]) -> list[Row]:
             return row._replace(blame="process")
         if row in introduced:
             return row._replace(blame=blamed(row, rows))
-        return row._replace(blame=own_blame(row) or inherited)
+        apart = CHECKS[row.check].blames if row.check in own else ""
+        return row._replace(blame=own_blame(row) or apart or inherited)
 
     return [mark(row) for row in rows]
+
+
+def broken(failed: Sequence[Row]) -> set[str]:
+    """The checks whose failures are no consequence of an operation's wrong values.
+
+    A known mistake says so. If none is known, causality is: an operation that reads one position cannot
+    pass on anything of later ones, so only attention could be at fault for it.
+    """
+    own = broken_by({row.mistake for row in failed if row.mistake})
+    wrong = [row for row in failed if introduces(row)]
+    if wrong and not any(row.mistake or may_attend(row) for row in wrong):
+        own.add("causality")
+    return own
+
+
+def may_attend(row: Row) -> bool:
+    """Whether the operation of a local failure is attention, or a segment, which may contain it."""
+    return row.metric.startswith("segment") or kind_of(row.scope) == "attention"
 
 
 def n_layer(rows: Iterable[Row]) -> int:

@@ -15,7 +15,7 @@ from gpt2_parity.contract.architecture import graph, kind_of
 from gpt2_parity.contract.dtypes import UNIT_ROUNDOFF
 from gpt2_parity.contract.rows import Row, label
 from gpt2_parity.mistakes import registry
-from gpt2_parity.verdict.attribution import DECODE, collapse, introduces, n_layer, own_blame
+from gpt2_parity.verdict.attribution import DECODE, broken, collapse, introduces, n_layer, own_blame
 
 # -- one row
 
@@ -136,6 +136,28 @@ IN_PLACE = (
     "the cache was written in place: continued in one way, it no longer serves for another; "
     'if that is meant, declare CACHE = "in place"'
 )
+
+
+def _weights(e: Mapping[str, Any]) -> str:
+    share = f"{100 * e['weights_differ']:.3g} % of them differ from the checkpoint's"
+    return f"{share}, a row or column by up to {number(e['relative_difference'])}; {grid(e['grid'])}"
+
+
+SCALES = {
+    "tensor": "one scale for all",
+    "column": "one scale for each column",
+    "row": "one scale for each row",
+}
+
+
+def grid(found: Mapping[str, Any]) -> str:
+    """The grid that weights lie on, as text: "8 bits, one scale for each column"."""
+    if not found:
+        return "on no known grid"
+    scales = SCALES.get(found["by"], f"one scale for each group of {found['group']} inputs")
+    return f"{found['bits']} bits, {scales}"
+
+
 # Evidence that no phrase fits is shown as its name and its value.
 PHRASES = (
     Phrase(
@@ -149,6 +171,7 @@ PHRASES = (
     Phrase(("token", "position"), _looked_up, ("channel",)),
     Phrase(("cache_is_tokens",), lambda e: CACHE_IS_TOKENS),
     Phrase(("in_place",), lambda e: IN_PLACE),
+    Phrase(("weights_differ", "relative_difference", "grid"), _weights),
     Phrase(("length",), lambda e: f"{e['length']} tokens"),
     Phrase(("cut_at",), lambda e: f"cut at {e['cut_at']}"),
     Phrase(("measured", "declared"), _precision, ("wider", "as_coarse_as")),
@@ -270,6 +293,8 @@ def ended(row: Row) -> str:
 
 
 def _not_asked(row: Row) -> str:
+    if left_out(row):
+        return f'not looked at: {row.case} was not loaded, because RELOADS = "{row.evidence["reloads"]}"'
     if row.verdict == "skipped":
         offered = ", ".join(row.evidence.get("offered", ()))
         return f"skipped: {row.device}-{row.dtype} is not offered (offered: {offered})"
@@ -335,9 +360,17 @@ def effect(row: Row) -> str:
     explained = row.evidence.get("explained")
     if explained is None:
         return "explains it"
+    if "correlation" in explained:
+        correlation, times = (number(explained[key], 2) for key in ("correlation", "beyond_chance"))
+        return (
+            "explains it: the errors are as large as that makes them, and their correlation of "
+            f"{correlation} is {times} times what chance gives"
+        )
     if "noise_units" in explained:
         units = number(explained["noise_units"], 2)
-        return f"explains it: if it is made in every layer, {_falls(explained)} ({units} noise units)"
+        place = f"at {explained['at']} " if "at" in explained else ""
+        falls = _falls(explained)
+        return f"explains it: if it is made {place}in every layer, {falls} ({units} noise units)"
     before, after = number(explained["before"]), number(explained["after"], 2)
     return f"explains it: {before} rounding units fall to {after}"
 
@@ -350,20 +383,84 @@ def _falls(facts: Mapping[str, Any]) -> str:
 def notes(rows: Iterable[Row]) -> list[str]:
     """What to mention although it does not fail: known failures, and products wider than declared."""
     rows = list(rows)
-    wide = Counter((label(row), seen(row.evidence)) for row in rows if _passes_too_wide(row))
+    wide = Counter((label(row), _precision(row.evidence)) for row in rows if _passes_too_wide(row))
+    wide_logits = dict.fromkeys(
+        (label(row), _precision(row.evidence))
+        for row in rows
+        if row.check == "logits" and row.evidence.get("wider")
+    )
     known = Counter(
         (label(row), row.check, str(row.evidence.get("known", {}).get("reason", "")))
         for row in rows
         if row.verdict == "known"
     )
-    lines = [
+    lines = list(own_weights(rows))
+    lines += [
         f"{name} {check}: known: {why} ({n} measurements)" for (name, check, why), n in known.items()
     ]
-    return lines + [f"{name} precision: {text} ({n} products)" for (name, text), n in wide.items()]
+    lines += [f"{name} logits: {text}" for name, text in wide_logits]
+    lines += [f"{name} precision: {text} ({n} products)" for (name, text), n in wide.items()]
+    return lines + [f"{name}: {text}" for name, text in not_looked_at(rows).items()]
+
+
+def left_out(row: Row) -> bool:
+    """Whether a measurement was not made because loading is slow."""
+    return row.verdict == "skipped" and "reloads" in row.evidence
+
+
+def not_looked_at(rows: Iterable[Row]) -> dict[str, str]:
+    """By implementation and target: the cases of each check that were left out; only where some were."""
+    found: dict[str, dict[str, dict[str, None]]] = {}
+    for row in rows:
+        if left_out(row):
+            found.setdefault(label(row), {}).setdefault(row.check, {})[row.case] = None
+    return {
+        name: 'not looked at, because RELOADS = "slow": '
+        + "; ".join(f"{check} on {', '.join(cases)}" for check, cases in checks.items())
+        for name, checks in found.items()
+    }
+
+
+def own_weights(rows: list[Row]) -> Iterable[str]:
+    """For each target with own weights: that they are not the checkpoint's, and what they cost."""
+    by_run: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.check == "own_weights":
+            by_run[label(row)].append(row)
+    failed = {label(row) for row in rows if row.verdict == "fail"}
+    for name, own in by_run.items():
+        differing = [row for row in own if "weights_differ" in row.evidence]
+        grids = Counter(grid(row.evidence["grid"]) for row in differing)
+        kinds = "; ".join(f"{n}: {text}" for text, n in grids.items())
+        lead = "has weights that" if name in failed else "computes its own weights rightly; they"
+        what = f"are not the checkpoint's. {len(differing)} arrays differ ({kinds})"
+        if differing:
+            yield f"{name} {lead} {what}. {cost(own)}"
+
+
+def with_own_weights(rows: Iterable[Row]) -> list[str]:
+    """The targets that were judged by weights of their own, which differ from the checkpoint's."""
+    own = [row for row in rows if row.check == "own_weights" and row.metric == "relative_difference"]
+    return list(dict.fromkeys(label(row) for row in own if "weights_differ" in row.evidence))
+
+
+def cost(own: Iterable[Row]) -> str:
+    """What a model's own weights cost, from the rows of the check own_weights."""
+    rows = {row.metric: row for row in own if row.scope == "logits" and row.value is not None}
+    if not rows.keys() >= {"kl_nats", "top1_changed_share", "perplexity"}:
+        return "What they cost was not measured."
+    kl, top, perplexity = (rows[name] for name in ("kl_nats", "top1_changed_share", "perplexity"))
+    return (
+        f"At {kl.evidence['over_positions']} positions: KL {number(kl.value)} nats on average and "
+        f"{number(kl.evidence['greatest'])} at most; another likeliest token at "
+        f"{100 * float(top.value or 0):.3g} %; perplexity of the golden texts "
+        f"{number(perplexity.value, 5)}, with the checkpoint's weights "
+        f"{number(perplexity.evidence['of_the_checkpoint'], 5)}."
+    )
 
 
 def _passes_too_wide(row: Row) -> bool:
-    return row.verdict == "pass" and bool(row.evidence.get("wider"))
+    return row.check == "precision" and row.verdict == "pass" and bool(row.evidence.get("wider"))
 
 
 # -- what is wrong with an implementation
@@ -448,8 +545,9 @@ def found_in(failed: list[Row], layers: int, products: int) -> list[Finding]:
     found += [operation(group, layers) for group in groups.values()]
     alone: dict[str, list[Row]] = defaultdict(list)
     inherited = []
+    own = broken(failed)
     for row in rest:
-        apart = row.check == "load" or (row.check != "precision" and own_blame(row))
+        apart = row.check in ("load", *own) or (row.check != "precision" and own_blame(row))
         if apart or not found:
             alone[row.blame or row.check].append(row)
         else:
@@ -620,7 +718,7 @@ def envelope(facts: Mapping[str, Any]) -> list[str]:
         return [NOT_SEARCHED]
     if not facts["trials"]:
         return [f"nothing was seen right in {facts['made']} trials of the search"]
-    return [seen_right(facts), not_looked_at(facts)]
+    return [seen_right(facts), beyond_seen(facts)]
 
 
 def seen_right(facts: Mapping[str, Any]) -> str:
@@ -647,7 +745,7 @@ def reach(name: str, runs: Sequence[Sequence[int]]) -> str:
     return " ".join(part for part in (before, values, after, count) if part)
 
 
-def not_looked_at(facts: Mapping[str, Any]) -> str:
+def beyond_seen(facts: Mapping[str, Any]) -> str:
     """What is beyond the greatest values, was not offered, tapped, loaded or reached, or is rarer."""
     most = {name: f"{facts['axes'][name][-1][1]:,}" for name in BRIEF if name in facts["axes"]}
     counted = [f"{value} {AXES[name][1]}" for name, value in most.items() if AXES[name][1]]

@@ -7,7 +7,8 @@ There is a row for each expected measurement, and one for each unexpected one. I
     known          a failure that is listed in the ledger and no larger than its entry allows
     inconclusive   the evidence cannot decide (near-ties); neither a pass nor a fail
     unlocalised    not measured: it needs a tap that the implementation does not offer
-    skipped        a target that this implementation does not offer
+    skipped        a target that this implementation does not offer, or an auxiliary model that was not
+                   loaded because loading is slow
 """
 
 import math
@@ -71,7 +72,7 @@ class Judge:
             known = check == "activations" and key[1] in tap_names(plan.hparams.n_layer)
             reason = "not_promised" if known else "unknown_name"
             rows.append(self._fail(check, key, "unexpected", {"reason": reason}))
-        return blame(rows) + self._unseen(plan)
+        return blame(rows) + self._unseen(plan) + self._left_out(plan)
 
     def outcome(
         self,
@@ -163,6 +164,18 @@ class Judge:
             for name, check in CHECKS.items()
             if check.unseen and plan.makes(name)
             for scope in check.unseen(plan)
+        ]
+
+    def _left_out(self, plan: Plan) -> list[Row]:
+        """A row for every measurement that is not made because loading is slow."""
+        if not plan.reloads:
+            return []
+        made, whole = expected(plan), expected(plan._replace(reloads=""))
+        return [
+            self._plain(key, check, "skipped", "not_asked", {"reloads": plan.reloads})
+            for check, keys in whole.items()
+            for key in keys
+            if key not in set(made[check])
         ]
 
 

@@ -29,7 +29,7 @@ from gpt2_parity.checks.search.judge import (
 from gpt2_parity.checks.search.narrow import Budget, conditions, smallest
 from gpt2_parity.checks.search.trial import GENERATE, GRADIENTS, Trial
 from gpt2_parity.contract.check import Check
-from gpt2_parity.contract.plan import IN_PLACE, Key, Plan
+from gpt2_parity.contract.plan import IN_PLACE, SLOW, Key, Plan
 from gpt2_parity.contract.rows import Evidence, Measurement
 from gpt2_parity.implementation import operation
 from gpt2_parity.implementation.loaded import Loaded
@@ -59,11 +59,16 @@ def scopes(plan: Plan) -> list[tuple[str, str]]:
 
 
 def expected(plan: Plan) -> Iterable[Key]:
-    return [(CASE, *each) for each in scopes(plan)] if plan.asked.search > 0 else []
+    return [(CASE, *each) for each in scopes(plan)] if searched(plan) else []
+
+
+def searched(plan: Plan) -> bool:
+    """Whether to search: every trial is a load, so not where loading is slow."""
+    return plan.asked.search > 0 and plan.reloads != SLOW
 
 
 def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
-    if plan.asked.search <= 0:
+    if not searched(plan):
         return
     search = Search(loaded, plan)
     search.run()

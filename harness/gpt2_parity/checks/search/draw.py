@@ -17,7 +17,15 @@ from typing import NamedTuple
 
 from allpairspy import AllPairs  # type: ignore[import-untyped]  # it has no annotations
 
-from gpt2_parity.checks.search.trial import FORWARD, GENERATE, GRADIENTS, REFUSED, Step, Trial
+from gpt2_parity.checks.search.trial import (
+    FORWARD,
+    GENERATE,
+    GRADIENTS,
+    LEAST,
+    REFUSED,
+    Step,
+    Trial,
+)
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.implementation.extremes import EXTREMES, ILL_CONDITIONED
 
@@ -105,7 +113,7 @@ def combinations(rng: random.Random) -> Iterator[dict[str, int]]:
 
 def mixed(rng: random.Random, offer: Offer, axes: dict[str, int]) -> Trial:
     """A random history with the given sizes. What would cost too much is made smaller."""
-    n_embd = axes["head"] * axes["n_head"]
+    n_embd = max(axes["head"], -(-LEAST // axes["n_head"])) * axes["n_head"]
     batch, n, chunk, n_layer = axes["batch"], axes["n"], axes["chunk"], axes["n_layer"]
     if rng.random() < 0.04:  # an official width
         n_embd, n_layer, batch, n = rng.choice(WIDE), 1, min(batch, 3), min(n, 9)

@@ -148,9 +148,9 @@ def gradients(played: Played, i: int) -> Shown:
     for name, want, unit in gradient.measure(*arguments, seed=0):
         units = max_abs(given[name], want) / unit
         if not units <= PLAIN[GRADIENT_UNITS].most and not evidence:
-            evidence = {"wrong_from": name}
+            evidence = {"first_wrong_gradient": name}
         worst = max(worst, (units, name), key=rounding.rank)
-    return Shown(GRADIENTS, GRADIENT_UNITS, worst[0], i, evidence | {"gradient": worst[1]})
+    return Shown(GRADIENTS, GRADIENT_UNITS, worst[0], i, evidence | {"worst_gradient": worst[1]})
 
 
 def operations(

@@ -12,6 +12,7 @@ import numpy as np
 from gpt2_parity.contract.architecture import HParams, parameter_shapes
 
 CALL = 1e6  # floating-point operations in the time that calling one layer takes
+LEAST = 4  # n_embd; a layer norm of two channels has the sign of their difference: rounding decides it
 FORWARD, GENERATE, GRADIENTS, REFUSED = "forward", "generate", "gradients", "refused"
 
 
@@ -60,8 +61,8 @@ class Trial(NamedTuple):
         return total
 
     def possible(self) -> bool:
-        """Whether the contract allows every call of it."""
-        if self.hparams.n_embd % self.hparams.n_head or not self.steps:
+        """Whether the contract allows every call of it, and it can be judged."""
+        if self.hparams.n_embd % self.hparams.n_head or not self.steps or self.hparams.n_embd < LEAST:
             return False
         for step, length in zip(self.steps, self.lengths(), strict=True):
             too_long = length > self.hparams.n_ctx
