@@ -27,7 +27,7 @@ Facts = dict[str, Any]  # see by_target
 Spans = Sequence[Sequence[int]]
 
 
-class Seen(msgspec.Struct):
+class EnvelopeEntry(msgspec.Struct):
     """evidence["envelope"], as checks/search/envelope.py writes it."""
 
     trials: Size
@@ -43,7 +43,7 @@ class Seen(msgspec.Struct):
     extremes: dict[str, Size] = {}
 
 
-class Searched(msgspec.Struct):
+class SearchEntry(msgspec.Struct):
     """evidence["search"], as far as it is told here."""
 
     seed: int
@@ -77,8 +77,8 @@ def facts(rows: Iterable[Row]) -> Facts:
     if row is None:
         return {}
     try:
-        seen = strict_json.convert(row.evidence["envelope"], Seen)
-        search = strict_json.convert(row.evidence.get("search"), Searched)
+        seen = strict_json.convert(row.evidence["envelope"], EnvelopeEntry)
+        search = strict_json.convert(row.evidence.get("search"), SearchEntry)
     except ValueError:
         return {}
     axes = {name: [[a, b] for a, b in spans if a <= b] for name, spans in seen.axes.items()}
