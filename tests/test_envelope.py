@@ -189,6 +189,19 @@ def test_what_could_not_be_asked_is_told(rows, text):
     assert text not in words(found())
 
 
+@pytest.mark.parametrize(
+    ("runs", "text"),
+    [
+        ([[5, 5]], "5 keys"),
+        ([[1, 2], [4, 6]], "1, 2 and 4 to 6 keys"),
+        ([[1, 9], [11, 11], [13, 13], [1023, 1024]], "1 to 9 and some up to 1,024 keys"),
+        ([[1, 2], [4, 4], [6, 6], [8, 9]], "1 to 9 keys (6 values)"),
+    ],
+)
+def test_an_axis_in_few_words(runs, text):
+    assert explain.reach("keys", runs) == text
+
+
 def test_without_a_search_nothing_beyond_the_listed_cases_is_claimed():
     assert envelope.lines([PASS]) == [("", [explain.NOT_SEARCHED])]
     others = [PASS, PASS._replace(implementation="other")]
