@@ -60,6 +60,14 @@ SchedulerOption = Annotated[
         help="Address of a dask scheduler, such as tcp://10.0.0.1:8786; its workers then do the work.",
     ),
 ]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CHECK",
+        help="Make only this check; repeatable. What passes is then PASS IN PART: nothing is said about "
+        "the others.",
+    ),
+]
 LedgerOption = Annotated[
     Path | None,
     typer.Option(

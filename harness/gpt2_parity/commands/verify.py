@@ -16,6 +16,7 @@ from gpt2_parity.commands.options import (
     LedgerOption,
     MemoryOption,
     ModelOption,
+    OnlyOption,
     OutOption,
     SchedulerOption,
     SeedOption,
@@ -47,6 +48,7 @@ def verify(
     threads: ThreadsOption = None,
     jobs: JobsOption = None,
     ledger: LedgerOption = None,
+    only: OnlyOption = None,
     scheduler: SchedulerOption = "",
 ) -> None:
     """Verify implementations against the golden records, each in a process of its own."""
@@ -62,6 +64,7 @@ def verify(
             threads=threads,
             jobs=jobs,
             ledger=ledger,
+            only=only or (),
             scheduler=scheduler,
             progress=progress,
         ),
@@ -91,6 +94,7 @@ def gate(
     threads: ThreadsOption = None,
     jobs: JobsOption = None,
     ledger: LedgerOption = None,
+    only: OnlyOption = None,
     scheduler: SchedulerOption = "",
     watch: Annotated[
         bool,
@@ -112,6 +116,7 @@ def gate(
         "threads": threads,
         "jobs": jobs,
         "ledger": ledger,
+        "only": only or (),
         "scheduler": scheduler,
     }
     if watch:

@@ -10,7 +10,7 @@ import msgspec
 
 from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.contract.interface import CannotJudge
-from gpt2_parity.contract.rows import STATUSES, VERDICTS, Results, Row, label
+from gpt2_parity.contract.rows import OUTCOMES, STATUSES, VERDICTS, Results, Row, exit_code, label
 from gpt2_parity.files import strict_json
 from gpt2_parity.report import results_v1
 from gpt2_parity.verdict import explain
@@ -144,6 +144,12 @@ def headline(rows: list[Row]) -> str:
 def counts(found: Results) -> str:
     """The headline, which names the checks if only some were made."""
     return f"{headline(found.rows)}{selection(found.environment)}"
+
+
+def outcome(found: Results) -> str:
+    """PASS, FAIL or NO VERDICT on a run; PASS IN PART if only some checks were made."""
+    word = OUTCOMES[exit_code(found.rows)]
+    return f"{word} IN PART" if word == OUTCOMES[0] and found.environment.get("only") else word
 
 
 def selection(environment: Mapping[str, Any]) -> str:

@@ -33,7 +33,8 @@ from gpt2_parity.verdict import explain
 if TYPE_CHECKING:  # a verdict does not need this module
     from gpt2_parity.report.compare import Comparison
 
-WORDS = {0: "[green]PASS[/green]", 1: "[bold red]FAIL[/bold red]", 2: "[yellow]NO VERDICT[/yellow]"}
+COLOURS = {0: "green", 1: "bold red", 2: "yellow"}  # by exit code
+WORDS = {code: f"[{colour}]{OUTCOMES[code]}[/{colour}]" for code, colour in COLOURS.items()}
 FAILED = OUTCOMES[1]
 READABLE = 100  # columns of a paragraph on a wide terminal
 SHOWN = 8  # paragraphs for each target; the files have every failure
@@ -269,7 +270,9 @@ def paint(value: str) -> str:
 
 def verdict(found: Results) -> str:
     """The last line: the outcome and the counts."""
-    return f"{WORDS[exit_code(found.rows)]}: {escape(results.counts(found))}"
+    word = results.outcome(found)
+    colour = COLOURS[exit_code(found.rows)]
+    return f"[{colour}]{word}[/{colour}]: {escape(results.counts(found))}"
 
 
 CHANGES = 40  # changes of a comparison that the terminal shows; its files list more

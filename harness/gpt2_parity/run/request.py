@@ -139,10 +139,9 @@ def is_journal(folder: Path) -> bool:
 def command(request: Request) -> str:
     """The command line that repeats a run with the same seed.
 
-    "" if no command can: an implementation was passed as an object that is in no file, or only some
-    checks were made.
+    "" if no command can: an implementation was passed as an object that is in no file.
     """
-    if request.only or not all(found.module for found in request.implementations):
+    if not all(found.module for found in request.implementations):
         return ""
     default, chosen = Resources(), request.resources
     if request.require and len(request.implementations) == 1:
@@ -156,6 +155,7 @@ def command(request: Request) -> str:
     arguments += ["--memory", f"{chosen.gigabytes:g}"] if chosen.gigabytes != default.gigabytes else []
     arguments += ["--threads", str(chosen.threads)] if chosen.threads else []
     arguments += ["--ledger", str(request.ledger)] if request.ledger else []
+    arguments += [word for check in request.only for word in ("--only", check)]
     return shlex.join(["parity", *arguments])
 
 
