@@ -28,7 +28,8 @@ FLAGS = (
 )
 # what must be on a page of a verification, whatever came of it; and all that may be on others
 VERIFICATION = {"verdicts", "checks", "made"}
-OTHERS = ({"speed", "made"}, {"changes"}, {"drift"}, {"changes", "drift"})  # benchmark, comparisons
+OTHERS = ({"speed", "made"}, {"changes"}, {"drift"}, {"changes", "drift"},
+          {"causes", "changes"}, {"causes", "changes", "drift"})  # fmt: skip  # benchmark, comparisons
 LOOK = """
 const boxes = [...document.querySelectorAll('svg[role=img]')].map(e => e.getBoundingClientRect());
 const wide = [...document.querySelectorAll('body *')].filter(
