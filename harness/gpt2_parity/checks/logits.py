@@ -13,10 +13,11 @@ import numpy as np
 from gpt2_parity.contract.check import Check
 from gpt2_parity.contract.limits import NOISE, NONE, Limit, near_tie
 from gpt2_parity.contract.plan import Key, Plan
-from gpt2_parity.contract.rows import Measurement
+from gpt2_parity.contract.rows import Evidence, Measurement
 from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.mistakes import whole_model
 from gpt2_parity.reference import distance, parallel
+from gpt2_parity.reference.records import Record
 
 TOP = 5
 LIMITS = {
@@ -48,6 +49,10 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
             Measurement(record.name, "logits", metric, value, {"greatest_difference": difference})
             for metric, value in zip(LIMITS, values, strict=True)
         ]
+        if record.arrays["greedy"].size:  # a case that is generated from: its text is shown
+            by_token = errors_by_token(loaded, record, got[0], greatest)
+            more = {**measured[0].evidence, "by_token": by_token}
+            measured[0] = measured[0]._replace(evidence=more)
         if not plan.taps and np.isfinite(got).all() and any(map(beyond, measured)):
             unexplained[record.name] = measured
         else:
@@ -57,6 +62,26 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
         matches = whole_model.explain(loaded, records)
         for each in (each for measured in unexplained.values() for each in measured):
             yield matches[each.case].on(each) if beyond(each) and each.case in matches else each
+
+
+def errors_by_token(loaded: Loaded, record: Record, got: np.ndarray, unit: float) -> Evidence:
+    """The error and the true margin at each position of a record's first row, as evidence.
+
+    got: logits [n, n_vocab]; unit: one noise unit of the logits. The error is the greatest difference at
+    the position, the margin that of the two likeliest tokens in the truth; both in noise units.
+    """
+    want = record.logits[0]
+    first_two = np.partition(want, -2, axis=-1)[:, -2:]  # [n, 2]
+    return {
+        "tokens": [loaded.text([int(i)]) for i in record.tokens[0]],
+        "errors": rounded(np.abs(got - want).max(axis=-1) / unit),
+        "margins": rounded((first_two[:, 1] - first_two[:, 0]) / unit),
+    }
+
+
+def rounded(values: np.ndarray) -> list[float]:
+    """Values [n] with three digits: they are shown and not judged."""
+    return [float(f"{value:.3g}") for value in values]
 
 
 def views(got: np.ndarray, want: np.ndarray, tie: float) -> list[float]:

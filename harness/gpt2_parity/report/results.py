@@ -168,6 +168,9 @@ def merged(parts: Sequence[Results]) -> Results:
     environments = [part.environment for part in parts]
     for key in ("versions", "implementation_sha256", "seconds_by_check"):
         made_with[key] = {name: value for each in environments for name, value in each[key].items()}
+    made_with["commands"] = {
+        name: text for each in environments for name, text in each.get("commands", {}).items()
+    }
     made_with["seconds"] = round(sum(each["seconds"] for each in environments), 1)
     made_with["cuda"] = next(
         (e["cuda"] for e in environments if e["cuda"] == "present"), made_with["cuda"]
