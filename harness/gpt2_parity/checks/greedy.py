@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from gpt2_parity.checks.logits import rounded
 from gpt2_parity.contract.capability import Capability, TooLong
 from gpt2_parity.contract.check import Check, Implied
 from gpt2_parity.contract.interface import ContractBroken
@@ -26,7 +25,7 @@ from gpt2_parity.contract.plan import CaseShape, Key, Plan
 from gpt2_parity.contract.rows import Evidence, Measurement
 from gpt2_parity.implementation import auxiliary_models
 from gpt2_parity.implementation.loaded import Loaded, describe
-from gpt2_parity.reference.distance import differing
+from gpt2_parity.reference.distance import differing, rounded
 from gpt2_parity.reference.records import Record, shape_of
 
 MANY = 32  # prompts: with weights rounded to bfloat16, about one id in three hundred changes

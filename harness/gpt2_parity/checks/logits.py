@@ -74,14 +74,9 @@ def errors_by_token(loaded: Loaded, record: Record, got: np.ndarray, unit: float
     first_two = np.partition(want, -2, axis=-1)[:, -2:]  # [n, 2]
     return {
         "tokens": [loaded.text([int(i)]) for i in record.tokens[0]],
-        "errors": rounded(np.abs(got - want).max(axis=-1) / unit),
-        "margins": rounded((first_two[:, 1] - first_two[:, 0]) / unit),
+        "errors": distance.rounded(np.abs(got - want).max(axis=-1) / unit),
+        "margins": distance.rounded((first_two[:, 1] - first_two[:, 0]) / unit),
     }
-
-
-def rounded(values: np.ndarray) -> list[float]:
-    """Values [n] with three digits: they are shown and not judged."""
-    return [float(f"{value:.3g}") for value in values]
 
 
 def views(got: np.ndarray, want: np.ndarray, tie: float) -> list[float]:

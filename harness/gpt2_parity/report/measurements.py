@@ -22,7 +22,7 @@ LEAST = results.MOST  # lines of each target at least: its listed failures are a
 SIGNS = {"fail": "✘ ", "pass": ""}
 
 
-class Line(NamedTuple):
+class MeasuredLine(NamedTuple):
     """One measurement."""
 
     anchor: str
@@ -39,10 +39,10 @@ class Part(NamedTuple):
     column: int  # of the check among all on the page
     name: str
     command: str  # makes this check again, alone; "" if no command can
-    lines: list[Line]
+    lines: list[MeasuredLine]
 
 
-class Target(NamedTuple):
+class TargetMeasurements(NamedTuple):
     """All measurements of one target."""
 
     label: str
@@ -52,7 +52,7 @@ class Target(NamedTuple):
     more: int  # measurements that are not listed
 
 
-def measurements(found: Sequence[TargetSection], again: Mapping[str, str]) -> list[Target]:
+def measurements(found: Sequence[TargetSection], again: Mapping[str, str]) -> list[TargetMeasurements]:
     """The lines of each target by check. again: see commands."""
     checks = columns(found)
     most = max(LEAST, MOST // max(1, len(found)))
@@ -70,10 +70,10 @@ def layers(found: Sequence[TargetSection]) -> list[int]:
     return sorted({layer for scope in scopes if (layer := split(scope)[0]) is not None})
 
 
-def listed(target: TargetSection, checks: Sequence[str], again: str, most: int) -> Target:
+def listed(target: TargetSection, checks: Sequence[str], again: str, most: int) -> TargetMeasurements:
     """The lines of one target: its failures, and what comes nearest to its limit."""
     rows = sorted(target.rows, key=lambda row: (row.verdict == "fail", severity(row)), reverse=True)
-    by_check: dict[str, list[Line]] = defaultdict(list)
+    by_check: dict[str, list[MeasuredLine]] = defaultdict(list)
     seen: set[str] = set()
     for row in rows[:most]:
         if (name := anchor(row)) not in seen:  # of several with one name, the worst
@@ -85,10 +85,10 @@ def listed(target: TargetSection, checks: Sequence[str], again: str, most: int) 
         if check in by_check
     ]
     bad = any(row.verdict == "fail" for row in rows)
-    return Target(target.label, target.counts, bad, parts, len(rows) - len(seen))
+    return TargetMeasurements(target.label, target.counts, bad, parts, len(rows) - len(seen))
 
 
-def line(row: Row, name: str) -> Line:
+def line(row: Row, name: str) -> MeasuredLine:
     """One measurement as a line."""
     layer = split(row.scope)[0]
     where = " ".join(part for part in (row.case, row.scope) if part) or row.check
@@ -96,7 +96,7 @@ def line(row: Row, name: str) -> Line:
     sign = SIGNS.get(row.verdict, f"{row.verdict}: ")
     classes = "fails " * (row.verdict == "fail") + f"L{'' if layer is None else layer}"
     limit = "" if row.limit is None else f"{row.limit:g}"
-    return Line(name, where, row.metric.replace("_", " "), f"{sign}{value}", limit, classes)
+    return MeasuredLine(name, where, row.metric.replace("_", " "), f"{sign}{value}", limit, classes)
 
 
 def commands(runs: Sequence[Run]) -> dict[str, str]:
