@@ -215,6 +215,7 @@ def test_the_command_tells_in_three_ways_and_exits_1_on_a_regression(tmp_path):
         assert "1 worse, 1 slower, 0 unchanged" in text
         assert "The seeds differ" in text
     assert [cells[0] for cells in page.tables["changes"][1:]] == ["✘ worse", "✘ slower"]
+    assert [cells[0] for cells in page.tables["others"][1:]] == ["✘ slower"]  # no cause explains it
     assert page.tags["script"] == 0
     assert "<script>" not in markdown
     assert parity("compare", one, one).returncode == 0

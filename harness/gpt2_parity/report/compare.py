@@ -407,7 +407,7 @@ def job_summary(found: Comparison) -> str:
     if len(found.changes) > MOST:
         lines += ["", f"... and {len(found.changes) - MOST} more"]
     if found.drifts:
-        lines += ["", "## Errors within their limits", ""]
+        lines += ["", "## How far errors moved", ""]
         lines += markdown.table(
             DRIFT, [[clip(text) for text in drift_cells(drift)] for drift in found.drifts[:MOST]]
         )
@@ -444,6 +444,7 @@ def html(found: Comparison) -> str:
         found=found, verdict=verdict(found), summary=summary(found), header=DRIFT, most=MOST,
         causes=[(cause_title(cause), cause) for cause in found.causes],
         changes=[(KINDS[c.kind], sign(c), c) for c in found.changes[:MOST]],
+        others=[(KINDS[c.kind], sign(c), c) for c in condensed(found.others)[:MOST]],
         drifts=[drift_cells(drift) for drift in found.drifts],
     )  # fmt: skip
 
