@@ -426,12 +426,15 @@ def test_a_selection_of_checks_makes_only_these_and_names_them(home, tmp_path):
     assert verdict.environment["seconds_by_check"]["numpy-cpu-float32"].keys() == {
         *("load", "logits", "kv_cache")
     }
-    assert "command" not in verdict.environment
+    repeated = "--impl numpy --target cpu-float32 --model micro --seed 5 --only logits --only kv_cache"
+    assert verdict.environment["command"].startswith(f"parity verify {repeated}")
     claim = "(selected checks only: logits, kv_cache)"
     assert claim in repr(verdict)
     assert claim in verdict._repr_html_()
     summary = (tmp_path / "report.md").read_text()
-    assert summary.startswith("# PASS: ")
+    assert summary.startswith("# PASS IN PART: ")
+    assert "PASS IN PART" in repr(verdict)
+    assert "PASS IN PART" in verdict._repr_html_()
     assert claim.replace("_", "\\_") in summary
     assert f"It is right {claim}" in (tmp_path / "report.html").read_text()
 

@@ -1,6 +1,7 @@
 """The command line: help, names that are misspelt, what is refused at once, and what it writes."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from commands import command, parity
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.implementation import discovery, extras, template
+from gpt2_parity.report import results
 from gpt2_parity.run.child import explain
 
 pytestmark = pytest.mark.xdist_group("command_line")
@@ -38,6 +40,8 @@ def test_help_has_a_short_option_and_no_types_of_flags(words):
         (("verify", "--model", "shape:124"), "did you mean shape:124M?"),
         (("verify", "--target", "cpu-flot32"), "did you mean cpu-float32?"),
         (("verify", "--impl", "numpy", "--target", "cqu-float32"), "did you mean cpu-float32?"),
+        (("verify", "--impl", "numpy", "--only", "kv_cach"), "did you mean kv_cache?"),
+        (("gate", "numpy", "--only", "logit"), "did you mean logits?"),
         (("gate", "mien.py"), "did you mean mine.py?"),
         (("fetch", "124"), "did you mean 124M?"),
         (("new", "mine2", "--example", "nunpy"), "did you mean numpy?"),
@@ -165,3 +169,13 @@ def test_that_there_is_no_cuda_is_said_only_where_it_was_wanted(target, noted, t
         done = parity("gate", "numpy", "--target", target)
     assert done.returncode == 0
     assert ("cuda: skipped" in done.stdout) == noted
+
+
+def test_a_single_check_passes_in_part_and_its_command_repeats_it(tmp_path, prepared):
+    done = parity("gate", "numpy", "--target", "cpu-float32", "--only", "logits", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "PASS IN PART" in done.stdout
+    found = results.load(tmp_path)
+    assert {row.check for row in found.rows} == {"logits"}
+    again = parity(*shlex.split(found.environment["command"])[1:])
+    assert again.stdout.splitlines()[-1] == f"PASS IN PART: {results.counts(found)}"

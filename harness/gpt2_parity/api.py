@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.contract.progress import Progress
-from gpt2_parity.contract.rows import OUTCOMES, Results, Row, exit_code
+from gpt2_parity.contract.rows import Results, Row, exit_code
 from gpt2_parity.files.output_folder import alone, replacing, writable
 from gpt2_parity.implementation import given as implementation_given
 from gpt2_parity.implementation.given import Given
@@ -109,7 +109,7 @@ class Verdict:
         )
 
     def __repr__(self) -> str:
-        outcome = OUTCOMES[self.exit_code]
+        outcome = results.outcome(self.results)
         return f"<Verdict {outcome} on {self.environment.get('model')}: {results.counts(self.results)}>"
 
     def _repr_html_(self) -> str:

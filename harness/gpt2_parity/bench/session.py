@@ -30,7 +30,7 @@ REST = 0.15  # seconds after a turn; idle threads of OpenBLAS were seen to spin 
 AGAIN = 8  # tokens of generate in the verification afterwards; timed results are checked besides
 
 
-class Step(NamedTuple):
+class Stage(NamedTuple):
     """What a benchmark does now."""
 
     who: str  # an implementation, or "" for all
@@ -40,7 +40,7 @@ class Step(NamedTuple):
     of: int
 
 
-Report = Callable[[Step], None]
+Report = Callable[[Stage], None]
 
 
 class Session:
@@ -70,7 +70,7 @@ class Session:
 
     def step(self, who: str, what: str, round: bool = False) -> None:
         """Report the start of a step."""
-        self.report(Step(who, what, round, self.done, self.all))
+        self.report(Stage(who, what, round, self.done, self.all))
         self.done += 1
 
     def resume(self, journal: Journal) -> None:

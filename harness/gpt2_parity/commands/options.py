@@ -69,6 +69,14 @@ SearchOption = Annotated[
         min=0,
     ),
 ]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CHECK",
+        help="Make only this check; repeatable. What passes is then PASS IN PART: nothing is said about "
+        "the others.",
+    ),
+]
 LedgerOption = Annotated[
     Path | None,
     typer.Option(

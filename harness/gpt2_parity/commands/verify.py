@@ -16,6 +16,7 @@ from gpt2_parity.commands.options import (
     LedgerOption,
     MemoryOption,
     ModelOption,
+    OnlyOption,
     OutOption,
     SchedulerOption,
     SearchOption,
@@ -50,6 +51,7 @@ def verify(
     threads: ThreadsOption = None,
     jobs: JobsOption = None,
     ledger: LedgerOption = None,
+    only: OnlyOption = None,
     scheduler: SchedulerOption = "",
     search: SearchOption = None,
 ) -> None:
@@ -66,6 +68,7 @@ def verify(
             threads=threads,
             jobs=jobs,
             ledger=ledger,
+            only=only or (),
             scheduler=scheduler,
             search=search,
             progress=progress,
@@ -96,6 +99,7 @@ def gate(
     threads: ThreadsOption = None,
     jobs: JobsOption = None,
     ledger: LedgerOption = None,
+    only: OnlyOption = None,
     scheduler: SchedulerOption = "",
     search: SearchOption = None,
     watch: Annotated[
@@ -118,6 +122,7 @@ def gate(
         "threads": threads,
         "jobs": jobs,
         "ledger": ledger,
+        "only": only or (),
         "scheduler": scheduler,
         "search": search,
     }

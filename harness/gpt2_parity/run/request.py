@@ -152,25 +152,42 @@ def is_journal(folder: Path) -> bool:
 def command(request: Request) -> str:
     """The command line that repeats a run with the same seed.
 
-    "" if no command can: an implementation was passed as an object that is in no file, or only some
-    checks were made.
+    "" if no command can: an implementation was passed as an object that is in no file.
     """
-    if request.only or not all(found.module for found in request.implementations):
+    if not all(found.module for found in request.implementations):
         return ""
-    default, chosen = Resources(), request.resources
     if request.require and len(request.implementations) == 1:
         arguments = ["gate", request.implementations[0].argument, "--require-device", request.require]
     else:
         named = [word for found in request.implementations for word in ("--impl", found.argument)]
         arguments = ["verify", *named]
     arguments += [word for target in request.targets for word in ("--target", str(target))]
-    arguments += ["--model", request.model.argument, "--seed", str(request.seed)]
+    arguments += settings(request)
+    arguments += [word for check in request.only for word in ("--only", check)]
+    return shlex.join(["parity", *arguments])
+
+
+def commands(request: Request) -> dict[str, str]:
+    """By implementation: the command line that runs it alone again, with the same seed.
+
+    A check is asked again with "--target DEVICE-DTYPE --only CHECK" at its end.
+    """
+    return {
+        found.name: shlex.join(["parity", "verify", "--impl", found.argument, *settings(request)])
+        for found in request.implementations
+        if found.module
+    }
+
+
+def settings(request: Request) -> list[str]:
+    """The options that a run of the same measurements needs, as words of a command line."""
+    default, chosen = Resources(), request.resources
+    arguments = ["--model", request.model.argument, "--seed", str(request.seed)]
     arguments += ["--timeout", f"{chosen.seconds:g}"] if chosen.seconds != default.seconds else []
     arguments += ["--memory", f"{chosen.gigabytes:g}"] if chosen.gigabytes != default.gigabytes else []
     arguments += ["--threads", str(chosen.threads)] if chosen.threads else []
     arguments += [] if request.search == SEARCH else ["--search", f"{request.search:g}"]
-    arguments += ["--ledger", str(request.ledger)] if request.ledger else []
-    return shlex.join(["parity", *arguments])
+    return arguments + (["--ledger", str(request.ledger)] if request.ledger else [])
 
 
 def parse_target(text: str) -> Target:

@@ -192,7 +192,8 @@ PHRASES = (
         lambda e: f"after {_call(e['refused'])} were refused, good tokens fail: {e['good_tokens_fail']}",
     ),
 )
-ELSEWHERE = {  # keys that other functions word
+ELSEWHERE = {  # keys that other functions word, or that only figures show
+    "by_token",
     "version_1",
     "version_1_diagnosis",
     "explained",
