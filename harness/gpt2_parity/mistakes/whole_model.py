@@ -31,7 +31,8 @@ EVERYWHERE = {
     "epsilon_outside_root variance_ddof_1 rms_norm norm_bare norm_without_gain norm_without_bias",
     "embedding": "no_positions positions_from_1 embedding_scaled positions_all_0 tokens_shifted",
     "products": "no_bias tf32_inputs bfloat16_inputs float16_inputs bfloat16_weights float16_weights "
-    "int8_weights int4_weights int8_inputs int8_inputs_by_tensor head_shifted",
+    "int8_weights int4_weights int8_inputs int8_products int8_inputs_by_tensor "
+    "int8_products_by_tensor head_shifted",
     "attention": "no_scale scale_without_root scale_by_n_embd no_mask mask_one_too_far "
     "mask_hides_itself mask_after_softmax order_kqv heads_interleaved heads_not_transposed "
     "float16_softmax bfloat16_softmax float16_cache scale_by_layer exp_by_bits",
@@ -115,17 +116,22 @@ class Hypothesis:
         moved = []
         for draw in range(DRAWS):
             drawn = self.logits(tokens, noise.arithmetic(dtype, np.random.default_rng([0, draw])))
-            moved.append(math.nan if drawn is None else typical(drawn, exact))
+            moved.append(math.nan if drawn is None else self.typical(drawn, exact))
         return float(np.max(moved))
 
+    def typical(self, got: np.ndarray, want: np.ndarray) -> float:
+        """The difference of logits [batch, n, n_vocab] at a typical position, for this mistake."""
+        return typical(got, want, self.mistake.flips)
 
-def typical(got: np.ndarray, want: np.ndarray) -> float:
+
+def typical(got: np.ndarray, want: np.ndarray, flips: bool) -> float:
     """The median over all positions of the greatest difference of logits [batch, n, n_vocab] there.
 
-    If a mistake rounds, a value half way between two neighbours may go either way. The median keeps one
-    such position from deciding for all.
+    If a mistake rounds (flips), a value half way between two neighbours may go either way, and all later
+    positions read it. Then the least difference counts: that of a position before such a value.
     """
-    return float(np.median(np.max(np.abs(difference(got, want)), axis=-1)))
+    worst = np.max(np.abs(difference(got, want)), axis=-1)
+    return float(np.min(worst) if flips else np.median(worst))
 
 
 def explain(loaded: BlackBox, records: Sequence[Record]) -> dict[str, Match]:
@@ -147,14 +153,14 @@ def tried(loaded: BlackBox, record: Record) -> Iterator[tuple[Hypothesis, float]
     """Every hypothesis, and the typical difference of the logits that is left under it; inf for NaN."""
     got = loaded.logits(record)
     for mistake in (mistake for mistake in MISTAKES if mistake.name in NAMES):
-        # a mistake of the linear layers may or may not be in the head too
-        for kinds in dict.fromkeys([mistake.kinds, mistake.kinds[:1]]):
+        # a mistake of the linear layers may or may not be in the head too, and in the embedding
+        for kinds in (mistake.kinds[:n] for n in range(len(mistake.kinds), 0, -1)):
             for variant in range(VARIANTS):
                 hypothesis = Hypothesis(loaded, mistake, kinds, variant)
                 logits = hypothesis.logits(record.tokens, SINGLE)
                 if logits is None:
                     break
-                left = typical(got, logits)
+                left = hypothesis.typical(got, logits)
                 yield hypothesis, left if math.isfinite(left) else math.inf
 
 
@@ -163,7 +169,7 @@ def match(loaded: BlackBox, record: Record, nearest: Hypothesis) -> Match:
     got, logits = loaded.logits(record), nearest.logits(record.tokens)
     if logits is None:  # it applied to another record, so this should not happen
         return Match("", False, math.nan, math.nan)
-    before, after = typical(got, record.logits), typical(got, logits)
+    before, after = nearest.typical(got, record.logits), nearest.typical(got, logits)
     if not after <= before / FALL:
         return Match(nearest.mistake.name, False, before, after)
     units = after / nearest.noise(record.tokens, logits, loaded.target.dtype)

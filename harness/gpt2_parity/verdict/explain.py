@@ -291,7 +291,7 @@ def effect(row: Row) -> str:
 
 def _falls(facts: Mapping[str, Any]) -> str:
     before, after = number(facts["before"], 2), number(facts["after"], 2)
-    return f"the difference at a typical position falls from {before} to {after}"
+    return f"the difference of the logits falls from {before} to {after}"
 
 
 def notes(rows: Iterable[Row]) -> list[str]:
