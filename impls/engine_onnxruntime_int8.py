@@ -8,12 +8,13 @@ batch and later tokens change each other. That is another model, so it disagrees
 import tempfile
 from pathlib import Path
 
-import engine_onnxruntime
 import numpy as np
 import onnxruntime
-from engine_onnxruntime import TAPS, Model, forward, numpy, targets
 from onnx import numpy_helper
 from onnxruntime.quantization import quantize_dynamic
+
+import engine_onnxruntime
+from engine_onnxruntime import TAPS, Model, forward, numpy, targets
 
 __all__ = ["TAPS", "forward", "load", "numpy", "targets"]
 

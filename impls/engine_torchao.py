@@ -5,11 +5,12 @@ one scale for each output, and are multiplied as they are; wte stays in float32.
 so it disagrees.
 """
 
-import gpt2_torch
 import torch
 import torch.nn.functional as F
-from gpt2_torch import TAPS, forward, numpy
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+import gpt2_torch
+from gpt2_torch import TAPS, forward, numpy
 
 __all__ = ["TAPS", "forward", "load", "numpy", "targets"]
 

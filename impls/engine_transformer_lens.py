@@ -6,10 +6,11 @@ probabilities, whose logits differ by a constant at each position. So it disagre
 processing is engine_transformer_lens_unprocessed. Its own hooks give every tap.
 """
 
-import engine_transformers
 import torch
-from engine_transformers import Model, copied, numpy, refuse_bad_tokens
 from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+import engine_transformers
+from engine_transformers import Model, copied, numpy, refuse_bad_tokens
 
 __all__ = ["TAPS", "forward", "load", "numpy", "targets"]
 TAPS = "all"  # every tap of the contract is promised

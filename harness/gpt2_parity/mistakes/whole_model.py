@@ -32,7 +32,7 @@ EVERYWHERE = {
     "embedding": "no_positions positions_from_1 embedding_scaled positions_all_0 tokens_shifted",
     "products": "no_bias tf32_inputs bfloat16_inputs float16_inputs bfloat16_weights float16_weights "
     "int8_weights int4_weights int8_inputs int8_products int8_inputs_by_tensor "
-    "int8_products_by_tensor head_shifted",
+    "int8_products_by_tensor head_shifted logits_centred log_probabilities",
     "attention": "no_scale scale_without_root scale_by_n_embd no_mask mask_one_too_far "
     "mask_hides_itself mask_after_softmax order_kqv heads_interleaved heads_not_transposed "
     "float16_softmax bfloat16_softmax float16_cache scale_by_layer exp_by_bits",
