@@ -11,7 +11,7 @@ def centred(x):
 
 
 def folded(p):
-    """As TransformerLens' enable_compatibility_mode() has it; "head" has the folded weights of the head."""
+    """As TransformerLens' enable_compatibility_mode() has it. The head has weights of its own."""
 
     def fold(norm, w, b):
         g, shift = p[f"{norm}/g"], p[f"{norm}/b"]

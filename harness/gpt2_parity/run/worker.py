@@ -31,7 +31,7 @@ Journal = Callable[..., None]
 FRAMEWORKS = ("numpy", "jax", "torch", "tensorflow", "tensorflow-cpu")
 ENGINES = (
     *("transformers", "ctranslate2", "llama-cpp-python", "onnxruntime", "tinygrad", "keras-hub"),
-    *("gguf", "onnx", "keras"),
+    *("mlx", "openvino", "torchao", "transformer-lens", "gguf", "onnx", "keras"),
 )
 
 

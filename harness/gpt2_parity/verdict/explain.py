@@ -524,7 +524,8 @@ def mechanism(blame: str, group: list[Row]) -> Finding:
     why = next((text for row in [worst, *group] if (text := diagnosis(row))), "")
     count = f": {len(group)} measurements fail" if len(group) > 1 else ""
     size = f"At worst ({where}): {size.strip().rstrip('.')}."
-    return Finding(blame, f"is at fault{count}.", size, hint(blame, group), worst, why)
+    look = "" if worst.status == "error" else hint(blame, group)  # nothing was computed
+    return Finding(blame, f"is at fault{count}.", size, look, worst, why)
 
 
 def hint(blame: str, group: list[Row]) -> str:
