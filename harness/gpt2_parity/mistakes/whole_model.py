@@ -116,22 +116,27 @@ class Hypothesis:
         moved = []
         for draw in range(DRAWS):
             drawn = self.logits(tokens, noise.arithmetic(dtype, np.random.default_rng([0, draw])))
-            moved.append(math.nan if drawn is None else self.typical(drawn, exact))
+            typical = np.min if self.mistake.flips else np.median
+            moved.append(math.nan if drawn is None else typical(by_position(drawn, exact)))
         return float(np.max(moved))
 
-    def typical(self, got: np.ndarray, want: np.ndarray) -> float:
-        """The difference of logits [batch, n, n_vocab] at a typical position, for this mistake."""
-        return typical(got, want, self.mistake.flips)
+    def left(self, got: np.ndarray, logits: np.ndarray, right: np.ndarray) -> float:
+        """What is left of an error if logits are taken for right: the median over all positions.
+
+        If a mistake rounds, a value half way between two neighbours may go either way, and all later
+        positions read it. Then the position counts that agrees best, of those where the error shows.
+        All [batch, n, n_vocab].
+        """
+        errors = by_position(got, logits)
+        if not self.mistake.flips:
+            return float(np.median(errors))
+        before = by_position(got, right)
+        return float(np.min(errors[before >= np.median(before)], initial=math.inf))
 
 
-def typical(got: np.ndarray, want: np.ndarray, flips: bool) -> float:
-    """The median over all positions of the greatest difference of logits [batch, n, n_vocab] there.
-
-    If a mistake rounds (flips), a value half way between two neighbours may go either way, and all later
-    positions read it. Then the least difference counts: that of a position before such a value.
-    """
-    worst = np.max(np.abs(difference(got, want)), axis=-1)
-    return float(np.min(worst) if flips else np.median(worst))
+def by_position(got: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """The greatest difference at each position [batch, n] of logits [batch, n, n_vocab]."""
+    return np.asarray(np.max(np.abs(difference(got, want)), axis=-1))
 
 
 def explain(loaded: BlackBox, records: Sequence[Record]) -> dict[str, Match]:
@@ -150,7 +155,7 @@ def explain(loaded: BlackBox, records: Sequence[Record]) -> dict[str, Match]:
 
 
 def tried(loaded: BlackBox, record: Record) -> Iterator[tuple[Hypothesis, float]]:
-    """Every hypothesis, and the typical difference of the logits that is left under it; inf for NaN."""
+    """Every hypothesis, and what is left under it of the error of the logits; inf for NaN."""
     got = loaded.logits(record)
     for mistake in (mistake for mistake in MISTAKES if mistake.name in NAMES):
         # a mistake of the linear layers may or may not be in the head too, and in the embedding
@@ -160,7 +165,7 @@ def tried(loaded: BlackBox, record: Record) -> Iterator[tuple[Hypothesis, float]
                 logits = hypothesis.logits(record.tokens, SINGLE)
                 if logits is None:
                     break
-                left = hypothesis.typical(got, logits)
+                left = hypothesis.left(got, logits, record.logits)
                 yield hypothesis, left if math.isfinite(left) else math.inf
 
 
@@ -169,7 +174,8 @@ def match(loaded: BlackBox, record: Record, nearest: Hypothesis) -> Match:
     got, logits = loaded.logits(record), nearest.logits(record.tokens)
     if logits is None:  # it applied to another record, so this should not happen
         return Match("", False, math.nan, math.nan)
-    before, after = nearest.typical(got, record.logits), nearest.typical(got, logits)
+    before = float(np.median(by_position(got, record.logits)))
+    after = nearest.left(got, logits, record.logits)
     if not after <= before / FALL:
         return Match(nearest.mistake.name, False, before, after)
     units = after / nearest.noise(record.tokens, logits, loaded.target.dtype)
