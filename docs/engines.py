@@ -62,10 +62,10 @@ every layer.
 
 | why an engine disagrees | engine |
 | --- | --- |
-| it computes in bfloat16 where the processor has it, unless `INFERENCE_PRECISION_HINT` is `f32` | `openvino` |
+| bfloat16 where the processor has it, unless `INFERENCE_PRECISION_HINT` is `f32` | `openvino` |
 | weights in int8 are other weights | `torchao` |
 | weights and inputs of products are in int8, with one scale for each token | `ctranslate2_int8` |
-| the same with one scale for all tokens of a call, so that rows and later tokens change each other | `onnxruntime_int8` |
+| the same with one scale for all: rows and later tokens change each other | `onnxruntime_int8` |
 | weights are folded and centred; the probabilities are the same | `transformer_lens` |
 | GELU is looked up in a float16 table | `llama_cpp` |
 """
