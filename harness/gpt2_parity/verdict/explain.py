@@ -377,7 +377,7 @@ def effect(row: Row) -> str:
 
 def _falls(facts: Mapping[str, Any]) -> str:
     before, after = number(facts["before"], 2), number(facts["after"], 2)
-    return f"the difference at a typical position falls from {before} to {after}"
+    return f"the difference of the logits falls from {before} to {after}"
 
 
 def notes(rows: Iterable[Row]) -> list[str]:
@@ -675,7 +675,8 @@ def mechanism(blame: str, group: list[Row]) -> Finding:
     why = next((text for row in [worst, *group] if (text := diagnosis(row))), "")
     count = f": {len(group)} measurements fail" if len(group) > 1 else ""
     size = f"At worst ({where}): {size.strip().rstrip('.')}."
-    return Finding(blame, f"is at fault{count}.", size, hint(blame, group), worst, why)
+    look = "" if worst.status == "error" else hint(blame, group)  # nothing was computed
+    return Finding(blame, f"is at fault{count}.", size, look, worst, why)
 
 
 def hint(blame: str, group: list[Row]) -> str:
