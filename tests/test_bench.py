@@ -12,7 +12,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from commands import module, parity
+from commands import here, module, parity
 from faults import named, write
 from gpt2_parity.bench import (
     interval,
@@ -279,7 +279,7 @@ def test_the_command_writes_both_files_and_shows_the_table(tmp_path, prepared):
     ],
 )
 def test_what_cannot_be_measured_exits_2_with_one_clear_line(arguments, message, prepared):
-    done = parity("bench", "--model", "micro", *arguments)
+    done = here("bench", "--model", "micro", *arguments)
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
     assert "Traceback" not in done.stderr
