@@ -40,6 +40,7 @@ def test_the_gradient_is_the_slope_of_the_loss():
         assert np.sum(found[name] * direction) == pytest.approx(slope, rel=1e-6, abs=1e-9), name
 
 
+@pytest.mark.xdist_group("tensorflow")  # it takes seconds to import, and so once is enough
 def test_tensorflow_in_float64_agrees_with_the_gradient(prepared):
     """Automatic differentiation against derivation by hand, within the noise of float64."""
     pytest.importorskip("tensorflow")

@@ -250,7 +250,9 @@ def test_torch_decodes_on_cuda_without_asking_the_device(monkeypatch):
             impl.choices(model, tokens, 4, fixed=False)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NAMES]
+)
 def test_a_cache_may_be_continued_in_several_ways(name):
     """Two continuations of one cache in turn: neither may see what the other has written."""
     pytest.importorskip({"naive": "numpy"}.get(name, name))
