@@ -204,6 +204,9 @@ def said(rows):
     return names, {row.blame for row in failed}
 
 
+OF_LOGITS = {"logits", "activations", "kv_cache", "batch", "lengths"}
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -215,7 +218,9 @@ def said(rows):
 def test_a_fault_made_in_every_layer_of_a_black_box_is_diagnosed(name, prepared):
     fault = named(name)
     assert fault.diagnosis in whole_model.NAMES
-    names, blamed = said(examine(boxed(plant(fault)), prepared, only=QUICK))
+    names, blamed = said(
+        examine(boxed(plant(fault)), prepared, only={"seed", "batch"}, checks=OF_LOGITS)
+    )
     assert names == {fault.diagnosis}
     assert blamed == {"logits"}
 
@@ -225,18 +230,15 @@ def test_a_float16_cache_is_diagnosed_in_and_out_of_the_box(prepared):
         return Plain.extend(past, through_float16(k), through_float16(v), at)
 
     module = Plain.with_("float16_cache", extend=in_float16)
-    assert said(examine(boxed(module), prepared, only=QUICK)) == ({"float16_cache"}, {"logits"})
-    local = [
-        row
-        for row in examine(module, prepared, only=QUICK)
-        if row.check == "local" and explain.diagnosis(row)
-    ]
-    assert {row.mistake for row in local} == {"float16_cache"}
+    rows = examine(boxed(module), prepared, only=QUICK, checks=OF_LOGITS)
+    assert said(rows) == ({"float16_cache"}, {"logits"})
+    rows = examine(module, prepared, only=QUICK, checks={"local"})
+    assert {row.mistake for row in rows if explain.diagnosis(row)} == {"float16_cache"}
 
 
 def test_an_unknown_mistake_in_a_black_box_is_said_to_be_unexplained(prepared):
     strange = Plain.with_("strange", gelu=lambda x, at: Plain.gelu(x, at) * (1 + 0.02 * np.sin(9 * x)))
-    rows = examine(boxed(strange), prepared, only=QUICK)
+    rows = examine(boxed(strange), prepared, only=QUICK, checks={"logits"})
     told = {explain.diagnosis(row) for row in rows if row.check == "logits" and row.verdict == "fail"}
     assert told
     assert all(text.startswith("no known mistake") for text in told)
@@ -294,11 +296,12 @@ def test_the_table_does_not_take_an_import_error_for_a_verdict(engines):
 
 
 def test_the_table_says_what_was_found(engines, prepared, tmp_path):
-    rows = examine(boxed(plant(named("erf_gelu"))), prepared, only=QUICK)
+    rows = examine(boxed(plant(named("erf_gelu"))), prepared, only=QUICK, checks=OF_LOGITS)
     write(engines, "tinygrad", rows)
     _, version, _, verdict, share, found, silent = engines.line("tinygrad", "micro")
     assert (version, verdict, silent) == ("1.2", "disagrees (1)", "all 42 operations")
     assert "times (logits: " in share
     assert "erf instead of tanh GELU explains it" in found
-    write(engines, "onnxruntime", examine(boxed(discovery.find("numpy").load()), prepared, only=QUICK))
+    rows = examine(boxed(discovery.find("numpy").load()), prepared, only=QUICK, checks=OF_LOGITS)
+    write(engines, "onnxruntime", rows)
     assert engines.line("onnxruntime", "micro")[3] == "passes (0)"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from commands import SPECIMEN, parity
+from commands import SPECIMEN, here
 from faults import named, write
 from gallery import CRASH
 from gpt2_parity.checks.greedy import CAPABILITY as GENERATE
@@ -60,7 +60,7 @@ def runs(tmp_path_factory, prepared):
     (folder / "crashes.py").write_text(SPECIMEN + CRASH, encoding="utf-8")
     for name, impls in {"clean": [], "fault": ["erf_gelu.py"], "crash": ["crashes.py"]}.items():
         chosen = [word for impl in [*impls, "numpy"] for word in ("--impl", impl)]
-        done = parity(
+        done = here(
             "verify", *chosen, "--target", "cpu-float32", "--seed", "7", "--out", name, cwd=folder
         )
         assert done.returncode == (1 if impls else 0), done.stderr
@@ -272,7 +272,7 @@ def test_the_command_repeats_the_run(runs):
         "parity verify --impl erf_gelu.py --impl numpy --target cpu-float32 --model micro --seed 7"
     )
     assert command in Page((runs["fault"] / "report.html").read_text()).words
-    again = parity(*command.split()[1:], "--out", "again", cwd=runs["fault"].parent)
+    again = here(*command.split()[1:], "--out", "again", cwd=runs["fault"].parent)
     assert again.returncode == 1
     repeated = results.read(runs["fault"].parent / "again")
     assert repeated.equals(frame)
@@ -521,7 +521,7 @@ def test_markdown_stays_below_a_megabyte_whatever_the_run():
 
 def test_several_runs_merge_and_what_has_the_same_name_is_told_apart(runs, tmp_path):
     out = tmp_path / "both.html"
-    done = parity("report", runs["clean"], runs["fault"], "--out", out)
+    done = here("report", runs["clean"], runs["fault"], "--out", out)
     assert done.returncode == 0, done.stderr
     page = Page(out.read_text())
     names = [cells[0] for cells in page.tables["verdicts"][1:]]
@@ -563,7 +563,7 @@ def test_what_is_held_against_forward_alone_is_no_text_of_golden():
 
 def test_a_report_made_again_says_the_same(runs, tmp_path):
     again = tmp_path / "again.html"
-    assert parity("report", runs["clean"], "--out", again).returncode == 0
+    assert here("report", runs["clean"], "--out", again).returncode == 0
     assert Page(again.read_text()).words == Page((runs["clean"] / "report.html").read_text()).words
 
 
@@ -584,7 +584,7 @@ def test_a_report_made_again_says_the_same(runs, tmp_path):
 def test_what_is_no_run_is_refused_in_one_line(tmp_path, content, message):
     if content:
         (tmp_path / results.NAME).write_text(content)
-    done = parity("report", tmp_path)
+    done = here("report", tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
