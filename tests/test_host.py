@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 import gpt2_parity
-from commands import module, parity
+from commands import module
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.report import runs, terminal
 from gpt2_parity.run import cores, host

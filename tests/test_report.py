@@ -302,7 +302,7 @@ def test_the_command_of_a_measurement_makes_its_check_again_alone(runs, tmp_path
     page = Page((runs["fault"] / "report.html").read_text())
     command = next(text for text in asked(page) if "erf_gelu" in text and "--only logits" in text)
     arguments = command.split()[1:]
-    done = parity(*arguments, "--out", tmp_path / "again", cwd=runs["fault"].parent)
+    done = here(*arguments, "--out", tmp_path / "again", cwd=runs["fault"].parent)
     assert done.returncode == 1, done.stderr
     whole = [row for row in results.load(runs["fault"]).rows if row.implementation == "erf_gelu"]
     values = {row[:8]: row.value for row in whole if row.check == "logits"}
