@@ -19,6 +19,7 @@ from gpt2_parity.bench.workload import SAMPLES, Outcome, Settings, TimedRow, Wor
 from gpt2_parity.contract import dtypes
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import CannotJudge, CodeChanged, Target
+from gpt2_parity.contract.plan import FURTHER
 from gpt2_parity.contract.spelling import meant
 from gpt2_parity.implementation.discovery import Found
 from gpt2_parity.model import checkpoint
@@ -27,7 +28,9 @@ from gpt2_parity.run import runner
 from gpt2_parity.run.supervisor import Lost, Refused, WorkerProcess
 
 REST = 0.15  # seconds after a turn; idle threads of OpenBLAS were seen to spin for 0.11 s
-AGAIN = 8  # tokens of generate in the verification afterwards; timed results are checked besides
+# tokens of generate in the verification afterwards, and with --quick before; timed results are checked
+# besides
+AGAIN = 8
 
 
 class Stage(NamedTuple):
@@ -120,7 +123,7 @@ class Session:
             participant.wait_until_loaded()
             if participant.running:
                 since = self.pace.clock()
-                participant.verify("before")
+                participant.verify("before", AGAIN if self.settings.seconds else FURTHER)
                 took += self.pace.clock() - since
         self.refuse_absent_target()
         self._note_code(present)
