@@ -23,7 +23,7 @@ from gpt2_parity.files.output_folder import alone, replacing, writable
 from gpt2_parity.implementation import given as implementation_given
 from gpt2_parity.implementation.given import Given
 from gpt2_parity.model import catalogue
-from gpt2_parity.report import results
+from gpt2_parity.report import envelope, results
 from gpt2_parity.run import request as requests
 from gpt2_parity.run import runner, supervisor
 from gpt2_parity.run.request import Request, parse_target
@@ -83,6 +83,13 @@ class Verdict:
             f"{name}\n" + "".join(f"  {paragraph}\n" for paragraph in paragraphs)
             for name, paragraphs in explain.paragraphs(self.rows).items()
         )
+
+    def envelope(self) -> dict[str, dict[str, Any]]:
+        """What the search has seen right, by implementation and target; {} where nothing was searched.
+
+        The keys: docs/reading_results.md.
+        """
+        return envelope.by_target(self.rows)
 
     def report(self, path: Path | str) -> None:
         """Write report.html to a path that ends in .html, or all four files of a run into a folder.

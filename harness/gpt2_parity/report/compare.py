@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from gpt2_parity.contract.interface import CannotJudge
 from gpt2_parity.contract.rows import Row, label
 from gpt2_parity.files import atomic
-from gpt2_parity.report import cells, markdown, page, results, runs, speed
+from gpt2_parity.report import cells, envelope, markdown, page, results, runs, speed
 from gpt2_parity.report.runs import Run
 from gpt2_parity.verdict import explain
 
@@ -107,6 +107,7 @@ def compare(before: Path, after: Path) -> Comparison:
         if one.results.environment.get("seed") != two.results.environment.get("seed"):
             notes.append("The seeds differ: the case fresh has different tokens in each run.")
         notes += code_notes(one.results.environment, two.results.environment)
+        notes += envelope.differences(one.results.rows, two.results.rows)
     elif one.results or two.results:
         kind = "gone" if one.results else "new"
         changes.append(
@@ -452,7 +453,7 @@ def job_summary(found: Comparison) -> str:
     """The comparison as Markdown for a job summary, within its size limit."""
     clip = markdown.clip
     lines = [f"# {clip(found.names[0])} and {clip(found.names[1])}", "", verdict(found), ""]
-    lines += [f"{note}\n" for note in found.notes]
+    lines += [f"{clip(note)}\n" for note in found.notes]
     for cause in found.causes:
         lines += [f"**{markdown.escape(cause_title(cause))}**", ""]
         lines += [f"{clip(text)}\n" for text in cause.texts]

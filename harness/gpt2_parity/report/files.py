@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpt2_parity.contract.rows import Results, Row, label
 from gpt2_parity.files import atomic
-from gpt2_parity.report import page, results, runs
+from gpt2_parity.report import envelope, page, results, runs
 from gpt2_parity.report.markdown import clip, escape, fit, table
 from gpt2_parity.report.results import MOST, NAME, columns, grid, pick
 from gpt2_parity.verdict import explain
@@ -72,6 +72,12 @@ def job_summary(outcome: Results) -> str:
             lines += [f"... and {len(failures) - MOST} more in {NAME}", ""]
     if notes := explain.notes(rows):
         lines += ["## Known failures and notes", "", *(f"- {clip(line)}" for line in notes[:MOST]), ""]
+    if held := envelope.lines(rows):
+        lines += ["## How far it holds", ""]
+        for who, (first, *rest) in held:
+            lines += [f"- **{clip(who)}**: {clip(first)}" if who else f"- {clip(first)}"]
+            lines += [f"  - {clip(text)}" for text in rest]
+        lines.append("")
     lines += ["## Share of each limit used", ""]
     lines += table(
         ["", *names],
@@ -81,6 +87,11 @@ def job_summary(outcome: Results) -> str:
     lines += table(
         ["", "text"], [[clip(name), clip(text)] for name, text in results.greedy_texts(rows).items()]
     )
+    for part in envelope.sections(rows):
+        if part.axes:
+            cells = [[clip(text) for text in row] for row in part.axes]
+            lines += ["", f"## What was seen right: {clip(part.label)}", ""]
+            lines += table(part.header, cells)
     made_with = json.dumps(outcome.environment, indent=1).replace("`", "'")
     lines += ["", "## Environment", "", "```json", made_with, "```", ""]
     return fit("\n".join(lines), NAME)

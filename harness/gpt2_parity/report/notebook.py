@@ -7,7 +7,7 @@ dark, and adds only translucent shades.
 import jinja2
 
 from gpt2_parity.contract.rows import Results
-from gpt2_parity.report import results
+from gpt2_parity.report import envelope, results
 from gpt2_parity.report.verdicts import STATES, headline, matrix, targets
 from gpt2_parity.verdict import explain
 
@@ -44,5 +44,6 @@ def html(found: Results) -> str:
         shades=SHADES,
         most=MOST,
         notes=explain.notes(rows),
+        envelopes=envelope.lines(rows),
         command=found.environment.get("command", ""),
     )

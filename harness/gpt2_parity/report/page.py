@@ -7,7 +7,7 @@ import jinja2
 
 from gpt2_parity.contract.rows import Row
 from gpt2_parity.files import atomic
-from gpt2_parity.report import plots, results
+from gpt2_parity.report import envelope, plots, results
 from gpt2_parity.report.cells import UNITS, number, units
 from gpt2_parity.report.durations import durations
 from gpt2_parity.report.measurements import asked_again, commands, layers, measurements
@@ -56,6 +56,7 @@ def html(runs: Sequence[Run]) -> str:
         layers=layers(found),
         ask_again=lambda target, check: asked_again(again.get(target, ""), check),
         unit=UNITS,
+        envelopes=envelope.sections(rows),
         texts=texts(rows),
         precision=precision(found),
         contestants=sorted(timed, key=lambda contestant: list(STATES).index(contestant.state)),

@@ -27,7 +27,7 @@ from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.contract.progress import Progress as Report
 from gpt2_parity.contract.progress import Update
 from gpt2_parity.contract.rows import NOT_ASKED, OUTCOMES, Results, exit_code, label
-from gpt2_parity.report import results
+from gpt2_parity.report import envelope, results
 from gpt2_parity.verdict import explain
 
 if TYPE_CHECKING:  # a verdict does not need this module
@@ -182,6 +182,9 @@ def show(console: Console, found: Results) -> None:
     for row in rows:
         if row.verdict == "skipped" and not explain.left_out(row):
             write(console, f"{label(row)}: {explain.detail(row)}", "- ")
+    for name, texts in envelope.lines(rows):
+        for i, text in enumerate(texts):
+            write(console, f"{name}: {text}" if name and i == 0 else text, "- " if i == 0 else "  ")
     if (cuda := found.environment["cuda"]) not in ("present", NOT_ASKED):
         console.print(f"  cuda: {cuda}", highlight=False, markup=False)
     console.print(f"  seed of the fresh tokens: {found.environment['seed']}", highlight=False)
@@ -314,6 +317,6 @@ def show_comparison(console: Console, found: "Comparison", whole: bool = False) 
         moved = [f"{each.check} {each.ratio:.3g}" for each in found.drifts if each.who == who]
         write(console, f"{who}: errors moved, median ratio by check: {', '.join(moved)}")
     for note in found.notes:
-        console.print(f"  {note}", highlight=False)
+        write(console, note)
     colour = "bold red" if found.regressed else "green"
     console.print(f"[{colour}]{compare.verdict(found)}[/{colour}]", highlight=False)

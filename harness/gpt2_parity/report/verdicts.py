@@ -105,10 +105,10 @@ def share(rows: list[Row]) -> str:
     ends = [row for row in judged if row.check in ("process", "load")]
     causes = [row for row in judged if row.verdict == "fail" and introduces(row)]
     row = max(ends or causes or judged, key=severity)
-    check = row.check.replace("_", " ")
+    check, case = row.check.replace("_", " "), row.case if row.case != row.check else ""
     if math.isinf(severity(row)):
         return f"{check}: {explain.detail(row)}"
-    return f"{times(severity(row))}: {check} {row.case} {row.scope}".rstrip()
+    return f"{times(severity(row))}: {' '.join(filter(None, (check, case, row.scope)))}"
 
 
 def matrix(found: Sequence[TargetSection]) -> list[tuple[TargetSection, list[Cell]]]:

@@ -6,15 +6,16 @@ terminal, the reports and pytest's failure messages all use these sentences.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gpt2_parity.checks.registry import CHECKS
-from gpt2_parity.contract.architecture import kind_of
+from gpt2_parity.checks.search.envelope import spans
+from gpt2_parity.contract.architecture import graph, kind_of
 from gpt2_parity.contract.dtypes import UNIT_ROUNDOFF
 from gpt2_parity.contract.rows import Row, label
 from gpt2_parity.mistakes import registry
-from gpt2_parity.verdict.attribution import DECODE, broken, collapse, introduces, own_blame
+from gpt2_parity.verdict.attribution import DECODE, broken, collapse, introduces, n_layer, own_blame
 
 # -- one row
 
@@ -89,14 +90,13 @@ def listed(values: list[Any]) -> str:
     """Values as text, runs of whole numbers as 5 to 7; at most the first and last few."""
     if not all(isinstance(value, int) for value in values):
         return ", ".join(map(str, values))
-    runs: list[list[int]] = []
-    for value in values:
-        if runs and value == runs[-1][1] + 1:
-            runs[-1][1] = value
-        else:
-            runs.append([value, value])
+    return spanned(spans(set(values)))
+
+
+def spanned(runs: Sequence[Sequence[int]], most: int = 6) -> str:
+    """Runs of whole numbers, each [first, last], as text; of more than most, the first and last."""
     texts = [str(a) if a == b else f"{a} to {b}" if b > a + 1 else f"{a}, {b}" for a, b in runs]
-    return ", ".join(texts if len(texts) <= 6 else [*texts[:3], "...", *texts[-2:]])
+    return ", ".join(texts if len(texts) <= most else [*texts[: most - 3], "...", *texts[-2:]])
 
 
 def calls(trial: Mapping[str, Any]) -> str:
@@ -325,7 +325,8 @@ def measured_and_seen(row: Row) -> str:
 
 def location(row: Row) -> str:
     """Where a row was measured: check, case and scope."""
-    return " ".join(part for part in (row.check, row.case, row.scope) if part)
+    case = "" if row.case == row.check else row.case  # a search has one case, of that name
+    return " ".join(part for part in (row.check, case, row.scope) if part)
 
 
 def cause(row: Row) -> str:
@@ -512,16 +513,15 @@ def paragraphs(rows: Iterable[Row]) -> dict[str, list[str]]:
 
 def findings(rows: Iterable[Row]) -> dict[str, list[Finding]]:
     """What is wrong, by implementation and target; what introduces an error comes first."""
+    rows = list(rows)
     by_run: dict[str, list[Row]] = defaultdict(list)
-    layers = set()
     products: Counter[str] = Counter()
     for row in rows:
-        if row.scope[:1] == "h" and "/" in row.scope:
-            layers.add(row.scope.partition("/")[0])
         products[label(row)] += row.check == "precision"
         if row.verdict == "fail":
             by_run[label(row)].append(row)
-    return {name: found_in(failed, len(layers), products[name]) for name, failed in by_run.items()}
+    layers = n_layer(rows)
+    return {name: found_in(failed, layers, products[name]) for name, failed in by_run.items()}
 
 
 def found_in(failed: list[Row], layers: int, products: int) -> list[Finding]:
@@ -691,3 +691,181 @@ def hint(blame: str, group: list[Row]) -> str:
 def hint_for_kind(kind: str) -> str:
     """Where to look when an operation of this kind is wrong given its own input."""
     return CHECKS["local"].look_at_by_kind[kind]
+
+
+# -- how far a verdict holds (report/envelope.py has the facts)
+
+NOT_SEARCHED = "not searched: nothing beyond the listed cases was looked at"
+AXES = {  # axis -> what stands before and after its values
+    "batch": ("", "rows"),
+    "queries": ("", "queries"),
+    "queries with a cache": ("", "queries with a cache"),
+    "keys": ("", "keys"),
+    "n_embd": ("n_embd", ""),
+    "head size": ("heads of", ""),
+    "n_head": ("", "heads"),
+    "n_layer": ("", "layers"),
+    "n_vocab": ("n_vocab", ""),
+    "n_ctx": ("n_ctx", ""),
+    "generate": ("", "tokens before generate"),
+    "gradients": ("", "tokens for gradients"),
+}
+BRIEF = ("batch", "queries", "queries with a cache", "keys", "n_embd", "n_layer", "n_vocab")
+FEW_RUNS = 3  # of values, told one by one in a sentence
+
+
+def envelope(facts: Mapping[str, Any]) -> list[str]:
+    """How far a verdict holds: a line on what was seen right, and one on what was not looked at."""
+    if not facts:
+        return [NOT_SEARCHED]
+    if not facts["trials"]:
+        return [f"nothing was seen right in {facts['made']} trials of the search"]
+    return [seen_right(facts), beyond_seen(facts)]
+
+
+def seen_right(facts: Mapping[str, Any]) -> str:
+    """The sizes that were seen right, and in how many calls."""
+    trials = f"{facts['trials']} of {facts['made']} trials"
+    lead = f"right in {trials} of the search" if facts["failed"] else "seen right in the search"
+    sizes = [reach(name, facts["axes"][name]) for name in BRIEF if name in facts["axes"]]
+    sizes.append(f"{facts['calls']:,} calls")
+    return f"{lead}: {'; '.join(sizes)}"
+
+
+def reach(name: str, runs: Sequence[Sequence[int]]) -> str:
+    """The values of an axis in a few words: 1 to 271 and some up to 1,085 keys."""
+    before, after = AXES.get(name, (name, ""))
+    (low, dense), high = runs[0], runs[-1][1]
+    count = ""
+    if len(runs) <= FEW_RUNS:
+        *texts, last = [f"{a:,}" if a == b else f"{a:,} to {b:,}" for a, b in runs]
+        values = f"{', '.join(texts)} and {last}" if texts else last
+    elif dense - low >= FEW_RUNS:
+        values = f"{low:,} to {dense:,} and some up to {high:,}"
+    else:
+        values, count = f"{low:,} to {high:,}", f"({sum(b - a + 1 for a, b in runs)} values)"
+    return " ".join(part for part in (before, values, after, count) if part)
+
+
+def beyond_seen(facts: Mapping[str, Any]) -> str:
+    """What is beyond the greatest values, was not offered, tapped, loaded or reached, or is rarer."""
+    most = {name: f"{facts['axes'][name][-1][1]:,}" for name in BRIEF if name in facts["axes"]}
+    counted = [f"{value} {AXES[name][1]}" for name, value in most.items() if AXES[name][1]]
+    named = [f"{AXES[name][0]} above {value}" for name, value in most.items() if AXES[name][0]]
+    parts = ["more than " + ", ".join(counted)] if counted else []
+    parts += [", ".join(named)] if named else []
+    parts += [*unasked(facts), f"what is wrong in fewer than 1 of {often(facts)} calls"]
+    return f"{unseen_title(facts)} in the search: {'; '.join(parts)}"
+
+
+def unseen_title(facts: Mapping[str, Any]) -> str:
+    """What the rest is called: where trials failed, what they looked at may be in it."""
+    return "not seen right" if facts["failed"] else "not looked at"
+
+
+def often(facts: Mapping[str, Any]) -> str:
+    """A fault in one of so many calls would have been seen with 99 %."""
+    return f"{max(1, int(1 / facts['rarest_race'])):,}"
+
+
+def unasked(facts: Mapping[str, Any]) -> list[str]:
+    """What a search could not ask, or did not come to, besides sizes."""
+    parts = []
+    if facts["not_offered"]:
+        parts.append(f"{' and '.join(facts['not_offered'])} (not offered)")
+    if untapped := facts["untapped"]:
+        every = untapped == every_operation()
+        parts.append("single operations (no taps)" if every else f"{', '.join(untapped)} alone (no tap)")
+    if left := [extreme(name) for name, n in facts["extremes"].items() if not n]:
+        parts.append(f"extreme {', '.join(left)}")
+    if n := facts["n_refused"]:
+        parts.append(f"{n} model{'s' * (n > 1)} that it refused to load")
+    if n := facts["outside"]:
+        parts.append(f"{n} trial{'s' * (n > 1)} in which the declared dtype may overflow")
+    return parts
+
+
+def every_operation() -> list[str]:
+    """The operations that a search judges by their taps, with h* for all layers."""
+    return [op.name.replace("h0", "h*", 1) for op in graph(1)]
+
+
+def extreme(name: str) -> str:
+    """The name of an extreme as prose has it: GELU inputs."""
+    return name.replace("_", " ").replace("gelu", "GELU")
+
+
+def axis(name: str) -> str:
+    """The name of an axis in a table."""
+    own = {"batch": "batch rows", "generate": "tokens before generate"}
+    return own.get(name, "tokens for gradients" if name == "gradients" else name)
+
+
+def envelope_header(facts: Mapping[str, Any]) -> list[str]:
+    """The header of the table."""
+    return ["", "seen right", "around powers of two", unseen_title(facts) if facts else ""]
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Axes as reports list them; unknown ones last."""
+    order = list(AXES)
+    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+
+
+def boundaries(powers: Mapping[str, list[int]]) -> str:
+    """Which powers of two were seen with both neighbours, with some, and not at all."""
+    words = {"whole": "{} \u00b1 1", "part": "{} in part", "not": "not {}"}
+    parts = [
+        text.format(", ".join(map(str, powers[name]))) for name, text in words.items() if powers[name]
+    ]
+    return "; ".join(parts)
+
+
+def unseen(most: int, gaps: Sequence[Sequence[int]]) -> str:
+    """The values of an axis that were not looked at."""
+    return "; ".join([f"above {most}", *([f"between: {spanned(gaps)}"] if gaps else [])])
+
+
+def magnitudes(facts: Mapping[str, Any]) -> list[list[str]]:
+    """The table's lines on the values that operations saw."""
+    lines = []
+    for name, (low, high) in facts["ranges"].items():
+        below = [f"below {low:.3g}"] if low and name != "residuals" else []  # residuals: their size
+        lines.append([name, f"{low:.3g} to {high:.3g}", "", "; ".join([*below, f"above {high:.3g}"])])
+    return lines
+
+
+def counts(facts: Mapping[str, Any]) -> list[list[str]]:
+    """The table's lines on all that is neither a size nor a value."""
+    trials = (
+        f"{facts['trials']} of {facts['made']} trials (seed {facts['seed']}, {facts['seconds']:g} s)"
+    )
+    had = [f"{extreme(name)} {n}" for name, n in facts["extremes"].items() if n]
+    rarer = f"what is wrong in fewer than 1 of {often(facts)} calls (seen with 99 %)"
+    largest = f"{facts['largest_model']:,} parameters"
+    return [
+        ["trials and calls", f"{trials}, {facts['calls']:,} calls", "", rarer],
+        ["largest model", largest, "", f"more than {largest}"],
+        ["extreme weights in trials", ", ".join(had) or "none", "", ""],
+        ["besides", "", "", "; ".join(unasked(facts)) or "nothing"],
+    ]
+
+
+def looked_at(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
+    """What only one of two runs has seen right; "" for nothing. None: it was searched, the other not."""
+    if before is None:
+        return "searched before, not searched after"
+    if after is None:
+        return "not searched before, searched after"
+    sides = (("before", extent(before)), ("after", extent(after)))
+    return "; ".join(f"seen right only {when}: {', '.join(what)}" for when, what in sides if what)
+
+
+def extent(more: Mapping[str, Any]) -> list[str]:
+    """What one run has seen right and another has not, in parts."""
+    if not more:
+        return []
+    parts = [reach(name, more["axes"][name]) for name in in_order(more["axes"])]
+    parts += more["offered"]
+    parts += ["single operations"] if more["tapped"] == every_operation() else more["tapped"]
+    return parts + [f"extreme {', '.join(map(extreme, more['extremes']))}"] * bool(more["extremes"])

@@ -110,7 +110,7 @@ class Search:
         budget, wanted = Budget(self.plan.asked.search), set(scopes(self.plan))
         for number, trial in enumerate(draw.trials(self.plan.asked.seed, self.offer())):
             judged = self.attempt(trial)
-            if judged is not None and not judged.outside:
+            if judged is not None:
                 self.keep(number, trial, judged)
             everything = wanted <= self.worst.keys() or number >= TOO_MANY
             if self.failed >= ENOUGH or (budget.spent and everything):
@@ -126,6 +126,9 @@ class Search:
 
     def keep(self, number: int, trial: Trial, judged: Judged) -> None:
         """Count a trial and keep its worst values, and its failures."""
+        if judged.outside:
+            self.envelope.outside += 1
+            return
         self.made += 1
         for found in judged.found:
             key = found.scope, found.metric
@@ -136,8 +139,6 @@ class Search:
                 self.failures[key] = Failure(number, trial, found)
         if any(found.wrong for found in judged.found):
             self.failed += 1
-        elif judged.outside:
-            self.envelope.outside += 1
         else:
             self.envelope.add(trial, judged)
 

@@ -8,6 +8,7 @@ from typing import Any
 from gpt2_parity.checks.search.judge import Judged
 from gpt2_parity.checks.search.trial import FORWARD, REFUSED, Trial
 from gpt2_parity.contract.architecture import parameter_shapes
+from gpt2_parity.implementation.extremes import EXTREMES
 
 SURE = 0.99  # the probability with which a race of the stated rate would have been seen
 PAIRED = ("batch", "queries", "keys", "head size", "n_head", "n_layer", "n_vocab")
@@ -22,6 +23,7 @@ class Envelope:
         self.seen: dict[str, set[int]] = defaultdict(set)
         self.pairs: dict[tuple[str, str], set[tuple[int, int]]] = defaultdict(set)
         self.ranges: dict[str, tuple[float, float]] = {}
+        self.extremes = dict.fromkeys(EXTREMES, 0)  # trials with weights that are extreme in this
         self.parameters = 0
         self.refused: list[str] = []
 
@@ -29,6 +31,8 @@ class Envelope:
         """Count a trial in which nothing was wrong."""
         self.trials += 1
         self.calls += len(trial.steps)
+        for name in trial.extremes:
+            self.extremes[name] += 1
         hparams = trial.hparams
         sizes = {
             "n_embd": hparams.n_embd,
@@ -64,6 +68,7 @@ class Envelope:
             "axes": {name: spans(values) for name, values in sorted(self.seen.items())},
             "pairs": {" x ".join(pair): len(seen) for pair, seen in sorted(self.pairs.items())},
             "ranges": {name: list(both) for name, both in sorted(self.ranges.items())},
+            "extremes": dict(self.extremes),
             "largest_model": self.parameters,
             "rarest_race": 1 - (1 - SURE) ** (1 / self.calls) if self.calls else 1.0,
             "outside": self.outside,
