@@ -69,6 +69,14 @@ SearchOption = Annotated[
         min=0,
     ),
 ]
+CorpusOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of failures that parity fuzz has found; they come first, also with --search 0. "
+        "Default: STEM.corpus beside the implementation's file.",
+    ),
+]
 LedgerOption = Annotated[
     Path | None,
     typer.Option(

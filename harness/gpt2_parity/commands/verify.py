@@ -12,6 +12,7 @@ from gpt2_parity.api import Verdict
 from gpt2_parity.checks.registry import CAPABILITIES
 from gpt2_parity.commands.options import (
     DEFAULT,
+    CorpusOption,
     JobsOption,
     LedgerOption,
     MemoryOption,
@@ -50,6 +51,7 @@ def verify(
     ledger: LedgerOption = None,
     scheduler: SchedulerOption = "",
     search: SearchOption = None,
+    corpus: CorpusOption = None,
 ) -> None:
     """Verify implementations against the golden records, each in a process of its own."""
     finish(
@@ -66,6 +68,7 @@ def verify(
             ledger=ledger,
             scheduler=scheduler,
             search=search,
+            corpus=corpus,
             progress=progress,
         ),
         out,
@@ -96,6 +99,7 @@ def gate(
     ledger: LedgerOption = None,
     scheduler: SchedulerOption = "",
     search: SearchOption = None,
+    corpus: CorpusOption = None,
     watch: Annotated[
         bool,
         typer.Option(
@@ -118,6 +122,7 @@ def gate(
         "ledger": ledger,
         "scheduler": scheduler,
         "search": search,
+        "corpus": corpus,
     }
     if watch:
         watch_file(implementation, options)
