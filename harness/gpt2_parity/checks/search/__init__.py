@@ -40,7 +40,7 @@ from gpt2_parity.mistakes.registry import Scene
 
 CASE = "search"
 ENOUGH = 8  # failing trials after which the search ends
-NARROWED = 2  # scopes whose first failing trial is made smaller
+NARROWED = 2  # scopes whose failing trial is made smaller
 LEAST = 3.0  # seconds for that, at least
 WHOLE = 40  # steps of a trial that are kept in the evidence
 FALL = 3.0  # the factor by which a mistake that explains an error must at least reduce it
@@ -80,7 +80,7 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
 
 
 class Failure(NamedTuple):
-    """The first trial that showed a failure of a scope."""
+    """The trial that showed a failure of a scope: one of the corpus, or the one that costs least."""
 
     number: int  # of the trial; REPLAYED for one of the corpus
     trial: Trial
@@ -150,7 +150,7 @@ class Search:
             worst = self.worst.get(key)
             if worst is None or not found.value <= worst.value:
                 self.worst[key] = found
-            if found.wrong and key not in self.failures:
+            if found.wrong and self.tells_more(trial, key):
                 self.failures[key] = Failure(number, trial, found, corpus)
         if any(found.wrong for found in judged.found):
             self.failed += 1
@@ -159,6 +159,11 @@ class Search:
             self.envelope.outside += 1
         else:
             self.envelope.add(trial, judged)
+
+    def tells_more(self, trial: Trial, key: tuple[str, str]) -> bool:
+        """Whether a failing trial is the first of a scope, or costs less than the one before."""
+        before = self.failures.get(key)
+        return before is None or (not before.corpus and trial.work() < before.trial.work())
 
     def narrow(self) -> None:
         """Localise the failures, and make the trial of the most telling ones smaller."""
@@ -171,19 +176,18 @@ class Search:
             self.explain(key, budget)
 
     def localise(self) -> None:
-        """If no operation has failed, make a failing trial again with taps: one may fail there."""
-        if not self.plan.taps or any(metric == ROUNDING for _, metric in self.failures):
+        """Make the cheapest failing trial again with taps if it had none: an operation may fail there."""
+        plain = [each for each in self.failures.values() if each.found.metric == UNITS]
+        if not self.plan.taps or not plain:
             return
-        for failure in [*self.failures.values()]:
-            if not failure.trial.tapped and failure.found.metric == UNITS:
-                trial = failure.trial._replace(tapped=True)
-                judged = self.attempt(trial)
-                for found in judged.found if judged else ():
-                    if found.wrong and found.metric == ROUNDING:
-                        self.worst[found.scope, found.metric] = found
-                        key = found.scope, found.metric
-                        self.failures[key] = failure._replace(trial=trial, found=found)
-                return
+        failure = min(plain, key=lambda each: each.trial.work())
+        trial = failure.trial._replace(tapped=True)
+        judged = None if failure.trial.tapped else self.attempt(trial)
+        for found in judged.found if judged else ():
+            key = found.scope, found.metric
+            if found.wrong and found.metric == ROUNDING and self.tells_more(trial, key):
+                self.worst[key] = found
+                self.failures[key] = failure._replace(trial=trial, found=found)
 
     def explain(self, key: tuple[str, str], budget: Budget) -> None:
         """The smallest trial that shows a failure, its condition and, for an operation, its mistake."""
@@ -231,7 +235,7 @@ class Search:
         return next((each for each in found if (each.scope, each.metric) == key and each.wrong), None)
 
     def measurements(self) -> Iterator[Measurement]:
-        """One for each scope: its worst value in all trials, or its first failure."""
+        """One for each scope: its worst value in all trials, or its failure."""
         for key in scopes(self.plan):
             if key not in self.worst:
                 continue
