@@ -77,6 +77,14 @@ OnlyOption = Annotated[
         "the others.",
     ),
 ]
+CorpusOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of failures that parity fuzz has found; they come first, also with --search 0. "
+        "Default: STEM.corpus beside the implementation's file.",
+    ),
+]
 LedgerOption = Annotated[
     Path | None,
     typer.Option(

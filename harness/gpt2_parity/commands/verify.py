@@ -12,6 +12,7 @@ from gpt2_parity.api import Verdict
 from gpt2_parity.checks.registry import CAPABILITIES
 from gpt2_parity.commands.options import (
     DEFAULT,
+    CorpusOption,
     JobsOption,
     LedgerOption,
     MemoryOption,
@@ -54,6 +55,7 @@ def verify(
     only: OnlyOption = None,
     scheduler: SchedulerOption = "",
     search: SearchOption = None,
+    corpus: CorpusOption = None,
 ) -> None:
     """Verify implementations against the golden records, each in a process of its own."""
     finish(
@@ -71,6 +73,7 @@ def verify(
             only=only or (),
             scheduler=scheduler,
             search=search,
+            corpus=corpus,
             progress=progress,
         ),
         out,
@@ -102,6 +105,7 @@ def gate(
     only: OnlyOption = None,
     scheduler: SchedulerOption = "",
     search: SearchOption = None,
+    corpus: CorpusOption = None,
     watch: Annotated[
         bool,
         typer.Option(
@@ -125,6 +129,7 @@ def gate(
         "only": only or (),
         "scheduler": scheduler,
         "search": search,
+        "corpus": corpus,
     }
     if watch:
         watch_file(implementation, options)

@@ -76,14 +76,35 @@ def searched(facts: Mapping[str, Any]) -> str:
     if not facts["failed"]:
         return f"{facts['trials']} trials, seed {facts['seed']}"
     parts = [f"{facts['failed']} of {facts['trials']} trials failed, seed {facts['seed']}"]
+    if "corpus" in facts:
+        parts.append(f"of the corpus: {facts['corpus']}")
     if facts.get("not_again"):
         parts.append("the same calls did not fail again: it is rare, or depends on what came before")
-    for each in facts.get("condition", ()):
-        fails, passes = (listed(each[name]) for name in ("fails", "passes"))
-        parts.append(f"fails for {each['axis']} {fails}, passes for {passes}")
+    parts += conditions(facts)
     if "trial" in facts:
         parts.append(f"smallest trial: {calls(facts['trial'])}")
     return "; ".join(parts)
+
+
+def conditions(facts: Mapping[str, Any]) -> list[str]:
+    """The conditions of a failure that a search found: "fails for queries 5 to 7, passes for 4, 8"."""
+    return [
+        f"fails for {each['axis']} {listed(each['fails'])}, passes for {listed(each['passes'])}"
+        for each in facts.get("condition", ())
+    ]
+
+
+def drawn(rows: Iterable[Row]) -> dict[str, str]:
+    """What a search drew, by implementation and target."""
+    found = {}
+    for row in rows:
+        if row.check == "search" and (facts := row.evidence.get("search")):
+            replayed = f"{facts['replayed']} of the corpus, " if "replayed" in facts else ""
+            found[label(row)] = (
+                f"{facts['trials']} trials ({replayed}seed {facts['seed']}) of {facts['calls']} calls, "
+                f"{facts['failed']} failed"
+            )
+    return found
 
 
 def listed(values: list[Any]) -> str:

@@ -58,6 +58,7 @@ FIRST, LATER = 6e7, 4e6  # work of the first trials, and how much more each late
 SWEEP = 2e9  # work of a sweep, however early it comes
 TRIES = 20
 PLAIN = 2  # trials that plain makes
+FUNCTIONS = {GENERATE: "generate", GRADIENTS: "loss_and_grads"}  # by kind of step
 
 
 class Offer(NamedTuple):
@@ -88,6 +89,18 @@ def trials(seed: int, offer: Offer) -> Iterator[Trial]:
             if trial.possible() and trial.work() <= most:
                 yield trial
                 break
+
+
+def asked_of(trial: Trial, offer: Offer) -> Trial | None:
+    """A trial, without taps if there are none; None if it asks for what is not offered."""
+    kinds = {step.kind for step in trial.steps}
+    pasts = [step.past for step in trial.steps if step.past >= 0]
+    needed = {name for kind, name in FUNCTIONS.items() if kind in kinds}
+    if not needed <= {*offer.offers} or (REFUSED in kinds and not offer.refuses):
+        return None
+    if not offer.branches and len(pasts) > len({*pasts}):
+        return None
+    return trial._replace(tapped=trial.tapped and offer.taps)
 
 
 def plain(rng: random.Random, offer: Offer) -> Iterator[Trial]:
@@ -307,9 +320,10 @@ def deep(rng: random.Random, offer: Offer) -> Trial:
     )
 
 
-def backward(rng: random.Random, offer: Offer) -> Trial:
+def backward(rng: random.Random, offer: Offer, extreme: str = "") -> Trial:
     """Gradients, on extreme weights too, where they are offered."""
     extremes = rng.choice([(), *((name,) for name in EXTREMES if name not in ILL_CONDITIONED)])
+    extremes = (extreme,) if extreme else extremes
     step = Step(batch=rng.choice([1, 2, 3, 5]), n=rng.choice([2, 3, 9, 17, 33]))
     kind = GRADIENTS if "loss_and_grads" in offer.offers else FORWARD
     trial = small(rng, [step._replace(kind=kind), step], offer)
@@ -328,5 +342,6 @@ def writing(rng: random.Random, offer: Offer) -> Trial:
 
 
 Sweep = Callable[[random.Random, Offer], Trial]
-SWEEPS: list[Sweep] = [every_length, backward, every_chunk, every_batch, square, writing, many_rows]
+SWEEPS: list[Sweep] = [functools.partial(backward, extreme="gelu_inputs")]  # what training runs into
+SWEEPS += [every_length, backward, every_chunk, every_batch, square, writing, many_rows]
 SWEEPS += [far, every_key, deep, again]

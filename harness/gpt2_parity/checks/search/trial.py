@@ -10,10 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt2_parity.contract.architecture import HParams, parameter_shapes
+from gpt2_parity.implementation.extremes import EXTREMES
 
+MOST = 1e13  # floating-point operations of a trial that is read from a file: some minutes
+LARGEST = 2**20  # of each of its numbers
 CALL = 1e6  # floating-point operations in the time that calling one layer takes
 LEAST = 4  # n_embd; a layer norm of two channels has the sign of their difference: rounding decides it
 FORWARD, GENERATE, GRADIENTS, REFUSED = "forward", "generate", "gradients", "refused"
+KINDS, IDS = (FORWARD, GENERATE, GRADIENTS, REFUSED), ("random", "zero", "last", "one")
 
 
 class Step(NamedTuple):
@@ -47,10 +51,26 @@ class Trial(NamedTuple):
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Trial":
-        """The trial that as_json wrote. Raises TypeError or KeyError for anything else."""
+        """The trial that as_json wrote. Raises TypeError, KeyError or ValueError for anything else."""
         steps = tuple(Step(**step) for step in data["steps"])
         hparams = HParams(**data["hparams"])
-        return cls(hparams, steps, tuple(data["extremes"]), int(data["seed"]), bool(data["tapped"]))
+        trial = cls(hparams, steps, tuple(data["extremes"]), data["seed"], bool(data["tapped"]))
+        if not trial.sound():
+            raise ValueError("it has calls or sizes that no trial has")
+        return trial
+
+    def sound(self) -> bool:
+        """Whether every value is of its kind and in its range, and the contract allows every call."""
+        numbers = [*self.hparams]
+        for i, step in enumerate(self.steps):
+            if step.kind not in KINDS or step.ids not in IDS or max(step.past, step.like) >= i:
+                return False
+            numbers += [step.past + 1, step.like + 1, step.batch, step.n, step.n_new]
+        if not all(type(number) is int and 0 <= number <= LARGEST for number in numbers):
+            return False
+        if type(self.seed) is not int or self.seed < 0 or not EXTREMES.keys() >= {*self.extremes}:
+            return False
+        return min(self.hparams) > 0 and self.possible() and self.work() <= MOST
 
     def lengths(self) -> list[int]:
         """The number of tokens, those in its cache included, after each step."""
