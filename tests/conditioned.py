@@ -130,9 +130,7 @@ class Conditioned(Plain):
         facts = model.history.facts(model.right.hparams, np.array(tokens), past, self.calls)
         self.calls += 1
         self.log.append(facts)
-        side, its = (
-            (self.wrong, model.wrong) if self.condition(facts) else (self.right, model.right)
-        )
+        side, its = (self.wrong, model.wrong) if self.condition(facts) else (self.right, model.right)
         logits, present = side.forward(its, tokens, past, tap)
         cache = Cache(present)
         before = past.tokens if past else np.asarray(tokens)[:, :0]
@@ -350,7 +348,12 @@ def witness(rng: random.Random, condition: Any) -> Trial | None:
     atoms = {Atom: lambda: [condition], Both: lambda: [*condition]}.get(type(condition), list)()
     for _ in range(40):
         sizes = {"batch": rng.choice([1, 2, 3]), "queries": rng.randint(1, 4), "n_layer": 1, "slack": 0}
-        sizes |= {"past": rng.choice([0, 5]), "head size": rng.choice([4, 8]), "n_head": 2, "n_vocab": 61}
+        sizes |= {
+            "past": rng.choice([0, 5]),
+            "head size": rng.choice([4, 8]),
+            "n_head": 2,
+            "n_vocab": 61,
+        }
         if isinstance(condition, Counted) and condition.field not in ("call", "of_model"):
             sizes["past"] = 5 if condition.field in ("adopted", "continued") else 0
             sizes["queries"] = max(condition.a, 2)

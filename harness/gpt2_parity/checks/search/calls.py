@@ -36,9 +36,7 @@ class Played(NamedTuple):
     answers: list[Reply]  # up to the first that raised
 
 
-def play(
-    under_test: Loaded, trial: Trial, params: dict[str, np.ndarray] | None = None
-) -> Played:
+def play(under_test: Loaded, trial: Trial, params: dict[str, np.ndarray] | None = None) -> Played:
     """Load a trial's model beside the one under test and make its calls.
 
     params: its weights, if they are known. Raises NotLoaded if the implementation does not load a model of these sizes.

@@ -30,26 +30,43 @@ AXES: dict[str, list[list[int]]] = {
     ],
     "chunk": [[1], [2, 3, 4], [5, 6, 7], [8, 9], [*range(10, 18)], [*range(18, 34)], [47, 63, 64, 65]],
     "head": [
-        *([1, 2, 3], [4, 5, 7, 8], [9, 12, 15, 16, 17], [20, 24, 31, 32, 33]),
-        *([40, 48, 63, 64, 65], [64], [72, 80, 96, 100, 127, 128, 129]),
+        *([1, 2, 3], [4, 5, 7, 8], [6, *range(9, 18)], [*range(18, 34)]),
+        *([40, 48, *range(34, 64)], [63, 64, 64, 65], [72, 80, 96, 100, 127, 128, 129]),
     ],
-    "n_head": [[1], [2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 15], [16, 17, 20], [24, 25]],
-    "n_layer": [[1], [1], [2], [2, 3], [4, 5, 7], [8, 9, 11, 12, 13]],
+    "n_head": [[1], [2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 15], [14, 16, 17], [18, 20, 24, 25]],
+    "n_layer": [
+        [1],
+        [1],
+        [2],
+        [2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 11, 12, 13],
+        [16, 17, 20, 24, 32, 33, 36, 48],
+    ],
     "n_vocab": [
-        *([2, 3, 5, 7], [16, 31, 33, 61], [64, 97, 100], [127, 128, 129], [255, 256, 257, 301]),
-        *([500, 511, 512, 513], [1000, 1023, 1024, 1025], [4096, 4097, 5003]),
+        *([2, 3, 5, 7], [9, 16, 31, 33, 61], [64, 97, 100], [127, 128, 129], [255, 256, 257, 301]),
+        *([500, 511, 512, 513], [1000, 1023, 1024, 1025, 2049], [4096, 4097, 5003, 8191, 8193]),
+        [10007, 16383, 16385, 20011, 32767, 50257],
     ],
-    "slack": [[0], [1, 2, 3], [5, 17, 60], [200, 1000]],  # positions left at the end
+    "n_ctx": [  # or as many as are needed, if these are more
+        *([0], [0], [*range(1, 65)], [63, 64, 65, 80, 97, 112, 127, 128, 129, 140]),
+        *([160, 192, 255, 256, 257, 300], [511, 512, 513, 700], [1000, 1023, 1024, 1025, 1100]),
+    ],
     "extreme": [[0], [0], [0], *([i] for i in range(1, len(EXTREMES) + 1)), [-1]],  # -1: two of them
-    "tapped": [[0], [1]],
+    "tapped": [[0], [0], [1]],
 }
-WIDE = (768, 1024, 1280, 1600)  # official n_embd
+WIDE = (256, 384, 512, 640, 768, 768, 1024, 1280, 1600)  # n_embd, official ones among them
 HEADS = 64  # of every official model
 LONG = 1100  # keys: beyond the official n_ctx, and beyond a kernel's 1,024
+CUTS = sorted({2**k + d for k in range(11) for d in (-1, 0, 1)} | {*range(16, LONG, 48), LONG} - {0})
+FEW, MANY = 5, 12  # walks of a trial with taps and without
 FIRST, LATER = 6e7, 4e6  # work of the first trials, and how much more each later one may cost
 SWEEP = 2e9  # work of a sweep, however early it comes
 TRIES = 20
 PLAIN = 2  # trials that plain makes
+
+
+More = list[Step]
 
 
 class Offer(NamedTuple):
@@ -107,15 +124,15 @@ def mixed(rng: random.Random, offer: Offer, axes: dict[str, int]) -> Trial:
     """A random history with the given sizes. What would cost too much is made smaller."""
     n_embd = axes["head"] * axes["n_head"]
     batch, n, chunk, n_layer = axes["batch"], axes["n"], axes["chunk"], axes["n_layer"]
-    if rng.random() < 0.04:  # an official width
+    if rng.random() < 0.06:  # a wide model
         n_embd, n_layer, batch, n = rng.choice(WIDE), 1, min(batch, 3), min(n, 9)
         axes = axes | {"n_head": n_embd // HEADS}
     while n_embd * n_embd * n_layer > 2e5 and n_layer > 1:
         n_layer = (n_layer + 1) // 2
-    while batch > 1 and batch * n * n_embd * n_layer > 1.5e5:
-        if rng.random() < 0.5:
+    while batch * n > 1 and batch * n * max(n_embd * n_layer, axes["n_vocab"] // 6) > 1.5e5:
+        if batch > 1 and (n == 1 or rng.random() < 0.5):
             batch = (batch + 1) // 2
-        elif n > 1:
+        else:
             n = (n + 1) // 2
     names = [*EXTREMES]
     extremes: tuple[str, ...] = ()
@@ -125,20 +142,45 @@ def mixed(rng: random.Random, offer: Offer, axes: dict[str, int]) -> Trial:
         extremes = tuple(rng.sample(names, 2))
     if ILL_CONDITIONED.intersection(extremes):
         offer = offer._replace(offers=[name for name in offer.offers if name != "loss_and_grads"])
-    steps = history(rng, offer, batch, n, min(chunk, 4 * n))
+    tapped = bool(axes["tapped"]) and offer.taps
+    steps = history(rng, offer, batch, n, min(chunk, 4 * n), FEW if tapped or n_embd > 400 else MANY)
     needed = max(Trial(HParams(2, 1, 1, 1, 1), steps).lengths())
-    hparams = HParams(axes["n_vocab"], needed + axes["slack"], n_embd, axes["n_head"], n_layer)
-    return Trial(hparams, steps, extremes, rng.randrange(2**31), bool(axes["tapped"]) and offer.taps)
+    n_ctx = max(needed, axes["n_ctx"])
+    hparams = HParams(axes["n_vocab"], n_ctx, n_embd, axes["n_head"], n_layer)
+    return Trial(hparams, steps, extremes, rng.randrange(2**31), tapped)
 
 
-def history(rng: random.Random, offer: Offer, batch: int, n: int, chunk: int) -> tuple[Step, ...]:
-    """A prefill, a chunk and a token, and then some of: branches, other prompts with equal beginnings or
-    equal chunks, constant ids, refusals, generate and gradients."""
-    ids = rng.choice(["random"] * 5 + ["zero", "last", "one"])
-    steps = [Step(batch=batch, n=n, ids=ids), Step(past=0, batch=batch, n=chunk)]
-    steps.append(Step(past=1, batch=batch))
-    used = {0, 1}
-    for _ in range(rng.randint(0, 5)):
+def walks(rng: random.Random, offer: Offer, batch: int, n: int, ids: str, count: int) -> More:
+    """Prompts and chunks of other sizes from a text [batch, n]: they need no other truth."""
+    steps: More = []
+    for _ in range(count):
+        rows = rng.choice([1, batch, size_below(rng, batch)])
+        length = size_below(rng, n)
+        first = rng.choice([0, size_below(rng, n)])
+        if 0 < first < n:
+            steps.append(Step(batch=rows, n=first, ids=ids))
+            length = min(length, n - first)
+        steps.append(Step(past=len(steps) - 1 if 0 < first < n else -1, batch=rows, n=length, ids=ids))
+    return steps
+
+
+def size_below(rng: random.Random, most: int) -> int:
+    """A size of 1 to most: any, or by its logarithm."""
+    return rng.randint(1, most) if rng.random() < 0.5 else int(most ** rng.random())
+
+
+def history(
+    rng: random.Random, offer: Offer, batch: int, n: int, chunk: int, count: int
+) -> tuple[Step, ...]:
+    """A prefill, a chunk and a token, walks on their text, and then some of: branches, other prompts with
+    equal beginnings or equal chunks, constant ids, refusals, generate and gradients."""
+    ids = rng.choice(["text"] * 7 + ["zero", "last", "one"])
+    steps = [Step(batch=batch, n=n, ids=ids), Step(past=0, batch=batch, n=chunk, ids=ids)]
+    steps.append(Step(past=1, batch=batch, ids=ids))
+    for step in walks(rng, offer, batch, n + chunk + 1, ids, count):
+        steps.append(step._replace(past=len(steps) - 1 if step.past >= 0 else -1))
+    used = {step.past for step in steps}
+    for _ in range(rng.randint(0, 3)):
         kinds = [other_prompt, same_chunk, continued, continued]
         if offer.branches:
             kinds += [branch, branch]
@@ -152,9 +194,6 @@ def history(rng: random.Random, offer: Offer, batch: int, n: int, chunk: int) ->
             used |= {step.past}
             steps.append(step)
     return tuple(steps)
-
-
-More = list[Step]
 
 
 def other_prompt(rng: random.Random, steps: More, used: set[int], offer: Offer) -> More:
@@ -213,10 +252,12 @@ def gradients(rng: random.Random, steps: More, used: set[int], offer: Offer) -> 
 
 def small(rng: random.Random, steps: Sequence[Step], offer: Offer, n_embd: int = 0) -> Trial:
     """A small model for a long history."""
-    head = rng.choice([4, 8, 16])
-    n_head = rng.choice([1, 2, 3])
+    head = rng.choice([4, 8, 16, rng.randint(4, 33)])
+    n_head = rng.choice([1, 2, 3, rng.randint(1, 12)])
     needed = max(Trial(HParams(2, 1, 1, 1, 1), tuple(steps)).lengths())
-    hparams = HParams(rng.choice([31, 97, 128]), needed, n_embd or head * n_head, n_head, 1)
+    hparams = HParams(
+        rng.choice([31, 97, 128, rng.randint(2, 300)]), needed, n_embd or head * n_head, n_head, 1
+    )
     return Trial(hparams, tuple(steps), (), rng.randrange(2**31), offer.taps and rng.random() < 0.3)
 
 
@@ -242,13 +283,15 @@ def every_key(rng: random.Random, offer: Offer) -> Trial:
 
 
 def every_chunk(rng: random.Random, offer: Offer) -> Trial:
-    """Chunks of every size, after one cache or after each other."""
-    batch, first = rng.choice([1, 1, 2, 3]), rng.choice([1, 5, 16, 33, 64])
-    steps = [Step(batch=batch, n=first)]
-    chunks = list(range(1, rng.choice([12, 20, 34])))
-    rng.shuffle(chunks)
-    for i, chunk in enumerate(chunks):
-        steps.append(Step(past=0 if offer.branches else i, batch=batch, n=chunk))
+    """Chunks of every size, after caches of some lengths or after each other."""
+    batch, most = rng.choice([1, 1, 2, 3]), rng.choice([12, 20, 34])
+    steps: More = []
+    for first in rng.sample([1, 5, 8, 16, 33, 64], 3 if offer.branches else 1):
+        at = len(steps)
+        steps.append(Step(batch=batch, n=first, ids="text"))
+        for chunk in rng.sample(range(1, most), most - 1):
+            past = at if offer.branches else len(steps) - 1
+            steps.append(Step(past=past, batch=batch, n=chunk, ids="text"))
     return small(rng, steps, offer)
 
 
@@ -264,15 +307,37 @@ def square(rng: random.Random, offer: Offer) -> Trial:
 
 
 def far(rng: random.Random, offer: Offer) -> Trial:
-    """A text beyond the official n_ctx."""
-    first = rng.choice([1, 500, 1020, 1023])
-    chunks = [1020, 1, 1, 1, 1, 1, 5, 17, 33, 1, 1] if first == 1 else [1, 2, 1, 1, 5, 17, 33, 1, 1]
-    chunks = [1000, *chunks] if first == 500 else chunks
-    chunks = chunks if first != 500 else [first, 515, *chunks[3:]]
-    steps = [Step(n=first)]
-    steps += [Step(past=i, n=chunk) for i, chunk in enumerate(chunks)]
+    """A text beyond the official n_ctx, cut at boundaries, with a chunk of another size after each cut."""
+    cuts = sorted({*rng.sample(CUTS, 16), rng.choice([1022, 1023, 1024]), LONG - 3})
+    steps: More = []
+    at, before = -1, 0
+    for cut in cuts:
+        steps.append(Step(past=at, n=cut - before, ids="text"))
+        at, before = len(steps) - 1, cut
+        left = LONG - cut
+        for chunk in rng.sample([1, 2, 3, 5, 7, 8, 9, 16, 17, 33, 64, 65], 3 if offer.branches else 0):
+            steps.append(Step(past=at, n=min(chunk, left), ids="text"))
+    steps.append(Step(past=at, n=LONG - before, ids="text"))
     trial = small(rng, steps, offer, 8)
     return trial._replace(hparams=trial.hparams._replace(n_head=rng.choice([1, 2])))
+
+
+def alike(rng: random.Random, offer: Offer) -> Trial:
+    """Prompts of one shape, with equal beginnings of every length, equal prompts, equal chunks after other
+    prompts, and one cache continued again and again."""
+    batch, n = rng.choice([1, 1, 2, 3]), rng.choice([5, 17, 40])
+    steps = [Step(batch=batch, n=n)]
+    steps += [Step(batch=batch, n=n) for _ in range(3)]
+    steps += [Step(batch=batch, n=n, like=0) for _ in range(3)]
+    for shared in sorted({1, 2, 3, 4, 7, 8, 9, 16, 17, 32, 33}):
+        if shared < n:
+            steps.append(Step(batch=batch, n=shared, like=0))
+            steps.append(Step(batch=batch, n=n, like=len(steps) - 1))
+    for chunk in (1, 4, 9, 17) if offer.branches else (9,):
+        at = len(steps)
+        steps.append(Step(past=0, batch=batch, n=chunk))
+        steps += [Step(past=other, batch=batch, n=chunk, like=at) for other in (1, 2, 3)]
+    return small(rng, steps, offer)
 
 
 def many_rows(rng: random.Random, offer: Offer) -> Trial:
@@ -321,4 +386,4 @@ def writing(rng: random.Random, offer: Offer) -> Trial:
 
 Sweep = Callable[[random.Random, Offer], Trial]
 SWEEPS: list[Sweep] = [every_length, backward, every_chunk, every_batch, square, writing, many_rows]
-SWEEPS += [far, every_key, deep, again]
+SWEEPS += [alike, far, every_key, deep, again]
