@@ -387,7 +387,7 @@ def put(sizes: dict[str, int], axis: str, value: int, rng: random.Random) -> Non
 
 
 def trial_of(sizes: Mapping[str, int]) -> Trial | None:
-    """A trial of these sizes: a prompt, and after it a chunk if there is a past. None if there is none."""
+    """A trial of these sizes: a prompt, and a chunk if there is a past. None if there is none."""
     if min(sizes["queries"], sizes["batch"], sizes["head size"], sizes["n_head"]) < 1:
         return None
     if sizes["slack"] < 0 or sizes["past"] < 0 or sizes["n_layer"] < 1 or sizes["n_vocab"] < 2:

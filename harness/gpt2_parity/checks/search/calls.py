@@ -39,7 +39,8 @@ class Played(NamedTuple):
 def play(under_test: Loaded, trial: Trial, params: dict[str, np.ndarray] | None = None) -> Played:
     """Load a trial's model beside the one under test and make its calls.
 
-    params: its weights, if they are known. Raises NotLoaded if the implementation does not load a model of these sizes.
+    params: its weights, if they are known.
+    Raises NotLoaded if the implementation does not load a model of these sizes.
     """
     params = params or weights(trial.hparams, trial.extremes, trial.seed, under_test.target.dtype)
     try:

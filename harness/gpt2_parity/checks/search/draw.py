@@ -59,6 +59,7 @@ WIDE = (256, 384, 512, 640, 768, 768, 1024, 1280, 1600)  # n_embd, official ones
 HEADS = 64  # of every official model
 LONG = 1100  # keys: beyond the official n_ctx, and beyond a kernel's 1,024
 CUTS = sorted({2**k + d for k in range(11) for d in (-1, 0, 1)} | {*range(16, LONG, 48), LONG} - {0})
+LARGE, LITTLE = 1.5e5, 2e4  # elements of all hidden states of a prompt
 FEW, MANY = 5, 12  # walks of a trial with taps and without
 FIRST, LATER = 6e7, 4e6  # work of the first trials, and how much more each later one may cost
 SWEEP = 2e9  # work of a sweep, however early it comes
@@ -90,7 +91,7 @@ def trials(seed: int, offer: Offer) -> Iterator[Trial]:
         make: Callable[[], Trial] = (
             functools.partial(next(sweeps), rng, offer)
             if swept
-            else functools.partial(mixed, rng, offer, next(combined))
+            else functools.partial(mixed, rng, offer, next(combined), LARGE if i % 4 == 0 else LITTLE)
         )
         for _ in range(TRIES):
             trial = make()
@@ -120,8 +121,11 @@ def combinations(rng: random.Random) -> Iterator[dict[str, int]]:
             yield {name: rng.choice(stratum) for name, stratum in zip(strata, row, strict=True)}
 
 
-def mixed(rng: random.Random, offer: Offer, axes: dict[str, int]) -> Trial:
-    """A random history with the given sizes. What would cost too much is made smaller."""
+def mixed(rng: random.Random, offer: Offer, axes: dict[str, int], most: float) -> Trial:
+    """A random history with the given sizes. What would cost too much is made smaller.
+
+    most: elements of all hidden states of a prompt.
+    """
     n_embd = axes["head"] * axes["n_head"]
     batch, n, chunk, n_layer = axes["batch"], axes["n"], axes["chunk"], axes["n_layer"]
     if rng.random() < 0.06:  # a wide model
@@ -129,7 +133,7 @@ def mixed(rng: random.Random, offer: Offer, axes: dict[str, int]) -> Trial:
         axes = axes | {"n_head": n_embd // HEADS}
     while n_embd * n_embd * n_layer > 2e5 and n_layer > 1:
         n_layer = (n_layer + 1) // 2
-    while batch * n > 1 and batch * n * max(n_embd * n_layer, axes["n_vocab"] // 6) > 1.5e5:
+    while batch * n > 1 and batch * n * max(n_embd * n_layer, axes["n_vocab"] // 6) > most:
         if batch > 1 and (n == 1 or rng.random() < 0.5):
             batch = (batch + 1) // 2
         else:
@@ -173,7 +177,7 @@ def history(
     rng: random.Random, offer: Offer, batch: int, n: int, chunk: int, count: int
 ) -> tuple[Step, ...]:
     """A prefill, a chunk and a token, walks on their text, and then some of: branches, other prompts with
-    equal beginnings or equal chunks, constant ids, refusals, generate and gradients."""
+    equal beginnings or chunks, refusals, generate and gradients."""
     ids = rng.choice(["text"] * 7 + ["zero", "last", "one"])
     steps = [Step(batch=batch, n=n, ids=ids), Step(past=0, batch=batch, n=chunk, ids=ids)]
     steps.append(Step(past=1, batch=batch, ids=ids))
@@ -252,12 +256,12 @@ def gradients(rng: random.Random, steps: More, used: set[int], offer: Offer) -> 
 
 def small(rng: random.Random, steps: Sequence[Step], offer: Offer, n_embd: int = 0) -> Trial:
     """A small model for a long history."""
-    head = rng.choice([4, 8, 16, rng.randint(4, 33)])
-    n_head = rng.choice([1, 2, 3, rng.randint(1, 12)])
+    head, n_head = rng.choice([4, 8, 16, rng.randint(4, 33)]), rng.choice([1, 2, 3, rng.randint(1, 12)])
+    if n_embd:
+        n_head = rng.choice([count for count in (1, 2, 3, 4) if n_embd % count == 0])
     needed = max(Trial(HParams(2, 1, 1, 1, 1), tuple(steps)).lengths())
-    hparams = HParams(
-        rng.choice([31, 97, 128, rng.randint(2, 300)]), needed, n_embd or head * n_head, n_head, 1
-    )
+    n_vocab = rng.choice([31, 97, 128, rng.randint(2, 300)])
+    hparams = HParams(n_vocab, needed, n_embd or head * n_head, n_head, 1)
     return Trial(hparams, tuple(steps), (), rng.randrange(2**31), offer.taps and rng.random() < 0.3)
 
 
@@ -318,13 +322,12 @@ def far(rng: random.Random, offer: Offer) -> Trial:
         for chunk in rng.sample([1, 2, 3, 5, 7, 8, 9, 16, 17, 33, 64, 65], 3 if offer.branches else 0):
             steps.append(Step(past=at, n=min(chunk, left), ids="text"))
     steps.append(Step(past=at, n=LONG - before, ids="text"))
-    trial = small(rng, steps, offer, 8)
-    return trial._replace(hparams=trial.hparams._replace(n_head=rng.choice([1, 2])))
+    return small(rng, steps, offer, 8)
 
 
 def alike(rng: random.Random, offer: Offer) -> Trial:
-    """Prompts of one shape, with equal beginnings of every length, equal prompts, equal chunks after other
-    prompts, and one cache continued again and again."""
+    """Prompts of one shape, with equal beginnings of every length, equal prompts, equal chunks after
+    other prompts, and one cache continued again and again."""
     batch, n = rng.choice([1, 1, 2, 3]), rng.choice([5, 17, 40])
     steps = [Step(batch=batch, n=n)]
     steps += [Step(batch=batch, n=n) for _ in range(3)]
@@ -341,9 +344,23 @@ def alike(rng: random.Random, offer: Offer) -> Trial:
 
 
 def many_rows(rng: random.Random, offer: Offer) -> Trial:
-    """More than 1,024 or 2,048 rows of all products."""
-    batch, n = rng.choice([(9, 120), (17, 65), (33, 33), (65, 17), (11, 200), (2, 520), (1, 1030)])
-    return small(rng, [Step(batch=batch, n=n), Step(past=0, batch=batch, n=1)], offer)
+    """As many rows of all products, up to 2,100 and mostly beyond 1,024, in some batch."""
+    rows = rng.choice([rng.randint(64, 1024), rng.randint(1024, 2100), *(1023, 1024, 1025, 2048, 2049)])
+    batch = rng.choice([2, 3, 9, 11, 17, 31, 33, 64, 65])
+    n = min(max(1, round(rows / batch)), 257)
+    steps = [Step(batch=batch, n=n, ids="text"), Step(past=0, batch=batch, n=1, ids="text")]
+    for step in walks(rng, offer, batch, n, "text", FEW):
+        steps.append(step._replace(past=len(steps) - 1 if step.past >= 0 else -1))
+    return small(rng, steps, offer, 16 if rows > 1024 else 0)
+
+
+def values(rng: random.Random, offer: Offer) -> Trial:
+    """Extreme weights on a text that is long enough to show their whole range."""
+    steps = [Step(batch=2, n=40, ids="text"), Step(past=0, batch=2, n=9, ids="text")]
+    trial = small(rng, steps, offer, 48)
+    hparams = trial.hparams._replace(n_head=rng.choice([1, 3, 12]), n_layer=rng.choice([1, 2]))
+    extremes = tuple(rng.sample([*EXTREMES], rng.choice([1, 1, 2])))
+    return trial._replace(hparams=hparams, extremes=extremes)
 
 
 def again(rng: random.Random, offer: Offer) -> Trial:
@@ -385,5 +402,14 @@ def writing(rng: random.Random, offer: Offer) -> Trial:
 
 
 Sweep = Callable[[random.Random, Offer], Trial]
-SWEEPS: list[Sweep] = [every_length, backward, every_chunk, every_batch, square, writing, many_rows]
-SWEEPS += [alike, far, every_key, deep, again]
+SWEEPS: list[Sweep] = [
+    every_length,
+    values,
+    backward,
+    every_chunk,
+    every_batch,
+    alike,
+    square,
+    many_rows,
+]
+SWEEPS += [writing, values, far, many_rows, every_key, deep, again]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt2_parity.contract.architecture import HParams, parameter_shapes
+from gpt2_parity.contract.architecture import HParams
 
 CALL = 1e6  # floating-point operations in the time that calling one layer takes
 TAPPED = 2.5  # how much more a trial costs whose operations are judged
@@ -19,8 +19,8 @@ FORWARD, GENERATE, GRADIENTS, REFUSED = "forward", "generate", "gradients", "ref
 class Step(NamedTuple):
     """One call. Its tokens int32 [batch, n] are random, or begin like those of an earlier step.
 
-    ids "text": rows and columns of one random text, from as many columns on as are in the cache. The truth
-    of all such steps is that of the longest.
+    ids "text": rows and columns of one random text, from as many columns on as are in the cache. The
+    truth of all such steps is that of the longest.
     """
 
     kind: str = FORWARD
@@ -125,8 +125,8 @@ class Trial(NamedTuple):
 
     def work(self) -> float:
         """What it costs, in floating-point operations, its truth and noise included; roughly."""
-        n_params = sum(int(np.prod(shape)) for shape in parameter_shapes(self.hparams).values())
-        _, _, n_embd, n_head, n_layer = self.hparams
+        n_vocab, n_ctx, n_embd, n_head, n_layer = self.hparams
+        n_params = (n_vocab + n_ctx + 2) * n_embd + n_layer * (12 * n_embd + 13) * n_embd
         total = 60.0 * n_params  # weights are drawn and converted
         lengths = self.lengths()
         for step, length in zip(self.steps, lengths, strict=True):
