@@ -2,10 +2,10 @@
 
     python tests/conditions.py [--count 2000] [--seeds 1] [--first 0] [--budget 10,60] [--out DIR]
 
-The trials of a seed and their truths are the same for all faults. So each trial is made once by the NumPy
-specimen, which gives the seconds (of its processor, so that a busy machine counts less), and then by those
-faults that are left and whose condition one of its calls meets. Exit code 1 below the gate: 90 % within
-10 seconds and 97 % within 60.
+The trials of a seed and their truths are the same for all faults. So each trial is made once by the
+NumPy specimen, which gives the seconds (of its processor, so that a busy machine counts less), and then
+by those faults that are left and whose condition one of its calls meets. Exit code 1 below the gate:
+90 % within 10 seconds and 97 % within 60.
 """
 
 import argparse

@@ -311,7 +311,7 @@ def square(rng: random.Random, offer: Offer) -> Trial:
 
 
 def far(rng: random.Random, offer: Offer) -> Trial:
-    """A text beyond the official n_ctx, cut at boundaries, with a chunk of another size after each cut."""
+    """A text beyond the official n_ctx, cut at boundaries, with chunks of other sizes after each cut."""
     cuts = sorted({*rng.sample(CUTS, 16), rng.choice([1022, 1023, 1024]), LONG - 3})
     steps: More = []
     at, before = -1, 0
