@@ -109,7 +109,7 @@ def line(name: str, model: str) -> list[str]:
     refused = frame[(frame.check == "load") & frame.detail.str.match("ImportError|ModuleNotFoundError")]
     if len(refused):
         return [f"`{name}`", "", model, "untested", "", escape(refused.detail.iloc[0]), ""]
-    version = frame.attrs["versions"][DISTRIBUTIONS.get(name, name)]
+    version = frame.attrs["versions"].get(DISTRIBUTIONS.get(name, name), "")
     verdict = VERDICTS[exit_code(results.load(out).rows)]
     silent = int((frame[frame.check == "activations"].verdict == "unlocalised").sum())
     hidden = f"all {silent} operations" if silent else "nothing"

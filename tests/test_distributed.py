@@ -371,9 +371,7 @@ def test_a_run_whose_scheduler_is_killed_resumes_without_it(local, tmp_path):
         made.scheduler.kill()
         _, errors = run.communicate(timeout=60)
     assert run.returncode == 2
-    assert errors.startswith(
-        f"error: scheduler {made.address}: has gone, or cancelled the run; a run"
-    )
+    assert errors.startswith(f"error: scheduler {made.address}: has gone, or cancelled the run; a run")
     assert errors.count("\n") == 1
     found = gpt2_parity.resume(out)
     assert found.rows == [row for row in local.rows if row.implementation == "numpy"]
