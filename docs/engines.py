@@ -131,7 +131,7 @@ def line(name: str, model: str) -> list[str]:
     if len(refused):
         return [f"`{name}`", "", model, "untested", "", escape(refused.detail.iloc[0]), ""]
     package = VARIANTS.get(name, name)
-    version = frame.attrs["versions"][DISTRIBUTIONS.get(package, package)]
+    version = frame.attrs["versions"].get(DISTRIBUTIONS.get(package, package), "")
     verdict = VERDICTS[exit_code(results.load(out).rows)]
     silent = int((frame[frame.check == "activations"].verdict == "unlocalised").sum())
     hidden = f"all {silent} operations" if silent else "nothing"
