@@ -12,6 +12,7 @@ import variants
 from examine import FLOAT32, examine
 from faults import BLACK_BOX, FAULTS, IN_LAYER, Fault, Plain, named, plant, source
 from faults.edits import NUMPY
+from faults.own_weights import those_of
 from faults.shelf import altered, only_at
 from gpt2_parity.checks import local, weights
 from gpt2_parity.checks.registry import CHECKS
@@ -37,9 +38,9 @@ SPECIMENS = ("numpy", "torch")
 
 
 def offers(check):
-    """A specimen of which a check asks something: one that has its capability."""
+    """An implementation of which a check asks something: one that has its capability."""
     capability = CHECKS[check].capability
-    loaded = [find(name).load() for name in SPECIMENS]
+    loaded = [*(find(name).load() for name in SPECIMENS), Plain.with_("own", weights=those_of)]
     return next(each for each in loaded if capability is None or hasattr(each, capability.name))
 
 
