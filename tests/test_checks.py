@@ -12,6 +12,7 @@ import variants
 from examine import FLOAT32, examine
 from faults import BLACK_BOX, FAULTS, IN_LAYER, Fault, Plain, named, plant, source
 from faults.edits import NUMPY
+from faults.own_weights import those_of
 from faults.shelf import altered, only_at
 from gpt2_parity.checks import weights
 from gpt2_parity.checks.registry import CHECKS
@@ -37,11 +38,15 @@ QUICK = {"seed", "batch", "full_context"}  # cases enough to trip every fault
 SPECIMENS = ("numpy", "torch")
 
 
+def offering():
+    """Implementations of which every check asks something."""
+    return [*(find(name).load() for name in SPECIMENS), Plain.with_("own", weights=those_of)]
+
+
 def offers(check):
-    """A specimen of which a check asks something: one that has its capability."""
+    """An implementation of which a check asks something: one that has its capability."""
     capability = CHECKS[check].capability
-    loaded = [find(name).load() for name in SPECIMENS]
-    return next(each for each in loaded if capability is None or hasattr(each, capability.name))
+    return next(each for each in offering() if capability is None or hasattr(each, capability.name))
 
 
 def without_capability(specimen):
@@ -313,7 +318,7 @@ def test_a_check_that_breaks_off_fails_and_the_others_are_kept(name, prepared, m
 
 
 def test_every_check_expects_something_of_micro_and_says_what_it_establishes(prepared):
-    examined = [examine(find(name).load(), prepared, only=QUICK) for name in SPECIMENS]
+    examined = [examine(each, prepared, only=QUICK) for each in offering()]
     assert {row.check for rows in examined for row in rows} == set(CHECKS)
     assert all(len(check.establishes) > 30 for check in CHECKS.values())
 
