@@ -180,7 +180,7 @@ class Search:
             self.explain(key, budget)
 
     def localise(self) -> None:
-        """Make the cheapest failing trial again with taps, if it had none: an operation may fail."""
+        """Make the cheapest failing trial again with taps: an operation may fail there."""
         plain = [each for each in self.failures.values() if each.found.metric == UNITS]
         if not self.plan.taps or not plain:
             return
