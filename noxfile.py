@@ -72,7 +72,7 @@ PEERS = ("transformers",)  # other people's implementations, timed beside ours; 
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Time implementations and peers side by side; `-- --quick` in under two minutes."""
+    """Time implementations and peers side by side; `-- --quick` aims at two minutes."""
     install(session, extras=(*FRAMEWORKS, *PEERS))
     arguments = session.posargs
     if not any(word.startswith("--impl") for word in arguments):

@@ -29,7 +29,18 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 MODELS = ("micro", "shape:124M")
 WORDS = "error.txt"  # written instead of results: the last line of the error
-DISTRIBUTIONS = {"llama_cpp": "llama-cpp-python", "keras_hub": "keras-hub"}  # others: the engine's name
+VARIANTS = {  # engines that need the extra of another
+    "ctranslate2_int8": "ctranslate2",
+    "onnxruntime_int8": "onnxruntime",
+    "openvino_float32": "openvino",
+    "torch_compile": "torch",
+    "transformer_lens_unprocessed": "transformer_lens",
+}
+DISTRIBUTIONS = {  # others: the engine's name
+    "llama_cpp": "llama-cpp-python",
+    "keras_hub": "keras-hub",
+    "transformer_lens": "transformer-lens",
+}
 VERDICTS = {0: "passes (0)", 1: "disagrees (1)", 2: "not judged (2)"}
 HEADER = [
     *("engine", "version", "model", "verdict (exit code)", "worst share of a limit", "found"),
@@ -48,6 +59,15 @@ declared `cpu-float32`.
 
 A black box that is wrong is diagnosed as a whole, by evaluating GPT-2 with one known mistake in
 every layer.
+
+| why an engine disagrees | engine |
+| --- | --- |
+| bfloat16 where the processor has it, unless `INFERENCE_PRECISION_HINT` is `f32` | `openvino` |
+| weights in int8 are other weights | `torchao` |
+| weights and inputs of products are in int8, with one scale for each token | `ctranslate2_int8` |
+| the same with one scale for all: rows and later tokens change each other | `onnxruntime_int8` |
+| weights are folded and centred; the probabilities are the same | `transformer_lens` |
+| GELU is looked up in a float16 table | `llama_cpp` |
 """
 
 
@@ -57,7 +77,8 @@ def place(name: str, model: str) -> Path:
 
 def install(name: str) -> str:
     """Install an engine's extra. Returns the last line of the error, or "" if it succeeded."""
-    wanted = ["-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[{name.replace('_', '-')}]"]
+    extra = VARIANTS.get(name, name).replace("_", "-")
+    wanted = ["-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[{extra}]"]
     command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *wanted]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     errors = [line.strip() for line in done.stderr.splitlines() if "error" in line.lower()]
@@ -109,7 +130,8 @@ def line(name: str, model: str) -> list[str]:
     refused = frame[(frame.check == "load") & frame.detail.str.match("ImportError|ModuleNotFoundError")]
     if len(refused):
         return [f"`{name}`", "", model, "untested", "", escape(refused.detail.iloc[0]), ""]
-    version = frame.attrs["versions"][DISTRIBUTIONS.get(name, name)]
+    package = VARIANTS.get(name, name)
+    version = frame.attrs["versions"].get(DISTRIBUTIONS.get(package, package), "")
     verdict = VERDICTS[exit_code(results.load(out).rows)]
     silent = int((frame[frame.check == "activations"].verdict == "unlocalised").sum())
     hidden = f"all {silent} operations" if silent else "nothing"

@@ -37,8 +37,11 @@ def load(params, hparams, *, device, dtype):
     def session(outputs):
         options = onnxruntime.SessionOptions()
         options.add_external_initializers(list(held), list(held.values()))
-        proto = model_proto(hparams, weights, nodes, outputs)
-        return onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+        # weights are declared but passed separately: protobuf has a size limit
+        proto = model_proto(hparams, [declared(*each) for each in weights.items()], nodes, outputs)
+        return onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
 
     results = ["logits", *presents]
     return Model(session(results), session([*results, *taps]), taps, hparams)
@@ -94,7 +97,7 @@ def graph(hparams):
 
 
 def model_proto(hparams, weights, nodes, outputs):
-    """The model, serialised. Weights are declared but passed separately: protobuf has a size limit."""
+    """The model of these nodes and outputs; weights are TensorProtos."""
     cache = (None, hparams.n_head, None, hparams.n_embd // hparams.n_head)
     inputs = [
         helper.make_tensor_value_info("tokens", INT64, ["batch", "n"]),
@@ -107,13 +110,11 @@ def model_proto(hparams, weights, nodes, outputs):
         ),
     ]
     results = [helper.make_tensor_value_info(name, FLOAT, None) for name in outputs]
-    held = [declared(name, w) for name, w in weights.items()]
-    proto = helper.make_model(
-        helper.make_graph(nodes, "gpt2", inputs, results, initializer=held),
+    return helper.make_model(
+        helper.make_graph(nodes, "gpt2", inputs, results, initializer=weights),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
     )
-    return proto.SerializeToString()
 
 
 def declared(name, w):

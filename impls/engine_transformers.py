@@ -65,9 +65,7 @@ def forward(model, tokens, past=None, tap=None):
     # bad ids before they kill the process on CUDA.
     n_past = 0 if past is None else past.get_seq_length()
     refuse_bad_tokens(tokens, n_past, model.hparams)
-    if past is not None:  # update() changes a cache; a copy keeps the old one unchanged
-        past, old = copy.copy(past), past
-        past.layers = [copy.copy(layer) for layer in old.layers]
+    past = copied(past)
     hooks = listen(model.net.transformer, tap) if tap else []
     try:
         out = model.net(tokens.to(model.net.device), past_key_values=past, use_cache=True)
@@ -75,6 +73,15 @@ def forward(model, tokens, past=None, tap=None):
         for hook in hooks:
             hook.remove()
     return out.logits, out.past_key_values
+
+
+def copied(past):
+    """A copy of a cache, which keeps the old one unchanged: update() changes a cache."""
+    if past is None:
+        return None
+    new = copy.copy(past)
+    new.layers = [copy.copy(layer) for layer in past.layers]
+    return new
 
 
 def listen(net, tap):

@@ -1,8 +1,9 @@
 """Open reports in headless Chromium and check how they render: `nox -s browser`.
 
 For each page, at phone and desktop width, light and dark: the console is empty, the page makes no
-further request, every figure has a size, and nothing is wider than the window. Screenshots go to a
-folder, for a person to look at.
+further request, every figure has a size, and nothing is wider than the window. On a desktop no open
+table is cut off. The filters of the measurements hide what they say, and a permalink leads to its line.
+Screenshots go to a folder, for a person to look at.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.wait import WebDriverWait
 
 WIDTHS = (390, 1400)
 SCHEMES = ("light", "dark")
@@ -28,7 +30,8 @@ FLAGS = (
 )
 # what must be on a page of a verification, whatever came of it; and all that may be on others
 VERIFICATION = {"verdicts", "checks", "made"}
-OTHERS = ({"speed", "made"}, {"changes"}, {"drift"}, {"changes", "drift"})  # benchmark, comparisons
+OTHERS = ({"speed", "made"}, {"changes"}, {"drift"}, {"changes", "drift"},
+          {"causes", "changes"}, {"causes", "changes", "drift"})  # fmt: skip  # benchmark, comparisons
 LOOK = """
 const boxes = [...document.querySelectorAll('svg[role=img]')].map(e => e.getBoundingClientRect());
 const wide = [...document.querySelectorAll('body *')].filter(
@@ -38,11 +41,62 @@ return {
   captions: document.querySelectorAll('figure').length,
   overflow: document.documentElement.scrollWidth - innerWidth,
   wide: wide.slice(0, 3).map(e => e.outerHTML.slice(0, 120)),
+  cut: [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1)
+    .map(e => e.getAttribute('aria-label')),
   sections: [...document.querySelectorAll('section')].map(e => e.id),
   paper: getComputedStyle(document.body).backgroundColor,
   scripts: document.scripts.length, height: document.documentElement.scrollHeight,
 };
 """
+
+
+FILTER = """
+const part = document.querySelector('#measurements');
+const lines = () => [...part.querySelectorAll('tr[id]')].filter(e => e.checkVisibility());
+const wrong = [];
+const expect = (what, right) => {
+  const shown = lines(), all = [...part.querySelectorAll('tr[id]')].filter(right);
+  if (shown.length !== all.length || !shown.every(right)) {
+    wrong.push(`${what}: ${shown.length} lines, expected ${all.length}`);
+  }
+  const hollow = e => e.checkVisibility() && !shown.some(line => e.contains(line));
+  const empty = [...part.querySelectorAll('tbody')].filter(hollow);
+  if (empty.length) wrong.push(`${what}: ${empty.length} empty groups`);
+};
+const all = name => part.querySelector(`input[name=${name}]`);
+const fails = e => e.classList.contains('fails');
+expect('no filter', e => true);
+part.querySelector('#v-fails').click();
+expect('failures', fails);
+for (const layer of part.querySelectorAll('input[name=layer][id]')) {
+  layer.click();
+  expect(`failures of ${layer.id}`, e => fails(e) && e.classList.contains(layer.id.toUpperCase()));
+}
+if (all('layer')) all('layer').click();
+all('verdict').click();
+for (const check of part.querySelectorAll('input[name=check][id]')) {
+  check.click();
+  expect(`check ${check.id}`, e => e.parentElement.classList.contains(check.id));
+}
+all('check').click();
+expect('all again', e => true);
+const last = lines().at(-1);
+location.hash = last.id;
+return [wrong, last.id];
+"""
+LINKED = """
+const line = document.getElementById(arguments[0]).getBoundingClientRect();
+return line.top >= 0 && line.bottom <= innerHeight && line.height > 0;
+"""
+
+
+def filtered(chrome: webdriver.Chrome) -> list[str]:
+    """What is wrong with the filters and permalinks of the page that is open."""
+    wrong, line = chrome.execute_script(FILTER)
+    WebDriverWait(chrome, 5).until(lambda each: each.execute_script("return location.hash"))
+    if not chrome.execute_script(LINKED, line):
+        wrong.append(f"permalink: #{line} is not in view")
+    return list(wrong)
 
 
 def browser(profile: str) -> webdriver.Chrome | None:
@@ -69,6 +123,8 @@ def visit(chrome: webdriver.Chrome, page: Path, width: int, scheme: str, shots: 
     for log in ("performance", "browser"):
         chrome.get_log(log)
     chrome.get(address)
+    complete = "return document.readyState === 'complete'"
+    WebDriverWait(chrome, 20).until(lambda each: each.execute_script(complete))
     seen = chrome.execute_script(LOOK)
     wrong = [f"console: {entry['message']}" for entry in chrome.get_log("browser")]
     messages = [json.loads(entry["message"])["message"] for entry in chrome.get_log("performance")]
@@ -84,6 +140,8 @@ def visit(chrome: webdriver.Chrome, page: Path, width: int, scheme: str, shots: 
         wrong.append(f"overflow: {seen['overflow']} px beyond the window: {seen['wide']}")
     if seen["small"] or seen["figures"] != seen["captions"]:
         wrong.append(f"figures: {seen['figures']} of {seen['captions']}, {seen['small']} without a size")
+    if seen["cut"] and width > 1000:
+        wrong.append(f"cut off: {seen['cut']}")
     if seen["scripts"]:
         wrong.append(f"scripts: {seen['scripts']}")
     if not set(seen["sections"]) >= VERIFICATION and set(seen["sections"]) not in OTHERS:
@@ -94,6 +152,8 @@ def visit(chrome: webdriver.Chrome, page: Path, width: int, scheme: str, shots: 
     options = {"captureBeyondViewport": True, "clip": clip}
     picture = chrome.execute_cdp_cmd("Page.captureScreenshot", options)["data"]
     (shots / f"{page.stem}-{width}-{scheme}.png").write_bytes(base64.b64decode(picture))
+    if "measurements" in seen["sections"]:
+        wrong += [f"filter: {line}" for line in filtered(chrome)]
     return wrong
 
 

@@ -1,10 +1,16 @@
 """Run the command as users do, and write implementations for tests."""
 
+import io
+import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import pytest
+
+from gpt2_parity import cli
 from gpt2_parity.implementation.discovery import IMPLS
 
 SPECIMEN = (IMPLS / "gpt2_numpy.py").read_text(encoding="utf-8")
@@ -13,6 +19,20 @@ SPECIMEN = (IMPLS / "gpt2_numpy.py").read_text(encoding="utf-8")
 def parity(*arguments, **options):
     """Run the command; returns the finished process with its text."""
     return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, **options)
+
+
+def here(*arguments, cwd="."):
+    """The same without a process for the command, for what it prints and writes: that costs no start."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["parity", *map(str, arguments)])
+        patch.setattr(sys.modules["__main__"], "__package__", None)  # not: python -m pytest
+        patch.setattr(sys, "path", [*sys.path])  # the working folder is added to it
+        patch.setattr(signal, "signal", lambda *_: None)
+        patch.chdir(cwd)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return subprocess.CompletedProcess(arguments, ended.value.code or 0, out.getvalue(), err.getvalue())
 
 
 def command(*arguments) -> list[str]:

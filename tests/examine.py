@@ -1,5 +1,7 @@
 """Run the checks on a module in this process, through the worker's and the judge's own code."""
 
+from collections.abc import Collection
+
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.rows import Row
 from gpt2_parity.run import in_process
@@ -10,14 +12,22 @@ FLOAT32 = Target("cpu", "float32")
 
 
 def examine(
-    module, prepared: Prepared, target: Target = FLOAT32, only: set[str] | None = None
+    module,
+    prepared: Prepared,
+    target: Target = FLOAT32,
+    only: set[str] | None = None,
+    checks: Collection[str] = (),
 ) -> list[Row]:
-    """Judged rows of a module; only: the names of the cases to use (all, if None)."""
-    return examined(module, prepared, target, only).rows
+    """Judged rows of a module. only: names of the cases to use, checks: of those to make; none: all."""
+    return examined(module, prepared, target, only, checks).rows
 
 
 def examined(
-    module, prepared: Prepared, target: Target = FLOAT32, only: set[str] | None = None
+    module,
+    prepared: Prepared,
+    target: Target = FLOAT32,
+    only: set[str] | None = None,
+    checks: Collection[str] = (),
 ) -> RunState:
     """The state of a module's run, with its rows and the seconds of each check."""
     if only:
@@ -25,5 +35,6 @@ def examined(
         fresh = [case for case in prepared.fresh if case.name in only]
         prepared = prepared._replace(records=records, fresh=fresh)
     state = prepared.state(module.__name__, "micro")
+    state.only = tuple(checks)
     in_process.measure(state, module, target, prepared)
     return state

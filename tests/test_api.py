@@ -188,10 +188,10 @@ def test_a_module_object_runs_isolated_where_only_the_caller_finds_its_package(i
     code = "import os\nassert 'PARITY_WORKER' in os.environ, 'not in a process of its own'\n"
     text = SPECIMEN + "\n_load = load\ndef load(*args, **kw):\n    " + code.replace("\n", "\n    ")
     passed = imported("nested_of_mine.inner", text + "return _load(*args, **kw)\n")
-    verdict = gpt2_parity.gate(passed, **ONE)
+    verdict = gpt2_parity.gate(passed, **ONE, only=["logits"])
     assert verdict.passed, verdict.explain()
     assert verdict.environment["isolated"] is True
-    assert "--impl nested_of_mine.inner" in verdict.environment["command"]
+    assert given.locate(passed).found.argument == "nested_of_mine.inner"
 
 
 def test_an_object_in_memory_needs_to_say_that_it_runs_in_this_process(home):
@@ -218,7 +218,7 @@ def test_a_fault_in_memory_is_found_too(home):
     it = in_memory()
     forward = it.forward
     it.forward = lambda *args, **kw: (forward(*args, **kw)[0] * 1.001, forward(*args, **kw)[1])
-    verdict = gpt2_parity.gate(it, **ONE, isolated=False)
+    verdict = gpt2_parity.gate(it, **ONE, isolated=False, only=["logits"])
     assert verdict.exit_code == 1
     assert "SimpleNamespace-cpu-float32" in verdict.explain()
 
@@ -395,9 +395,9 @@ late = {"pandas", "matplotlib", "jinja2", "requests", "tiktoken"}
 late |= {"transformers", "torch", "jax", "tensorflow"}
 assert not sys.modules.keys() & late, sys.modules.keys() & late
 if __name__ == "__main__":
-    assert gpt2_parity.gate("numpy", targets="cpu-float32").passed
+    assert gpt2_parity.gate("numpy", targets="cpu-float32", only=["logits", "greedy"]).passed
     assert not sys.modules.keys() & late, sys.modules.keys() & late
-    gpt2_parity.gate("numpy", targets="cpu-float32", out="out")
+    gpt2_parity.gate("numpy", targets="cpu-float32", only=["logits"], out="out")
     assert sys.modules.keys() & late == {"matplotlib", "jinja2"}, sys.modules.keys() & late
 """
 
@@ -426,12 +426,15 @@ def test_a_selection_of_checks_makes_only_these_and_names_them(home, tmp_path):
     assert verdict.environment["seconds_by_check"]["numpy-cpu-float32"].keys() == {
         *("load", "logits", "kv_cache")
     }
-    assert "command" not in verdict.environment
+    repeated = "--impl numpy --target cpu-float32 --model micro --seed 5 --only logits --only kv_cache"
+    assert verdict.environment["command"].startswith(f"parity verify {repeated}")
     claim = "(selected checks only: logits, kv_cache)"
     assert claim in repr(verdict)
     assert claim in verdict._repr_html_()
     summary = (tmp_path / "report.md").read_text()
-    assert summary.startswith("# PASS: ")
+    assert summary.startswith("# PASS IN PART: ")
+    assert "PASS IN PART" in repr(verdict)
+    assert "PASS IN PART" in verdict._repr_html_()
     assert claim.replace("_", "\\_") in summary
     assert f"It is right {claim}" in (tmp_path / "report.html").read_text()
 

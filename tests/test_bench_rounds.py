@@ -101,6 +101,17 @@ def test_the_seconds_to_verify_again_are_left(monkeypatch):
     assert pace.another(0, 1000.0)
 
 
+@pytest.mark.parametrize(("budget", "tokens"), [(None, 64), (60.0, 8)])
+def test_less_is_generated_before_the_timing_where_time_is_short(budget, tokens, monkeypatch):
+    one, asked = timed(monkeypatch, 1.0, budget), []
+    for each in one.participants:
+        monkeypatch.setattr(each, "begin", lambda: None)
+        monkeypatch.setattr(each, "wait_until_loaded", lambda: None)
+        monkeypatch.setattr(each, "verify", lambda when, further: asked.append((when, further)))
+    one._load()
+    assert asked == [("before", tokens)] * 2
+
+
 def test_the_tables_say_where_there_were_fewer_rounds(monkeypatch):
     one = timed(monkeypatch, 9.0, 60.0)
     run(one)

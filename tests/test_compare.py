@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 
 import pytest
 from scipy import stats
@@ -67,6 +68,56 @@ def test_what_introduces_an_error_stands_before_what_inherits_it(tmp_path):
     wrong = [row(check=found.check) for found in rows]
     found = against(tmp_path, {"rows": rows}, {"rows": wrong})
     assert [change.where.split()[0] for change in found.changes] == ["local", "logits", "lengths"]
+
+
+def wrong_epsilon(name):
+    """A right and a wrong run of one implementation: its layer norms fail, and the logits inherit it."""
+    mistake, explained = "layer_norm_epsilon", {"explained": {"before": 90.0, "after": 1.0}}
+    right = [PASS._replace(implementation=name, case=f"c{i}") for i in range(50)]
+    wrong = [row(implementation=name, case=f"c{i}", blame="h0/ln_1") for i in range(50)]
+    for scope in ("h0/ln_1", "h1/ln_1", "h0/mlp/gelu", "h1/mlp/gelu"):
+        local = {"implementation": name, "check": "local", "scope": scope, "metric": "rounding_units"}
+        right.append(PASS._replace(**local))
+        bad = row(value=90.0, blame=scope, mistake=mistake, evidence=explained, **local)
+        wrong.append(bad if scope.endswith("ln_1") else right[-1])
+    return right, wrong
+
+
+def test_changes_of_one_cause_are_told_once_over_layers_checks_and_targets(tmp_path):
+    (right, wrong), (right_too, wrong_too) = wrong_epsilon("x"), wrong_epsilon("y")
+    before = save(tmp_path / "a", rows=right + right_too)
+    after = save(tmp_path / "b", rows=wrong + wrong_too)
+    done = parity("compare", before, after, "--out", tmp_path / "out")
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert done.returncode == 1
+    assert lines[0] == "104 measurements of x-cpu-float32, y-cpu-float32 newly fail:"
+    assert lines[1].startswith("h*/ln_1 introduces an error")
+    assert len(lines) < 10
+    assert lines[-1] == "REGRESSION: 104 worse, 4 unchanged"
+    everything = parity("compare", before, after, "--all").stdout
+    assert everything.count("✘ worse") == 104
+    markdown = (tmp_path / "out" / "compare.md").read_text()
+    assert markdown.count("| ✘ worse |") == 104  # for machines: every change
+    assert "newly fail" in markdown
+    assert "h*/ln_1 introduces an error" in Page((tmp_path / "out" / "compare.html").read_text()).words
+    back = parity("compare", after, before)
+    assert back.returncode == 0
+    assert "no longer fail; before:" in back.stdout.splitlines()[0]
+
+
+def test_a_cause_hides_nothing_that_it_does_not_explain(tmp_path):
+    right, wrong = wrong_epsilon("x")
+    gone = [PASS._replace(case=f"gone{i}", check="batch") for i in range(5)]
+    tie = PASS._replace(case="tie", check="greedy")
+    before = {"rows": [*right, *gone, tie]}
+    found = against(tmp_path, before, {"rows": [*wrong, tie._replace(verdict="inconclusive")]})
+    assert [(cause.n, len(cause.texts)) for cause in found.causes] == [(52, 2)]
+    assert Counter(change.kind for change in found.others) == {"gone": 5, "worse": 1}
+    told = compare.condensed(found.others)
+    assert [(change.kind, change.where) for change in told] == [
+        ("worse", "greedy tie logits noise_units"),
+        ("gone", "batch: 5 measurements"),
+    ]
 
 
 def test_what_moves_within_its_limit_is_shown_as_drift(tmp_path):
@@ -164,6 +215,7 @@ def test_the_command_tells_in_three_ways_and_exits_1_on_a_regression(tmp_path):
         assert "1 worse, 1 slower, 0 unchanged" in text
         assert "The seeds differ" in text
     assert [cells[0] for cells in page.tables["changes"][1:]] == ["✘ worse", "✘ slower"]
+    assert [cells[0] for cells in page.tables["others"][1:]] == ["✘ slower"]  # no cause explains it
     assert page.tags["script"] == 0
     assert "<script>" not in markdown
     assert parity("compare", one, one).returncode == 0

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from commands import SPECIMEN, module, parity
+import gpt2_parity
+from commands import SPECIMEN, here, module
 from faults import named, write
 from gpt2_parity.checks.registry import CAPABILITIES
 from gpt2_parity.contract.interface import CannotJudge, ContractBroken, Target
@@ -95,7 +96,7 @@ def test_an_object_in_a_file_is_an_implementation_too(tmp_path, prepared):
     found = find(f"{path}:inside.it")
     assert found.source() == path
     assert signatures.check(found.load())
-    assert parity("gate", f"{path}:inside.it", "--target", "cpu-float32").returncode == 0
+    assert gpt2_parity.gate(f"{path}:inside.it", targets="cpu-float32", only=["logits"]).passed
 
 
 SHAPES = {
@@ -115,32 +116,29 @@ def test_a_wrong_shape_is_reported_with_the_right_one(name, tmp_path, prepared):
     extra = (
         f"real = forward\ndef forward(*args, **kw):\n    logits, past = real(*args, **kw)\n    {code}"
     )
-    out = tmp_path / "out"
-    done = parity("gate", module(tmp_path, name, extra), "--target", "cpu-float32", "--out", out)
-    assert done.returncode == 1
-    frame = results.read(out)
+    frame = gpt2_parity.gate(module(tmp_path, name, extra), targets="cpu-float32").frame()
     wanted = SHAPES[name][1].split(" (")[0]
     assert frame[frame.verdict == "fail"].detail.str.contains(wanted, regex=False).any()
     assert frame.detail.str.contains("the contract says", regex=False).any()
 
 
 def test_a_required_device_that_is_absent_is_exit_2(tmp_path, prepared):
-    done = parity("gate", "numpy", "--require-device", "cuda", "--out", tmp_path)
+    done = here("gate", "numpy", "--require-device", "cuda", "--out", tmp_path)
     assert done.returncode == 2
     assert "device cuda is required, but numpy offers cpu-float32, cpu-float64 here" in done.stderr
     assert list(tmp_path.iterdir()) == []
-    assert parity("gate", "numpy", "--require-device", "cpu").returncode == 0
+    assert gpt2_parity.gate("numpy", require_device="cpu", only=["logits"]).passed
 
 
 def test_the_skeleton_overwrites_nothing_and_its_gate_says_what_is_missing(tmp_path, prepared):
-    done = parity("new", "mine", cwd=tmp_path)
+    done = here("new", "mine", cwd=tmp_path)
     assert done.returncode == 0
     text = (tmp_path / "mine.py").read_text()
     assert "parity gate mine.py" in text
     assert "NAME" not in text
-    assert parity("new", "mine", cwd=tmp_path).returncode == 2
+    assert here("new", "mine", cwd=tmp_path).returncode == 2
     assert (tmp_path / "mine.py").read_text() == text
-    done = parity("gate", "mine.py", cwd=tmp_path)
+    done = here("gate", "mine.py", cwd=tmp_path)
     assert done.returncode == 1
     assert "load is yours to write" in done.stdout
     assert signatures.check(Found("mine", str(tmp_path / "mine.py")).load())
@@ -248,12 +246,12 @@ def test_a_gate_with_a_ledger(tmp_path, prepared):
     path, out, book = write(named("erf_gelu"), tmp_path), tmp_path / "out", tmp_path / "ledger.txt"
     options = ("--target", "cpu-float32", "--ledger", book, "--out", out, "--seed", 4)
     book.write_text("")
-    done = parity("gate", path, *options)
+    done = here("gate", path, *options)
     assert done.returncode == 1
     suggested = done.stdout.partition("not in the ledger:")[2]
     lines = [line.strip() for line in suggested.splitlines() if " | " in line]
     book.write_text("\n".join(lines).replace("...", "erf GELU until release 2.1"))
-    done = parity("gate", path, *options)
+    done = here("gate", path, *options)
     assert done.returncode == 0, done.stdout
     assert "known" in set(results.read(out).verdict)
     assert "known" in done.stdout.rpartition("PASS")[2]
@@ -262,6 +260,6 @@ def test_a_gate_with_a_ledger(tmp_path, prepared):
     ]
     assert skipped
     path.write_text(SPECIMEN)
-    done = parity("gate", path, *options)
+    done = here("gate", path, *options)
     assert done.returncode == 1
     assert "out of date" in done.stdout

@@ -289,6 +289,7 @@ def test_the_oracle_keeps_no_more_than_it_needs():
     assert peak(8, True) > 1.1 * peak(1, True)
 
 
+@pytest.mark.xdist_group("tensorflow")  # it takes seconds to import, and so once is enough
 def test_building_anew_gives_the_same_records(copy):
     """TensorFlow runs in this very process here, as it does in parity golden build."""
     pytest.importorskip("tensorflow")

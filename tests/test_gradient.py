@@ -40,6 +40,7 @@ def test_the_gradient_is_the_slope_of_the_loss():
         assert np.sum(found[name] * direction) == pytest.approx(slope, rel=1e-6, abs=1e-9), name
 
 
+@pytest.mark.xdist_group("tensorflow")  # it takes seconds to import, and so once is enough
 def test_tensorflow_in_float64_agrees_with_the_gradient(prepared):
     """Automatic differentiation against derivation by hand, within the noise of float64."""
     pytest.importorskip("tensorflow")
@@ -63,8 +64,8 @@ def judged(prepared, **functions):
     real = find("numpy").load()
     names = ("targets", "load", "forward", "numpy")
     offered = {name: getattr(real, name) for name in names} | {"__name__": "wrapped"}
-    rows = examine(SimpleNamespace(**offered, **functions), prepared, FLOAT32, only={"fresh"})
-    return [row for row in rows if row.check == "gradients"]
+    impl = SimpleNamespace(**offered, **functions)
+    return examine(impl, prepared, FLOAT32, only={"fresh"}, checks={"gradients"})
 
 
 def truth(model, tokens):
@@ -150,7 +151,8 @@ def test_where_the_error_comes_in_is_said(prepared):
 def test_a_fault_of_the_way_back_is_caught_by_what_it_gives_and_not_by_a_crash(
     fault, prepared, tmp_path
 ):
-    rows = examine(plant(fault, tmp_path), prepared, only={"full_context", "fresh"})
+    beside = {"logits", "kv_cache", "gradients", "bad_tokens"}
+    rows = examine(plant(fault, tmp_path), prepared, only={"full_context", "fresh"}, checks=beside)
     wrong = [row for row in rows if row.verdict == "fail"]
     assert {row.check for row in wrong} <= {"gradients", "bad_tokens"}  # where forward is spoilt as well
     assert {row.blame for row in wrong} == {"gradients"}

@@ -1,5 +1,6 @@
 """What is reported about the machine of each target."""
 
+import io
 import json
 import os
 import platform
@@ -8,10 +9,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import gpt2_parity
-from commands import module, parity
-from gpt2_parity.report import runs
+from commands import module
+from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.report import runs, terminal
 from gpt2_parity.run import cores, host
 
 SMI = """#!/bin/sh
@@ -51,7 +54,7 @@ def test_a_cpu_target_names_no_gpu(smi):
 
 def test_each_target_of_a_run_has_its_machine_in_results_and_report(tmp_path, prepared):
     out = tmp_path / "out"
-    assert parity("verify", "--impl", "numpy", "--out", out).returncode == 0
+    assert gpt2_parity.verify("numpy", only=["logits"], out=out).passed
     found = json.loads((out / "results.json").read_text())["environment"]["hosts"]
     assert found.keys() == {"numpy-cpu-float32", "numpy-cpu-float64"}
     for each in found.values():
@@ -80,12 +83,13 @@ def load(params, hparams, *, device, dtype):
 def test_a_device_that_is_declared_and_not_there_is_not_believed(tmp_path, prepared):
     """It computes on the CPU, and would pass everything."""
     path = module(tmp_path, "falls_back", FALLS_BACK)
-    done = parity("gate", path, "--require-device", "cuda")
-    assert done.returncode == 2
-    assert "falls_back declares it, but none is visible on this machine" in done.stderr
-    done = parity("gate", path)
-    assert done.returncode == 0
-    assert "cuda: declared, but no GPU is visible" in done.stdout
+    with pytest.raises(CannotJudge, match="falls_back declares it, but none is visible on this machine"):
+        gpt2_parity.gate(path, require_device="cuda")
+    verdict = gpt2_parity.gate(path, only=["logits"])
+    assert verdict.passed
+    shown = Console(file=io.StringIO())
+    terminal.show(shown, verdict.results)
+    assert "cuda: declared, but no GPU is visible" in shown.file.getvalue()
 
 
 def test_a_gpu_is_seen_by_its_driver(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """Folders of Hugging Face are read without a framework, and refused by name if they are not GPT-2."""
 
-import json
 import os
 import pickle
 import subprocess
@@ -11,13 +10,19 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file as save_torch
 
+import gpt2_parity
 import huggingface_folder
-from commands import parity
+from commands import here
+from examine import FLOAT32
+from gpt2_parity.bench import session
+from gpt2_parity.bench.workload import Settings, Workload
 from gpt2_parity.contract.architecture import HParams, parameter_shapes
 from gpt2_parity.contract.interface import CannotJudge
+from gpt2_parity.implementation.discovery import find
 from gpt2_parity.model import catalogue, checkpoint, synthetic
 from gpt2_parity.model.tokenizer import tokenizer_of
 from gpt2_parity.reference import oracle
+from gpt2_parity.run.supervisor import Resources
 from huggingface_folder import alter, configure
 
 MICRO = catalogue.GOLDEN / "micro"
@@ -182,21 +187,21 @@ def test_it_is_read_without_any_package_of_theirs(folder, tmp_path):
 def test_golden_is_built_for_a_folder_and_an_implementation_verified_with_it(folder, tmp_path):
     """TensorFlow is the second oracle, as for every model."""
     model = ("--model", folder)
-    done = parity("verify", "--impl", "numpy", *model)
+    done = here("verify", "--impl", "numpy", *model)
     assert done.returncode == 2
     assert f"parity golden build --model {folder}" in done.stderr
-    done = parity("golden", "build", *model)
+    done = here("golden", "build", *model)
     assert done.returncode == 0, done.stdout + done.stderr
-    done = parity("golden", "verify", *model)
+    done = here("golden", "verify", *model)
     assert done.returncode == 0, done.stdout + done.stderr
-    out = tmp_path / "out"
-    done = parity("verify", "--impl", "numpy", "--target", "cpu-float32", *model, "--out", out)
-    assert done.returncode == 0, done.stdout + done.stderr
-    made = json.loads((out / "results.json").read_text())["environment"]
-    assert made["hparams"] == SMALL._asdict()
-    assert made["checkpoint_sha256"].keys() == {"config.json", "model.safetensors"}
-    done = parity("bench", "--impl", "numpy", "--quick", "--threads", 1, *model)
-    assert done.returncode == 0, done.stdout + done.stderr
+    verdict = gpt2_parity.verify("numpy", targets="cpu-float32", model=str(folder))
+    assert verdict.passed, verdict.explain()
+    assert verdict.environment["hparams"] == SMALL._asdict()
+    made_of = {"config.json", "model.safetensors"}
+    assert verdict.environment["checkpoint_sha256"].keys() == made_of
+    settings = Settings(FLOAT32, (Workload("prefill", 8),), resources=Resources(threads=1))
+    timed = session.measure([find("numpy")], catalogue.locate(str(folder)), settings)
+    assert session.exit_code(timed.rows) == 0
 
 
 # Folders that are refused.

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -48,6 +47,7 @@ def copy(tmp_path, home):
     return Model("micro", micro.checkpoint, shutil.copytree(micro.records, tmp_path / "records"))
 
 
+@pytest.mark.xdist_group("tensorflow")  # it takes seconds to import, and so once is enough
 def test_its_logits_enter_the_agreement_figure(copy):
     before = sorted(path.name for path in copy.records.iterdir())
     manifest = build_golden.build(copy, second_oracle.tensorflow, official_source=STAND_IN)
@@ -84,11 +84,23 @@ UNFIT = {
 }
 
 
+def the_stand_in_for_contrib_ends_with_the_import():
+    import tensorflow
+    import tensorflow.compat.v1 as tf
+
+    before = sys.modules["tensorflow"]
+    module = openai_source.load(STAND_IN / openai_source.MODEL, tf)
+    assert sys.modules["tensorflow"] is before is tensorflow
+    assert not any("contrib" in name for name in sys.modules if name.startswith("tensorflow.c"))
+    assert module.default_hparams().override_from_dict({"n_ctx": 7}).n_ctx == 7
+
+
 def test_a_source_that_cannot_serve_is_named(planted, prepared):
     """One process for all of them: TensorFlow takes seconds to start. The last one ends it."""
     tokens = {"x": np.zeros((1, 3), np.int32)}
     loaded = prepared.checkpoint
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pool.submit(the_stand_in_for_contrib_ends_with_the_import).result()
         for name, (old, new, message) in UNFIT.items():
             source = planted(old, new) if old else Path("nowhere")
             job = pool.submit(openai_source.evaluate, source, loaded.weights, loaded.hparams, tokens)
@@ -109,21 +121,6 @@ def test_a_source_that_kills_its_process_is_named(prepared, monkeypatch):
     monkeypatch.setattr(openai_source, "evaluate", die)
     with pytest.raises(CannotJudge, match="the process running it died"):
         openai_source.logits(STAND_IN, prepared.checkpoint, {})
-
-
-def test_the_stand_in_for_contrib_ends_with_the_import():
-    code = (
-        "import sys; from pathlib import Path; from gpt2_parity.reference import openai_source\n"
-        "import tensorflow, tensorflow.compat.v1 as tf\n"
-        "before = sys.modules['tensorflow']\n"
-        "module = openai_source.load(Path(sys.argv[1]), tf)\n"
-        "assert sys.modules['tensorflow'] is before is tensorflow\n"
-        "assert not any('contrib' in name for name in sys.modules if name.startswith('tensorflow.c'))\n"
-        "assert module.default_hparams().override_from_dict({'n_ctx': 7}).n_ctx == 7\n"
-    )
-    command = [sys.executable, "-c", code, str(STAND_IN / openai_source.MODEL)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_peers_are_told_apart_by_their_distance(prepared, capsys):

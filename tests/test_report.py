@@ -10,10 +10,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 from rich.console import Console
 
-from commands import SPECIMEN, parity
+from commands import SPECIMEN, here
 from faults import named, write
 from gallery import CRASH
 from gpt2_parity.checks.greedy import CAPABILITY as GENERATE
@@ -23,9 +24,23 @@ from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.contract.plan import CaseShape, Plan
 from gpt2_parity.contract.rows import STATUSES, VERDICTS, Measurement, Results, Row
 from gpt2_parity.contract.rows import label as label_of
-from gpt2_parity.report import durations, files, plots, results, terminal, texts, verdicts
+from gpt2_parity.model import catalogue
+from gpt2_parity.reference import golden
+from gpt2_parity.reference.records import CONTINUATION, PROMPT
+from gpt2_parity.report import (
+    durations,
+    files,
+    measurements,
+    plots,
+    results,
+    terminal,
+    texts,
+    tokens,
+    verdicts,
+)
 from gpt2_parity.report import page as pages
 from gpt2_parity.report import runs as folders
+from gpt2_parity.report.cells import UNITS
 from gpt2_parity.report.markdown import MOST_BYTES
 from gpt2_parity.verdict import explain
 from gpt2_parity.verdict.judge import Judge, expected
@@ -45,11 +60,17 @@ def runs(tmp_path_factory, prepared):
     (folder / "crashes.py").write_text(SPECIMEN + CRASH, encoding="utf-8")
     for name, impls in {"clean": [], "fault": ["erf_gelu.py"], "crash": ["crashes.py"]}.items():
         chosen = [word for impl in [*impls, "numpy"] for word in ("--impl", impl)]
-        done = parity(
+        done = here(
             "verify", *chosen, "--target", "cpu-float32", "--seed", "7", "--out", name, cwd=folder
         )
         assert done.returncode == (1 if impls else 0), done.stderr
     return {name: folder / name for name in ("clean", "fault", "crash")}
+
+
+@pytest.fixture(scope="module")
+def micro_record():
+    model = catalogue.locate("micro")
+    return next(record for record in golden.read(model)[1] if record.name == "seed")
 
 
 class Page(HTMLParser):
@@ -251,11 +272,107 @@ def test_the_command_repeats_the_run(runs):
         "parity verify --impl erf_gelu.py --impl numpy --target cpu-float32 --model micro --seed 7"
     )
     assert command in Page((runs["fault"] / "report.html").read_text()).words
-    again = parity(*command.split()[1:], "--out", "again", cwd=runs["fault"].parent)
+    again = here(*command.split()[1:], "--out", "again", cwd=runs["fault"].parent)
     assert again.returncode == 1
     repeated = results.read(runs["fault"].parent / "again")
     assert repeated.equals(frame)
     assert repeated.attrs["implementation_sha256"] == frame.attrs["implementation_sha256"]
+
+
+def asked(page):
+    """The commands of the table of measurements."""
+    heads = [cells[0] for cells in page.tables["measured"] if len(cells) == 1]
+    return [head[head.index("parity verify") :].strip() for head in heads if "parity verify" in head]
+
+
+def test_each_measurement_has_an_address_of_its_own_that_stays(runs):
+    frame = results.load(runs["fault"])
+    texts = [(runs[name] / "report.html").read_text() for name in ("fault", "clean")]
+    found, others = (set(re.findall(r'<tr id="(m[0-9a-f]{8})"', text)) for text in texts)
+    assert len(found) == len(frame.rows)
+    assert all(f'<a href="#{name}">¶</a>' in texts[0] for name in found)
+    assert len(found & others) == len(others)  # numpy is in both runs
+    failures = texts[0][texts[0].index('<ul class="failures">') :].partition("</ul>")[0]
+    linked = re.findall(r'<a href="#(m\w+)"><code>', failures)
+    assert len(linked) == results.MOST
+    assert set(linked) <= found
+
+
+def test_the_command_of_a_measurement_makes_its_check_again_alone(runs, tmp_path):
+    page = Page((runs["fault"] / "report.html").read_text())
+    command = next(text for text in asked(page) if "erf_gelu" in text and "--only logits" in text)
+    arguments = command.split()[1:]
+    done = here(*arguments, "--out", tmp_path / "again", cwd=runs["fault"].parent)
+    assert done.returncode == 1, done.stderr
+    whole = [row for row in results.load(runs["fault"]).rows if row.implementation == "erf_gelu"]
+    values = {row[:8]: row.value for row in whole if row.check == "logits"}
+    assert {row[:8]: row.value for row in results.load(tmp_path / "again").rows} == values
+    top = page.words[: page.words.index("Verdict on each implementation")]
+    assert command.replace("--only logits", "--only local") in top  # of the fault that is told
+
+
+def test_a_run_without_commands_names_none():
+    page = Page(page_of([row()]))
+    assert "¶ c logits" in page.words
+    assert asked(page) == []
+
+
+def test_measurements_that_are_not_listed_are_counted_and_failures_come_first(monkeypatch):
+    monkeypatch.setattr(measurements, "MOST", 80)
+    many = [row(case=f"c{i}", verdict="pass", ratio=0.1) for i in range(measurements.MOST)]
+    page = Page(page_of([*many, *(row(case=f"bad{i}") for i in range(10))]))
+    assert "and 10 more, in results.json" in page.words
+    assert sum(cells[0].startswith("¶ bad") for cells in page.tables["measured"]) == 10
+
+
+def test_every_filter_has_its_rule(runs):
+    """Each radio button but "all" is in a selector of the style sheet, and what it keeps exists."""
+    text = (runs["fault"] / "report.html").read_text()
+    buttons = set(re.findall(r'<input type="radio" name="\w+" id="([\w-]+)">', text))
+    assert buttons == {"v-fails", "l", *(f"l{i}" for i in range(4)), *(f"c{i}" for i in range(15))}
+    assert all(f":has(#{name}:checked)" in text for name in buttons)
+    assert all(f'class="fails L{layer}"' in text for layer in range(4))
+    rows = results.load(runs["fault"]).rows
+    failing = sum(row.verdict == "fail" for row in rows)
+    assert len(re.findall(r'<tr id="m\w+" class="fails L\d?"', text)) == failing
+
+
+def test_units_are_explained_wherever_they_are_used(runs):
+    text = (runs["fault"] / "report.html").read_text()
+    parts = dict(zip(*[iter(re.split(r'<section id="(\w+)">', text)[1:])] * 2, strict=True))
+    told = {"rounding units": ("faults", "operations", "measurements")}
+    told["noise units"] = ("noise", "texts", "measurements")
+    for unit, sections in told.items():
+        for section in sections:
+            visible = re.sub(r'title="[^"]*"', "", parts[section])
+            assert UNITS[unit] in visible, section
+
+
+def test_tokens_show_the_error_and_the_margin_at_their_position(runs, micro_record):
+    record, rows = micro_record, results.load(runs["clean"]).rows
+    (own,) = [
+        row for row in rows if row.metric == "noise_units" and row[4:7] == ("seed", "logits", "logits")
+    ]
+    figures = own.evidence["by_token"]
+    first_two = np.sort(record.logits[0], axis=-1)[:, -2:]
+    unit = record.noise("float32")
+    assert figures["margins"] == pytest.approx((first_two[:, 1] - first_two[:, 0]) / unit, rel=0.01)
+    assert max(figures["errors"]) == pytest.approx(own.value, rel=0.01)
+    assert "".join(figures["tokens"]) == PROMPT
+    (strip,) = tokens.strips(rows)["seed"]
+    assert "".join(cell.text for cell in strip.new) == CONTINUATION
+    assert {cell.shade.split()[1] for cell in strip.prompt + strip.new} == {"m2"}  # it was memorised
+    page = (runs["clean"] / "report.html").read_text()
+    worst = max(strip.prompt, key=lambda cell: float(cell.title.split()[1].rstrip(",")))
+    assert f'<span class="{worst.shade}" title="{worst.title}">{worst.text}</span>' in page
+
+
+def test_a_token_is_shaded_by_its_error_and_its_margin():
+    figures = {"tokens": ["a", "b\n", "c"], "errors": [0.1, 80.0, "nan"], "margins": [15, 17, 1e4]}
+    shades = [cell.shade for cell in tokens.token_cells(figures, 8.0)]
+    assert shades == ["ok0 m0", "bad1 m1", "bad3 m2"]
+    assert tokens.token_cells({"tokens": ["a"], "errors": [], "margins": []}, 8.0) == []
+    assert tokens.token_cells("of another check", 8.0) == []
 
 
 NOT_TEXT = ("value", "limit", "ratio", "status", "evidence")
@@ -404,7 +521,7 @@ def test_markdown_stays_below_a_megabyte_whatever_the_run():
 
 def test_several_runs_merge_and_what_has_the_same_name_is_told_apart(runs, tmp_path):
     out = tmp_path / "both.html"
-    done = parity("report", runs["clean"], runs["fault"], "--out", out)
+    done = here("report", runs["clean"], runs["fault"], "--out", out)
     assert done.returncode == 0, done.stderr
     page = Page(out.read_text())
     names = [cells[0] for cells in page.tables["verdicts"][1:]]
@@ -412,7 +529,11 @@ def test_several_runs_merge_and_what_has_the_same_name_is_told_apart(runs, tmp_p
         "erf_gelu-cpu-float32", "numpy [clean 1]-cpu-float32", "numpy [fault 2]-cpu-float32"
     ]  # fmt: skip
     assert "1 of 3 is wrong" in page.words
-    assert page.words.count("parity verify --impl") == 2
+    assert page.tags["pre"] == 2
+    commands = {
+        f"parity verify --impl {impl} --model micro --seed 7" for impl in ("erf_gelu.py", "numpy")
+    }
+    assert commands == {text.split(" --target")[0] for text in asked(page)}
 
 
 def test_what_is_held_against_forward_alone_is_no_text_of_golden():
@@ -442,7 +563,7 @@ def test_what_is_held_against_forward_alone_is_no_text_of_golden():
 
 def test_a_report_made_again_says_the_same(runs, tmp_path):
     again = tmp_path / "again.html"
-    assert parity("report", runs["clean"], "--out", again).returncode == 0
+    assert here("report", runs["clean"], "--out", again).returncode == 0
     assert Page(again.read_text()).words == Page((runs["clean"] / "report.html").read_text()).words
 
 
@@ -463,7 +584,7 @@ def test_a_report_made_again_says_the_same(runs, tmp_path):
 def test_what_is_no_run_is_refused_in_one_line(tmp_path, content, message):
     if content:
         (tmp_path / results.NAME).write_text(content)
-    done = parity("report", tmp_path)
+    done = here("report", tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from commands import SPECIMEN, interruptible, module, parity
+import gpt2_parity
+from commands import SPECIMEN, here, interruptible, module, parity
 from examine import examine
 from faults import named, write
 from gpt2_parity.checks.registry import CHECKS
@@ -34,6 +35,13 @@ def numpy_run(tmp_path_factory, prepared):
     out = tmp_path_factory.mktemp("out")
     done = parity("verify", "--impl", "numpy", "--model", "micro", "--out", out, "--seed", 5)
     return done, out
+
+
+def shown(verdict, width=200):
+    """What the commands print of a verdict."""
+    screen = Console(width=width, file=io.StringIO())
+    terminal.show(screen, verdict.results)
+    return screen.file.getvalue()
 
 
 def test_a_clean_run_exits_0_and_writes_four_files(numpy_run):
@@ -72,13 +80,11 @@ def test_it_shows_its_version():
 
 @pytest.mark.parametrize(("width", "tables"), [(80, 3), (180, 1)])
 def test_no_word_of_the_table_is_broken_however_narrow_the_terminal(numpy_run, width, tables):
-    screen = Console(width=width, file=io.StringIO())
-    terminal.show(screen, results.load(numpy_run[1]))
-    lines = screen.file.getvalue().splitlines()
+    lines = shown(gpt2_parity.read(numpy_run[1]), width).splitlines()
     heads = [line.split("  ") for line in lines if line.startswith(" implementation")]
     words = [word.strip() for head in heads for word in head if word.strip()]
-    made = [name for name in CHECKS if name not in ("gradients", "search")]  # NumPy has no gradients
-    names = [name.replace("_", " ") for name in made]
+    offered_by_others = ("gradients", "own_weights", "search")
+    names = [name.replace("_", " ") for name in CHECKS if name not in offered_by_others]
     assert [word for word in words if word != "implementation"] == names
     assert len(heads) == tables
 
@@ -92,7 +98,7 @@ def test_the_three_files_agree(numpy_run):
 
 def test_a_wrong_implementation_exits_1_and_is_named(tmp_path, prepared):
     path, out = write(named("erf_gelu"), tmp_path), tmp_path / "out"
-    done = parity("verify", "--impl", path, "--impl", "numpy", "--target", "cpu-float32", "--out", out)
+    done = here("verify", "--impl", path, "--impl", "numpy", "--target", "cpu-float32", "--out", out)
     assert done.returncode == 1
     frame = results.read(out)
     wrong = frame[frame.verdict == "fail"]
@@ -132,7 +138,7 @@ def test_a_wrong_implementation_exits_1_and_is_named(tmp_path, prepared):
     ],
 )
 def test_what_cannot_be_judged_exits_2_with_one_clear_line(arguments, message, prepared):
-    done = parity(*arguments)
+    done = here(*arguments)
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -142,21 +148,21 @@ def test_what_cannot_be_judged_exits_2_with_one_clear_line(arguments, message, p
 def test_a_run_is_refused_where_another_one_is_under_way(command, tmp_path, prepared):
     """Both would write into one journal, and a right implementation would fail."""
     with alone(tmp_path / "out"):
-        done = parity(*command, tmp_path / "out")
+        done = here(*command, tmp_path / "out")
         assert done.returncode == 2
         assert "another run is using it" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_a_refused_run_removes_the_folder_that_it_made(tmp_path, prepared):
-    done = parity("verify", "--impl", "numpy", "--target", "tpu-float32", "--out", tmp_path / "a" / "b")
+    done = here("verify", "--impl", "numpy", "--target", "tpu-float32", "--out", tmp_path / "a" / "b")
     assert done.returncode == 2
     assert not (tmp_path / "a" / "b").exists()
 
 
 def test_a_complete_run_cannot_be_resumed(tmp_path):
     (tmp_path / results.NAME).write_text("{}")
-    done = parity("resume", tmp_path)
+    done = here("resume", tmp_path)
     assert done.returncode == 2
     assert "its run is complete" in done.stderr
 
@@ -176,13 +182,12 @@ def test_an_implementation_is_named_relative_to_the_working_folder_where_it_is_i
 
 def test_a_target_that_only_some_offer_is_skipped_for_the_others(tmp_path, prepared):
     code = "def targets():\n    return [('cpu', 'float64')]"
-    path, out = module(tmp_path, "only64", code), tmp_path / "out"
-    chosen = ("--impl", path, "--impl", "numpy", "--target", "cpu-float32")
-    done = parity("verify", *chosen, "--out", out)
-    assert done.returncode == 0
-    frame = results.read(out)
+    path = module(tmp_path, "only64", code)
+    verdict = gpt2_parity.verify([path, "numpy"], targets="cpu-float32", only=["logits"])
+    assert verdict.exit_code == 0
+    frame = verdict.frame()
     assert set(frame[frame.implementation == "only64"].verdict) == {"skipped"}
-    assert "not offered" in done.stdout
+    assert "not offered" in shown(verdict)
 
 
 @pytest.mark.parametrize("name", ["model.ckpt.index", "manifest.json"])
@@ -203,7 +208,7 @@ def test_a_damaged_file_exits_2_and_is_named(name, tmp_path, home):
 
 
 def test_list_shows_implementations_models_and_checks():
-    done = parity("list")
+    done = here("list")
     assert done.returncode == 0
     for word in ("numpy", "jax", "torch", "tensorflow", "micro", "1558M", "kv_cache", "bad_tokens"):
         assert word in done.stdout
@@ -244,14 +249,14 @@ def test_a_refused_run_leaves_an_earlier_one_as_it_was(numpy_run, tmp_path, opti
     (out / "journal").mkdir()
     (out / "journal" / "run.json").write_text("{}")
     before = listing(out)
-    done = parity("gate", "numpy", *options, "--out", out)
+    done = here("gate", "numpy", *options, "--out", out)
     assert done.returncode == 2
     assert listing(out) == before
 
 
 def test_a_refused_benchmark_leaves_an_earlier_one_as_it_was(tmp_path, prepared):
     (tmp_path / "bench.json").write_text("{}")
-    done = parity("bench", "--impl", "numpy", "--model", "micro", "--against", "foo", "--out", tmp_path)
+    done = here("bench", "--impl", "numpy", "--model", "micro", "--against", "foo", "--out", tmp_path)
     assert done.returncode == 2
     assert listing(tmp_path) == {Path("bench.json"): b"{}"}
 
@@ -278,7 +283,7 @@ def test_an_earlier_run_is_restored_where_one_of_its_files_cannot_be_moved(tmp_p
 
 def test_an_optional_function_that_is_none_counts_as_absent(tmp_path, prepared):
     path = module(tmp_path, "bare", "generate = None\nloss_and_grads = None")
-    rows = examine(find(str(path)).load(), prepared)
+    rows = examine(find(str(path)).load(), prepared, checks={"logits", "greedy", "gradients"})
     assert exit_code(rows) == 0
     assert not [row for row in rows if row.check == "gradients" or row.scope.startswith("generate")]
 
@@ -287,7 +292,7 @@ def test_a_run_replaces_an_earlier_one(tmp_path, prepared):
     (tmp_path / "results.json").write_text("{}")
     (tmp_path / "journal").mkdir()
     (tmp_path / "journal" / "run.json").write_text("{}")
-    assert parity("gate", "numpy", "--target", "cpu-float32", "--out", tmp_path).returncode == 0
+    gpt2_parity.gate("numpy", targets="cpu-float32", out=tmp_path, only=["logits", "local"])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(results.FILES)
     assert len(results.read(tmp_path)) > 100
 
@@ -295,7 +300,7 @@ def test_a_run_replaces_an_earlier_one(tmp_path, prepared):
 def test_a_folder_that_is_not_a_journal_is_left_alone(tmp_path, prepared):
     (tmp_path / "journal").mkdir()
     (tmp_path / "journal" / "monday.md").write_text("precious")
-    done = parity("gate", "numpy", "--out", tmp_path)
+    done = here("gate", "numpy", "--out", tmp_path)
     assert done.returncode == 2
     assert "is not the journal of a run" in done.stderr
     assert listing(tmp_path) == {Path("journal/monday.md"): b"precious"}
@@ -305,7 +310,7 @@ def test_two_implementations_of_one_name_are_refused(tmp_path, prepared):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         module(tmp_path / folder, "m", "")
-    done = parity("verify", "--impl", "a/m.py", "--impl", "b/m.py", cwd=tmp_path)
+    done = here("verify", "--impl", "a/m.py", "--impl", "b/m.py", cwd=tmp_path)
     assert done.returncode == 2
     assert "a/m.py and b/m.py: all would be 'm'" in done.stderr
 
@@ -316,7 +321,7 @@ def test_a_module_beside_the_file_is_found(tmp_path, prepared):
     path = module(
         tmp_path / "there", "mine", "import sibling_of_mine\nassert sibling_of_mine.ANSWER == 42"
     )
-    assert parity("gate", path, "--target", "cpu-float32", cwd=tmp_path).returncode == 0
+    assert gpt2_parity.gate(path, targets="cpu-float32", only=["logits"]).passed
 
 
 WRITES = """
@@ -328,9 +333,8 @@ def load(params, hparams, **target):
 def test_writing_into_the_weights_does_not_blind_the_verdict(tmp_path, prepared):
     """Nor does it reach the next target: each load gets the weights of the file."""
     wrong = WRITES + "    params['h1/mlp/c_fc/w'] *= 1.01\n    return _load(params, hparams, **target)\n"
-    done = parity("gate", module(tmp_path, "wrong", wrong), "--out", tmp_path / "out")
-    assert done.returncode == 1
-    frame = results.read(tmp_path / "out")
+    checks = ["logits", "activations", "local", "weights", "kv_cache", "greedy"]
+    frame = gpt2_parity.gate(module(tmp_path, "wrong", wrong), only=checks).frame()
     local = frame[(frame.check == "local") & (frame.verdict == "fail")]
     assert set(local.dtype) == {"float32", "float64"}
     assert set(local.scope) == set(frame[frame.verdict == "fail"].blame) == {"h1/mlp/c_fc"}
@@ -346,19 +350,20 @@ def test_overwriting_the_weights_after_copying_them_is_allowed(tmp_path, prepare
         w.fill(0)
     return _load(copied, hparams, **target)
 """
-    done = parity("gate", module(tmp_path, "copies", WRITES + copies))
-    assert done.returncode == 0, done.stdout
+    path = module(tmp_path, "copies", WRITES + copies)
+    verdict = gpt2_parity.gate(path, only=["logits", "local", "weights", "kv_cache", "bad_tokens"])
+    assert verdict.passed, verdict.explain()
 
 
 def test_infinite_results_are_blamed_and_get_no_wrong_diagnosis(tmp_path, prepared):
     """Where the logits become NaN, the greedy tokens are reported as they came."""
     text = SPECIMEN.replace("    y *= g\n", "    y = y * g\n    y[0, 0, 0] = np.inf\n")
     (tmp_path / "infinite.py").write_text(text)
-    done = parity("gate", "infinite.py", "--out", tmp_path / "out", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "no known mistake explains it" in done.stdout
-    assert "fall to inf" not in done.stdout
-    frame = results.read(tmp_path / "out")
+    checks = ["logits", "activations", "local", "greedy"]
+    verdict = gpt2_parity.gate(tmp_path / "infinite.py", targets="cpu-float32", only=checks)
+    assert "no known mistake explains it" in verdict.explain()
+    assert "fall to inf" not in verdict.explain()
+    frame = verdict.frame()
     failed = frame[frame.verdict == "fail"]
     assert set(failed[failed.check == "local"].blame) >= {"h0/ln_1"}
     greedy = failed[failed.check == "greedy"]
@@ -378,22 +383,23 @@ def numpy(x):
     return np.asarray(x).astype(ml_dtypes.bfloat16)
 """
     (tmp_path / "narrow.py").write_text(text + code)
-    done = parity("gate", "narrow.py", "--out", tmp_path / "out", cwd=tmp_path)
-    frame = results.read(tmp_path / "out")
-    assert not frame.detail.str.contains("the contract says").any(), done.stdout
+    checks = ["logits", "activations", "kv_cache", "batch", "greedy"]
+    frame = gpt2_parity.gate(tmp_path / "narrow.py", only=checks).frame()
+    assert set(frame.check) == set(checks)
+    assert not frame.detail.str.contains("the contract says").any()
     assert set(frame[(frame.check == "logits") & (frame.metric == "noise_units")].verdict) == {"pass"}
 
 
 def test_the_line_of_a_syntax_error_is_named(tmp_path, prepared):
     (tmp_path / "mine.py").write_text("import math\n\ndef (:\n")
-    done = parity("gate", "mine.py", cwd=tmp_path)
+    done = here("gate", "mine.py", cwd=tmp_path)
     assert done.returncode == 1
     assert "SyntaxError at mine.py:3" in done.stdout
 
 
 def test_a_failed_import_is_explained_where_a_target_is_named_too(tmp_path, prepared):
     (tmp_path / "mine.py").write_text("import nonesuch\n")
-    done = parity("verify", "--impl", "mine.py", "--target", "cpu-float32", cwd=tmp_path)
+    done = here("verify", "--impl", "mine.py", "--target", "cpu-float32", cwd=tmp_path)
     assert done.returncode == 1
     assert "No module named 'nonesuch'" in done.stdout
     assert "offered by none" not in done.stderr
@@ -434,10 +440,11 @@ def test_a_wider_precision_than_declared_is_reported_everywhere(tmp_path, prepar
     wide = SPECIMEN.replace("np.asarray(w, dtype) for name", "np.asarray(w, float) for name")
     assert wide != SPECIMEN
     (tmp_path / "wide.py").write_text(wide)
-    done = parity("gate", tmp_path / "wide.py", "--target", "cpu-float32", "--out", tmp_path / "out")
-    assert done.returncode == 0
+    one = {"targets": "cpu-float32", "out": tmp_path / "out", "only": ["precision"]}
+    verdict = gpt2_parity.gate(tmp_path / "wide.py", **one)
+    assert verdict.passed
     words = "measured float64, declared float32: wider than declared"
-    assert words in done.stdout
+    assert words in shown(verdict)
     assert words in (tmp_path / "out" / "report.md").read_text()
     assert words in (tmp_path / "out" / "report.html").read_text()
 
@@ -448,9 +455,9 @@ def test_known_failures_are_reported_everywhere(tmp_path, prepared):
     name = f"{fault.name}-cpu-float32"
     known.write_text(f"{name} | bad_tokens | tokens | 2 | ids wrap until 2.1\n")
     path, out = write(fault, tmp_path), tmp_path / "out"
-    done = parity("gate", path, "--target", "cpu-float32", "--ledger", known, "--out", out)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{name} bad_tokens: known: ids wrap until 2.1 (5 measurements)" in done.stdout
+    verdict = gpt2_parity.gate(path, targets="cpu-float32", ledger=known, out=out)
+    assert verdict.passed, verdict.explain()
+    assert f"{name} bad_tokens: known: ids wrap until 2.1 (5 measurements)" in shown(verdict)
     assert "ids wrap until 2.1" in (out / "report.md").read_text().replace("\\", "")
     page = (out / "report.html").read_text()
     assert "It is right, but for 5 known disagreements</h1>" in page
@@ -459,6 +466,6 @@ def test_known_failures_are_reported_everywhere(tmp_path, prepared):
 
 def test_published_values_are_not_compared_below_float32(prepared):
     pytest.importorskip("torch")
-    done = parity("known", "micro", "--impl", "torch", "--target", "cpu-bfloat16")
+    done = here("known", "micro", "--impl", "torch", "--target", "cpu-bfloat16")
     assert done.returncode == 2
     assert "the digits of float32" in done.stderr

@@ -96,18 +96,13 @@ def test_all_pairs_of_strata_are_combined():
         assert seen == strata, (a, b)
 
 
-@pytest.mark.parametrize("axis", ["n_head", "n_vocab", "batch", "keys", "n_embd"])
-def test_the_stated_bounds_are_reached(axis):
-    trials = [*itertools.islice(draw.trials(5, EVERYTHING), 400)]
-    values = {
-        "n_head": {trial.hparams.n_head for trial in trials},
-        "n_vocab": {trial.hparams.n_vocab for trial in trials},
-        "batch": {step.batch for trial in trials for step in trial.steps},
-        "keys": {max(trial.lengths()) for trial in trials},
-        "n_embd": {trial.hparams.n_embd for trial in trials},
-    }[axis]
-    needed = {"n_head": 25, "n_vocab": 50257, "batch": 64, "keys": 1025, "n_embd": 768}[axis]
-    assert max(values) >= needed
+def test_the_stated_bounds_are_reached():
+    trials = [*itertools.islice(draw.trials(5, EVERYTHING), 700)]
+    assert max(trial.hparams.n_head for trial in trials) >= 25
+    assert max(trial.hparams.n_vocab for trial in trials) >= 50257
+    assert max(step.batch for trial in trials for step in trial.steps) >= 64
+    assert max(max(trial.lengths()) for trial in trials) >= 1025
+    assert max(trial.hparams.n_embd for trial in trials) >= 768
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Properties of the specimens themselves; the checks establish that they are right."""
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -58,7 +59,8 @@ def test_it_stays_short(name):
     assert len(path(name).read_text().splitlines()) <= most
 
 
-# The known values, computed in a process of its own per framework, so that none is imported here.
+# What follows runs in a process of its own per framework, so that none is imported here. First the
+# known values.
 LAYERS = """
 import sys, json, numpy as np
 from gpt2_parity.implementation import discovery
@@ -84,12 +86,45 @@ print(json.dumps([
 """
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Each of these texts is run by itself; what it raised and what it printed, by its name.
+RUN_EACH = """
+import contextlib, io, json, sys, traceback
+found = {}
+for name, code in json.loads(sys.argv[2]).items():
+    error, said = "", io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            exec(compile(code, name, "exec"), {})
+    except Exception:
+        error = traceback.format_exc()
+    found[name] = error, said.getvalue()
+print(json.dumps(found))
+"""
+
+
+@functools.cache
+def all_ran(name):
+    """All texts, run in one process, because a framework takes seconds to import."""
+    texts = json.dumps({"LAYERS": LAYERS, "BRANCHES": BRANCHES, "LAYOUTS": LAYOUTS})
+    arguments = [sys.executable, "-c", RUN_EACH, name, texts]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+TOGETHER = [pytest.param(name, marks=pytest.mark.xdist_group(f"specimen_{name}")) for name in NAMES]
+
+
+def ran(name, text):
+    """The traceback of a text with a specimen, "" if it raised nothing, and what it printed."""
+    return all_ran(name)[text]
+
+
+@pytest.mark.parametrize("name", TOGETHER)
 def test_the_layers_answer_the_known_values(name):
-    done = subprocess.run(
-        [sys.executable, "-c", LAYERS, name], capture_output=True, text=True, check=True
-    )
-    gelu, far, layer_norm, *linear, near = json.loads(done.stdout.splitlines()[-1])
+    error, said = ran(name, "LAYERS")
+    assert error == "", error
+    gelu, far, layer_norm, *linear, near = json.loads(said)
     np.testing.assert_allclose(gelu, [[0.84119, 1.9546], [-0.0454, 0.34571]], atol=5e-5)
     # A widely copied tutorial prints these figures under the input [[2, 100], [-5, 0]]; they belong
     # to [[2, 10], [-1, 0]]. Both inputs are held to what they really give.
@@ -132,12 +167,10 @@ for name, now, then in taps:
 """
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TOGETHER)
 def test_a_cache_may_be_continued_twice_and_nothing_handed_out_is_overwritten(name):
-    done = subprocess.run(
-        [sys.executable, "-c", BRANCHES, name], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    error, _ = ran(name, "BRANCHES")
+    assert error == "", error
 
 
 # Weights as they may lie in memory: aligned or not, w in either order, and not to be written to.
@@ -171,12 +204,10 @@ assert np.abs(found[0]).max() > 0.1  # 1e-5 is little beside it
 """
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TOGETHER)
 def test_weights_may_lie_in_memory_as_they_like(name):
-    done = subprocess.run(
-        [sys.executable, "-c", LAYOUTS, name], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    error, _ = ran(name, "LAYOUTS")
+    assert error == "", error
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -219,7 +250,9 @@ def test_torch_decodes_on_cuda_without_asking_the_device(monkeypatch):
             impl.choices(model, tokens, 4, fixed=False)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NAMES]
+)
 def test_a_cache_may_be_continued_in_several_ways(name):
     """Two continuations of one cache in turn: neither may see what the other has written."""
     pytest.importorskip({"naive": "numpy"}.get(name, name))

@@ -1,6 +1,7 @@
 """Truths are made once, kept, and mapped by every process; what is not ours is made again."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -125,6 +126,8 @@ def test_where_nothing_can_be_written_an_entry_lasts_as_long_as_the_process(tmp_
 def test_what_was_unused_for_longest_is_removed(made, monkeypatch):
     _, entry = made
     oldest, old = entry(seed=1), entry(seed=2)
+    for second, path in enumerate((oldest, old)):  # a clock may not tick between two entries
+        os.utime(path.with_suffix(".json"), (second, second))
     monkeypatch.setattr(kept, "MOST", 2 * old.stat().st_size)
     assert oldest == entry(seed=1)  # used again: now the other one is older
     entry(seed=3)

@@ -1,7 +1,8 @@
 """Honest variants: other right ways to compute GPT-2. None may ever fail.
 
 A variant is a small edit of a specimen's text, with the precision that it declares. An edit that does
-not apply is an error. The specimen "plain", in which faults are planted, is tried unchanged.
+not apply is an error. The specimen "plain", in which faults are planted, is tried unchanged, and with the
+functions of by_shape.py in it.
 """
 
 import atexit
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from by_shape import BY_SHAPE
 from faults import edits
 from faults.edits import Edit, helper, instead
 from faults.plain import Plain
@@ -55,6 +57,8 @@ def variant(
 
 variant("float32", specimen="plain")
 variant("float64", specimen="plain", dtype="float64")
+for _name in BY_SHAPE:  # another path for other shapes
+    variant(_name, specimen="plain")
 
 # -- NumPy: orders of summation, layouts, formulas
 
@@ -393,7 +397,7 @@ ON_CUDA += [
 def load(found: Variant, folder: Path) -> Any:
     """The variant, written to folder and imported. Raises ValueError where an edit does not apply."""
     if found.specimen == "plain":
-        return Plain()
+        return Plain.with_(found.name, **BY_SHAPE.get(found.name.removeprefix("plain_"), {}))
     specimen = IMPLS / f"gpt2_{found.specimen}.py"
     return edits.load(found.name, edits.edited(found.name, specimen, found.edits), folder)
 

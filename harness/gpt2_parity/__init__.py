@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from gpt2_parity.version import __version__
 
 if TYPE_CHECKING:
-    from gpt2_parity.api import CannotJudge, Verdict, gate, read, resume, verify
+    from gpt2_parity.api import CannotJudge, Fuzzed, Verdict, fuzz, gate, read, resume, verify
 else:
 
     def __getattr__(name):
@@ -27,4 +27,14 @@ else:
         return sorted(__all__)
 
 
-__all__ = ["CannotJudge", "Verdict", "__version__", "gate", "read", "resume", "verify"]
+__all__ = [
+    "CannotJudge",
+    "Fuzzed",
+    "Verdict",
+    "__version__",
+    "fuzz",
+    "gate",
+    "read",
+    "resume",
+    "verify",
+]

@@ -14,16 +14,17 @@ import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from gpt2_parity.contract.interface import CannotJudge, Target
 from gpt2_parity.contract.progress import Progress
-from gpt2_parity.contract.rows import OUTCOMES, Results, Row, exit_code
+from gpt2_parity.contract.rows import Results, Row, exit_code
 from gpt2_parity.files.output_folder import alone, replacing, writable
 from gpt2_parity.implementation import given as implementation_given
 from gpt2_parity.implementation.given import Given
 from gpt2_parity.model import catalogue
 from gpt2_parity.report import envelope, results
+from gpt2_parity.run import corpus as corpora
 from gpt2_parity.run import request as requests
 from gpt2_parity.run import runner, supervisor
 from gpt2_parity.run.request import Request, parse_target
@@ -33,7 +34,7 @@ from gpt2_parity.verdict import explain, known_failures
 if TYPE_CHECKING:  # pandas is optional
     import pandas as pd
 
-__all__ = ["CannotJudge", "Verdict", "gate", "read", "resume", "verify"]
+__all__ = ["CannotJudge", "Fuzzed", "Verdict", "fuzz", "gate", "read", "resume", "verify"]
 
 JOURNAL = "journal"  # in the folder out, while a run is under way
 DEFAULT = Resources()
@@ -116,7 +117,7 @@ class Verdict:
         )
 
     def __repr__(self) -> str:
-        outcome = OUTCOMES[self.exit_code]
+        outcome = results.outcome(self.results)
         return f"<Verdict {outcome} on {self.environment.get('model')}: {results.counts(self.results)}>"
 
     def _repr_html_(self) -> str:
@@ -143,6 +144,7 @@ def verify(
     only: Sequence[str] = (),
     scheduler: str = "",
     search: float | None = None,
+    corpus: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Verify one implementation, or each of a list, against the golden record of a model.
@@ -170,6 +172,8 @@ def verify(
     scheduler: address of a dask scheduler; the workers of its cluster then do the work.
     search: seconds to search, in each target, for sizes, values and histories that are wrong; 0: not at
         all; None: 10, or what the environment variable PARITY_SEARCH says.
+    corpus: folder of failures that fuzz has found; the search makes them first, even if it has no
+        seconds. None: STEM.corpus beside each implementation's file, if it is there.
     progress: called with an Update (contract/progress.py) at each step, from several threads.
 
     A crash, a hang, or running out of memory is that implementation's failure and raises nothing. Raises
@@ -190,6 +194,10 @@ def verify(
         jobs=requests.jobs(jobs),
         only=requests.checks(only),
         search=requests.search(search, limits),
+        corpus=corpora.replayed(
+            [one.found for one in given], Path(corpus) if corpus is not None else None
+        ),
+        corpus_folder=str(corpus) if corpus is not None else "",
         model=catalogue.locate(model),  # last: it may generate weights
         scheduler=scheduler,
     )
@@ -210,6 +218,54 @@ def gate(implementation: Any, **options: Any) -> Verdict:
     if isinstance(implementation, (list, tuple)) and not hasattr(implementation, "forward"):
         raise CannotJudge("gate judges one implementation; give several to verify")
     return verify(implementation, **options)
+
+
+class Fuzzed(NamedTuple):
+    """What fuzz found: the verdict on its trials, and what became of the failures."""
+
+    verdict: Verdict
+    corpus: Path  # the folder of reproducers; it exists if any was ever written
+    kept: list[corpora.Kept]
+
+
+def fuzz(
+    implementation: Any,
+    *,
+    minutes: float = 5.0,
+    seed: int | None = None,
+    targets: str | Iterable[str | tuple[str, str]] | None = None,
+    corpus: Path | str | None = None,
+    timeout: float = DEFAULT.seconds,
+    memory: float = DEFAULT.gigabytes,
+    threads: int | None = DEFAULT.threads,
+    progress: Progress | None = None,
+) -> Fuzzed:
+    """Search for minutes, in each target, and write what fails as a stand-alone file into a corpus.
+
+    The trials of the corpus come first. corpus: its folder; None: STEM.corpus beside the
+    implementation's file. timeout: seconds for the start; for the search it is extended as needed, since
+    a failure is made smaller in half of the minutes again.
+
+    Raises CannotJudge as verify does, and where the corpus cannot be read or written.
+    """
+    if isinstance(implementation, (list, tuple)) and not hasattr(implementation, "forward"):
+        raise CannotJudge("fuzz searches one implementation")
+    found = implementation_given.locate(implementation).found
+    folder = corpora.beside(found) if corpus is None else Path(corpus)
+    writable(folder)
+    verdict = verify(
+        implementation,
+        seed=seed,
+        targets=targets,
+        timeout=max(timeout, 120 * minutes),
+        memory=memory,
+        threads=threads,
+        only=["search"],
+        search=60 * minutes,
+        corpus=folder if folder.is_dir() else None,
+        progress=progress,
+    )
+    return Fuzzed(verdict, folder, corpora.keep(verdict.rows, found, folder, timeout))
 
 
 def resume(

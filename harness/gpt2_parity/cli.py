@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from gpt2_parity.commands import golden, listing
 from gpt2_parity.commands.bench import bench
+from gpt2_parity.commands.fuzz import fuzz
 from gpt2_parity.commands.plain_help import Command, Group
 from gpt2_parity.commands.published import fetch, known
 from gpt2_parity.commands.report import compare, report
@@ -33,7 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},  # the commands inherit it
     pretty_exceptions_enable=False,
 )
-for function in (verify, gate, resume, new, bench, report, compare, fetch, known):
+for function in (verify, gate, fuzz, resume, new, bench, report, compare, fetch, known):
     app.command(cls=Command)(function)
 app.command("list", cls=Command)(listing.show)
 app.add_typer(golden.app, name="golden")

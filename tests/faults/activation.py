@@ -10,7 +10,6 @@ from .rounding import BFLOAT16, TF32, cut, through_float16
 from .shelf import fault, only_at, put
 
 GELU = "h*/mlp/gelu"
-ERF = np.vectorize(math.erf, otypes=[float])
 
 
 @fault("sigmoid_gelu", replaces="gelu", blame=GELU, diagnosis="sigmoid_gelu", trips="local")
@@ -55,7 +54,9 @@ for _name, _constant in {
 
 @fault("erf_gelu", replaces="gelu", blame=GELU, diagnosis="erf_gelu", trips="logits activations local")
 def erf_gelu(x, at):
-    return (0.5 * x * (1 + ERF(x / math.sqrt(2)))).astype(x.dtype)
+    from scipy.special import erf  # only where it is planted: a worker imports all faults
+
+    return (0.5 * x * (1 + erf(x.astype(float) / math.sqrt(2)))).astype(x.dtype)
 
 
 put(

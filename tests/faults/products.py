@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from .plain import Plain
-from .shelf import fault, put
+from .shelf import BLACK_BOX, fault, put
 
 PRODUCTS = "h*/attn/c_attn h*/attn/c_proj h*/mlp/c_fc h*/mlp/c_proj"
 
@@ -39,27 +39,58 @@ def reshaped_c_attn(x, w, b, at):
 
 def int8(x, axis):
     scale = np.abs(x).max(axis=axis, keepdims=True) / np.float32(127)
-    return np.round(x / scale) * scale
+    return np.round(x * (1 / scale)) * scale  # as engines do it: half way, it is not x / scale
 
 
-def int8_linear(x, w, b, at, axis):
+def uint8(x, axis):
+    """Around a zero point, as ONNX's DynamicQuantizeLinear."""
+    low, high = np.minimum(x.min(), 0), np.maximum(x.max(), 0)
+    scale = (high - low) / np.float32(255)
+    zero = np.round(-low / scale)
+    return (np.clip(np.round(x / scale) + zero, 0, 255) - zero) * scale
+
+
+def int8_linear(x, w, b, at, axis, inputs=int8, outputs=0):
     """Both factors in int8: the inputs with scales along axis, the weights with one for each column."""
-    return int8(x, axis) @ int8(w, 0) + b
+    return inputs(x, axis) @ int8(w, outputs) + b
 
 
 put(
     "int8_inputs",
-    linear=functools.partial(int8_linear, axis=-1),
+    linear=lambda x, w, b, at: int8(x, -1) @ w + b,
     blame=PRODUCTS,
     diagnosis="int8_inputs",
     trips="local precision",
 )
 put(
-    "int8_inputs_by_tensor",
+    "int8_products",
+    linear=functools.partial(int8_linear, axis=-1),
+    blame=PRODUCTS,
+    diagnosis="int8_products",
+    trips="local precision",
+)
+put(
+    "int8_products_by_tensor",
     linear=functools.partial(int8_linear, axis=None),
     blame=PRODUCTS,
-    diagnosis="int8_inputs_by_tensor",
+    diagnosis="int8_products_by_tensor",
     trips="local precision causality",
+)
+put(
+    "uint8_inputs_by_tensor",
+    linear=functools.partial(int8_linear, axis=None, inputs=uint8, outputs=None),
+    blame=PRODUCTS,
+    diagnosis="int8_products_by_tensor",
+    trips="local precision causality",
+)
+put(
+    "int8_products_in_a_black_box",  # as CTranslate2 has it: wte too, in the embedding and in the head
+    linear=functools.partial(int8_linear, axis=-1),
+    embed=lambda tokens, wte, wpe, at: Plain.embed(tokens, int8(wte, 1), wpe, at),
+    head=lambda x, wte, at: int8(x, -1) @ int8(wte, 1).T,
+    blame="logits",
+    diagnosis="int8_products",
+    **BLACK_BOX,
 )
 
 

@@ -106,6 +106,7 @@ from faults import named, plant
 planted = plant(named({name!r}))
 TAPS, targets, load, numpy = planted.TAPS, planted.targets, planted.load, planted.numpy
 forward, generate = planted.forward, planted.generate
+weights, WEIGHTS = planted.weights, planted.WEIGHTS
 """
 
 

@@ -124,6 +124,17 @@ def int8_weights(p):
     return matrices(p, quantised)
 
 
+@fault("int8_weights_by_reciprocals", alters="weights", blame=PRODUCTS, diagnosis="int8_weights")
+def int8_weights_by_reciprocals(p):
+    """As torchao has it. Half way, w * (1 / scale) is rounded to the other neighbour."""
+
+    def quantised(w):
+        scale = np.abs(w).max(axis=0, keepdims=True) / np.float32(127.5)
+        return np.clip(np.round(w * (1 / scale)), -128, 127) * scale
+
+    return matrices(p, quantised)
+
+
 def in_groups(p, most, group, scales):
     """Each w in groups of the inputs of an output, with a scale of its own, as ggml has it."""
     for name, w in p.items():

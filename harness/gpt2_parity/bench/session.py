@@ -19,6 +19,7 @@ from gpt2_parity.bench.workload import SAMPLES, Outcome, Settings, TimedRow, Wor
 from gpt2_parity.contract import dtypes
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.contract.interface import CannotJudge, CodeChanged, Target
+from gpt2_parity.contract.plan import FURTHER
 from gpt2_parity.contract.spelling import meant
 from gpt2_parity.implementation.discovery import Found
 from gpt2_parity.model import checkpoint
@@ -27,10 +28,12 @@ from gpt2_parity.run import runner
 from gpt2_parity.run.supervisor import Lost, Refused, WorkerProcess
 
 REST = 0.15  # seconds after a turn; idle threads of OpenBLAS were seen to spin for 0.11 s
-AGAIN = 8  # tokens of generate in the verification afterwards; timed results are checked besides
+# tokens of generate in the verification afterwards, and with --quick before; timed results are checked
+# besides
+AGAIN = 8
 
 
-class Step(NamedTuple):
+class Stage(NamedTuple):
     """What a benchmark does now."""
 
     who: str  # an implementation, or "" for all
@@ -40,7 +43,7 @@ class Step(NamedTuple):
     of: int
 
 
-Report = Callable[[Step], None]
+Report = Callable[[Stage], None]
 
 
 class Session:
@@ -70,7 +73,7 @@ class Session:
 
     def step(self, who: str, what: str, round: bool = False) -> None:
         """Report the start of a step."""
-        self.report(Step(who, what, round, self.done, self.all))
+        self.report(Stage(who, what, round, self.done, self.all))
         self.done += 1
 
     def resume(self, journal: Journal) -> None:
@@ -120,7 +123,7 @@ class Session:
             participant.wait_until_loaded()
             if participant.running:
                 since = self.pace.clock()
-                participant.verify("before")
+                participant.verify("before", AGAIN if self.settings.seconds else FURTHER)
                 took += self.pace.clock() - since
         self.refuse_absent_target()
         self._note_code(present)

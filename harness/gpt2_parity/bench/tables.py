@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from gpt2_parity.bench.session import Report, Step
+from gpt2_parity.bench.session import Report, Stage
 from gpt2_parity.bench.workload import Outcome, TimedRow
 from gpt2_parity.files import atomic
 from gpt2_parity.report import markdown, results, runs
@@ -38,10 +38,10 @@ def progress(console: Console) -> Iterator[Report]:
     with Progress(*columns, console=console, transient=True, auto_refresh=False) as bars:
         task = bars.add_task("starting", total=None)
 
-        def report(step: Step) -> None:
-            text = f"{step.who}: {step.what}" if step.who else step.what
+        def report(stage: Stage) -> None:
+            text = f"{stage.who}: {stage.what}" if stage.who else stage.what
             text = escape(text)
-            bars.update(task, description=text, completed=step.done, total=step.of, refresh=True)
+            bars.update(task, description=text, completed=stage.done, total=stage.of, refresh=True)
 
         yield report
 
@@ -50,13 +50,13 @@ def lines(console: Console) -> Report:
     """A report that prints a line: each step of one implementation, and each round once."""
     began, latest = time.monotonic(), ""
 
-    def report(step: Step) -> None:
+    def report(stage: Stage) -> None:
         nonlocal latest
-        if not step.round or step.what != latest:
-            text = f"{step.who}: {step.what}" if step.who and not step.round else step.what
-            line = f"{time.monotonic() - began:.0f} s, step {step.done + 1} of {step.of}: {text}"
+        if not stage.round or stage.what != latest:
+            text = f"{stage.who}: {stage.what}" if stage.who and not stage.round else stage.what
+            line = f"{time.monotonic() - began:.0f} s, step {stage.done + 1} of {stage.of}: {text}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-        latest = step.what
+        latest = stage.what
 
     return report
 

@@ -26,7 +26,7 @@ from gpt2_parity.contract.rows import Evidence, Measurement
 from gpt2_parity.implementation import auxiliary_models
 from gpt2_parity.implementation.auxiliary_models import looked_at
 from gpt2_parity.implementation.loaded import Loaded, describe
-from gpt2_parity.reference.distance import differing
+from gpt2_parity.reference.distance import differing, rounded
 from gpt2_parity.reference.records import Record, shape_of
 
 MANY = 32  # prompts: with weights rounded to bfloat16, about one id in three hundred changes
@@ -88,7 +88,9 @@ def expected(plan: Plan) -> Iterable[Key]:
 def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
     for record in loaded.records:
         if record.arrays["greedy"].size:
-            yield from _judge(loaded, record, "teacher_forced", teacher_forced(loaded, record))
+            logits = teacher_forced(loaded, record)
+            by_token = errors_by_token(loaded, record, logits[0])
+            yield from _judge(loaded, record, "teacher_forced", choose(logits), by_token)
             yield from _judge(loaded, record, "free_running", free_running(loaded, record))
             if offered(plan):
                 ids = generated(loaded, record.tokens, record.arrays["greedy"].shape[1])
@@ -163,10 +165,30 @@ def prompts(record: Record, plan: Plan) -> tuple[np.ndarray, int]:
 
 
 def teacher_forced(loaded: Loaded, record: Record) -> np.ndarray:
-    """The ids [batch, n_new] chosen at each position, given the golden tokens before it."""
+    """The logits [batch, n_new, n_vocab] that choose each new token, given the golden ones before it."""
     golden = record.arrays["greedy"]
     tokens = np.concatenate([record.tokens, golden[:, :-1]], axis=1)
-    return choose(loaded.forward(tokens)[0][:, -golden.shape[1] :])
+    return loaded.forward(tokens)[0][:, -golden.shape[1] :]
+
+
+def errors_by_token(loaded: Loaded, record: Record, logits: np.ndarray) -> Evidence:
+    """The error of the margin and the true margin of each golden token of the first row, as evidence.
+
+    logits [n_new, n_vocab]: the implementation's own. A margin is how far the golden token's logit is
+    above any other. No more than it is golden at these positions, so its error is that of two logits.
+    All in noise units.
+    """
+    golden, margins = record.arrays["greedy"][0], record.arrays["margins"][0]
+    unit = record.noise(loaded.target.dtype)
+    others = np.array(logits, np.float64)  # [n_new, n_vocab]
+    chosen = np.take_along_axis(others, golden[:, None], axis=-1)[:, 0]
+    np.put_along_axis(others, golden[:, None], -np.inf, axis=-1)
+    own = chosen - others.max(axis=-1)
+    return {
+        "tokens": [loaded.text([int(i)]) for i in golden],
+        "errors": rounded(np.abs(own - margins) / unit),
+        "margins": rounded(margins / unit),
+    }
 
 
 def free_running(loaded: Loaded, record: Record) -> np.ndarray:
@@ -222,7 +244,9 @@ def choose(logits: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(logits).any(axis=-1), -1, best).astype(np.int32)
 
 
-def _judge(loaded: Loaded, record: Record, scope: str, ids: np.ndarray) -> Iterator[Measurement]:
+def _judge(
+    loaded: Loaded, record: Record, scope: str, ids: np.ndarray, by_token: Evidence | None = None
+) -> Iterator[Measurement]:
     golden = record.arrays["greedy"]
     certified = record.arrays["margins"] > near_tie(record.noise(loaded.target.dtype))
     near_ties = int((~certified).sum())
@@ -234,6 +258,8 @@ def _judge(loaded: Loaded, record: Record, scope: str, ids: np.ndarray) -> Itera
     wrong = int(wrong_at.sum())
     conclusive = bool(certified.any())
     evidence = compared(loaded, record, ids, wrong_at)
+    if by_token:
+        evidence["by_token"] = by_token
     yield Measurement(record.name, scope, "wrong_tokens", wrong, evidence, conclusive)
     evidence = {"near_ties": near_ties, "positions": golden.size}
     yield Measurement(record.name, scope, "near_ties", near_ties, evidence, conclusive=not near_ties)

@@ -17,6 +17,7 @@ from gpt2_parity.contract.rows import Evidence, Measurement
 from gpt2_parity.implementation.loaded import Loaded
 from gpt2_parity.mistakes import whole_model
 from gpt2_parity.reference import distance, parallel
+from gpt2_parity.reference.records import Record
 
 TOP = 5
 LIMITS = {
@@ -51,6 +52,10 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
             Measurement(record.name, "logits", metric, value, evidence)
             for metric, value in zip(LIMITS, values, strict=True)
         ]
+        if record.arrays["greedy"].size:  # a case that is generated from: its text is shown
+            by_token = errors_by_token(loaded, record, got[0], greatest)
+            more = {**measured[0].evidence, "by_token": by_token}
+            measured[0] = measured[0]._replace(evidence=more)
         diagnosable = not plan.taps and np.isfinite(got).all() and not other_weights(loaded, plan)
         if diagnosable and any(map(beyond, measured)):
             unexplained[record.name] = measured
@@ -75,6 +80,21 @@ def wider(got: np.ndarray, declared: str) -> bool:
 def other_weights(loaded: Loaded, plan: Plan) -> bool:
     """Whether its own weights explain why its logits are not the checkpoint's."""
     return loaded.params is not loaded.checkpoint and plan.weights != QUANTIZED
+
+
+def errors_by_token(loaded: Loaded, record: Record, got: np.ndarray, unit: float) -> Evidence:
+    """The error and the true margin at each position of a record's first row, as evidence.
+
+    got: logits [n, n_vocab]; unit: one noise unit of the logits. The error is the greatest difference at
+    the position, the margin that of the two likeliest tokens in the truth; both in noise units.
+    """
+    want = record.logits[0]
+    first_two = np.partition(want, -2, axis=-1)[:, -2:]  # [n, 2]
+    return {
+        "tokens": [loaded.text([int(i)]) for i in record.tokens[0]],
+        "errors": distance.rounded(np.abs(got - want).max(axis=-1) / unit),
+        "margins": distance.rounded((first_two[:, 1] - first_two[:, 0]) / unit),
+    }
 
 
 def views(got: np.ndarray, want: np.ndarray, tie: float) -> list[float]:

@@ -32,7 +32,7 @@ from gpt2_parity.model import catalogue, checkpoint
 from gpt2_parity.model.catalogue import Model
 from gpt2_parity.report import terminal
 
-QUICK = 110.0  # seconds in which --quick ends, but for what cannot be shortened
+QUICK = 110.0  # seconds in which --quick is to end; loading, verifying and one round cannot be shortened
 
 
 def bench(
@@ -48,8 +48,8 @@ def bench(
     quick: Annotated[
         bool,
         typer.Option(
-            help="Time prefill of 128 tokens only, and decode after 16 only, in two minutes: with fewer "
-            "rounds where one is long."
+            help="Time prefill of 128 tokens only, and decode after 16 only; fewer rounds where two "
+            "minutes would not be enough."
         ),
     ] = False,
     samples: Annotated[int, typer.Option(help="Rounds in which each has a turn; 6 or more.")] = 6,

@@ -69,6 +69,22 @@ SearchOption = Annotated[
         min=0,
     ),
 ]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CHECK",
+        help="Make only this check; repeatable. What passes is then PASS IN PART: nothing is said about "
+        "the others.",
+    ),
+]
+CorpusOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of failures that parity fuzz has found; they come first, also with --search 0. "
+        "Default: STEM.corpus beside the implementation's file.",
+    ),
+]
 LedgerOption = Annotated[
     Path | None,
     typer.Option(

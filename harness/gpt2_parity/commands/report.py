@@ -52,6 +52,9 @@ def compare(
         typer.Argument(metavar="AFTER", help="Folder or results.json of the run to compare with it."),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for compare.md and compare.html.")] = None,
+    whole: Annotated[
+        bool, typer.Option("--all", help="List every change, not only the causes of what fails.")
+    ] = False,
 ) -> None:
     """Show what is better, worse, slower, new or gone between two runs; exit 1 on a regression."""
     from gpt2_parity.report import compare as comparison  # likewise
@@ -59,7 +62,7 @@ def compare(
     if out is not None:
         writable(out)
     found = comparison.compare(before, after)
-    terminal.show_comparison(terminal.console(), found)
+    terminal.show_comparison(terminal.console(), found, whole)
     if out is not None:
         comparison.write(found, out)
     raise typer.Exit(int(found.regressed))

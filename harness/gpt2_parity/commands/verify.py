@@ -12,10 +12,12 @@ from gpt2_parity.api import Verdict
 from gpt2_parity.checks.registry import CAPABILITIES
 from gpt2_parity.commands.options import (
     DEFAULT,
+    CorpusOption,
     JobsOption,
     LedgerOption,
     MemoryOption,
     ModelOption,
+    OnlyOption,
     OutOption,
     SchedulerOption,
     SearchOption,
@@ -50,8 +52,10 @@ def verify(
     threads: ThreadsOption = None,
     jobs: JobsOption = None,
     ledger: LedgerOption = None,
+    only: OnlyOption = None,
     scheduler: SchedulerOption = "",
     search: SearchOption = None,
+    corpus: CorpusOption = None,
 ) -> None:
     """Verify implementations against the golden records, each in a process of its own."""
     finish(
@@ -66,8 +70,10 @@ def verify(
             threads=threads,
             jobs=jobs,
             ledger=ledger,
+            only=only or (),
             scheduler=scheduler,
             search=search,
+            corpus=corpus,
             progress=progress,
         ),
         out,
@@ -96,8 +102,10 @@ def gate(
     threads: ThreadsOption = None,
     jobs: JobsOption = None,
     ledger: LedgerOption = None,
+    only: OnlyOption = None,
     scheduler: SchedulerOption = "",
     search: SearchOption = None,
+    corpus: CorpusOption = None,
     watch: Annotated[
         bool,
         typer.Option(
@@ -118,8 +126,10 @@ def gate(
         "threads": threads,
         "jobs": jobs,
         "ledger": ledger,
+        "only": only or (),
         "scheduler": scheduler,
         "search": search,
+        "corpus": corpus,
     }
     if watch:
         watch_file(implementation, options)

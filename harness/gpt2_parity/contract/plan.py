@@ -34,11 +34,13 @@ class Asked(NamedTuple):
     only: tuple[str, ...] = ()  # the checks to make; empty: all
     search: float = 0.0  # seconds for the check search; 0: it is not made
     seed: int = 0  # of that search
+    corpus: tuple[Mapping[str, Any], ...] = ()  # trials that it makes first: {"name", "trial"} of each
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Asked":
         """What _asdict wrote, from JSON."""
-        return cls(tuple(data["only"]), float(data["search"]), int(data["seed"]))
+        only, corpus = tuple(data["only"]), tuple(data["corpus"])
+        return cls(only, float(data["search"]), int(data["seed"]), corpus)
 
 
 class Plan(NamedTuple):

@@ -71,6 +71,17 @@ class MappedArrays(Mapping[str, np.ndarray]):
         return len(self.header)
 
 
+def metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a safetensors file, text by name. Raises CannotJudge as read does."""
+    with _naming(path), path.open("rb") as file:
+        data = _mapping(file.fileno())
+        start, _ = _header(data)
+        found = strict_json.loads(data[8:start].tobytes()).get("__metadata__", {})
+        if not isinstance(found, dict):
+            raise ValueError("its metadata is not a JSON object")
+        return found
+
+
 def is_aligned(path: Path) -> bool:
     """Whether the arrays of a safetensors file begin where frameworks can use them uncopied."""
     with _naming(path), path.open("rb") as file:
@@ -138,22 +149,27 @@ def _gapless(header: dict[str, Any], size: int) -> None:
         raise ValueError(f"its arrays end at {at} of {size} bytes")
 
 
-def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write(
+    path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write arrays all or nothing. An array that is not contiguous is copied; one copy exists at a time.
+
+    metadata: texts by name, which the file's header then has.
 
     Raises CannotJudge, naming path, where that fails or an array's dtype is not in DTYPES.
     """
     try:
         with atomic.replacing(path) as new:
-            _save(new, arrays)
+            _save(new, arrays, metadata)
     except (OSError, ValueError) as error:
         raise CannotJudge(f"{path}: cannot be written ({error})") from error
 
 
-def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _save(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None) -> None:
     # arrays of wider elements first, so that each array is aligned to its own element size
     names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
-    header = json.dumps(_entries(names, arrays), separators=(",", ":")).encode()
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header = json.dumps(entries | _entries(names, arrays), separators=(",", ":")).encode()
     header += b" " * (-(8 + len(header)) % ALIGNED)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)

@@ -29,6 +29,7 @@ import numpy as np
 # h0/mlp/c_fc, h0/mlp/gelu, h0/mlp/c_proj, h0 (and so on for h1, h2, ...), ln_f. Promise them with
 # TAPS = "all" or a list of names: then a tap that is missing is a failure.
 # To get each w in memory as [n_out, n_in], while its shape stays [n_in, n_out]: ORDER = "F".
+# If load compiles, so that each takes long: RELOADS = "slow". Then fewer small models are loaded.
 
 
 def targets():

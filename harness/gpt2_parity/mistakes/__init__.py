@@ -6,6 +6,7 @@ May import: reference, contract.
 
 from gpt2_parity.mistakes import (  # isort: skip  (the order in which they are tried)
     embedding,
+    equivalent,
     layer_norm,
     products,
     attention,
@@ -14,4 +15,13 @@ from gpt2_parity.mistakes import (  # isort: skip  (the order in which they are 
     any_operation,
 )
 
-__all__ = ["additions", "any_operation", "attention", "embedding", "gelu", "layer_norm", "products"]
+__all__ = [
+    "additions",
+    "any_operation",
+    "attention",
+    "embedding",
+    "equivalent",
+    "gelu",
+    "layer_norm",
+    "products",
+]

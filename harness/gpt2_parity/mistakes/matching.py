@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from gpt2_parity.mistakes.registry import MISTAKES, Scene
+from gpt2_parity.mistakes.registry import MISTAKES, NEAR, Scene
 
 
 def explain(scene: Scene) -> dict[str, float]:
@@ -35,7 +35,7 @@ def residual(scene: Scene, altered: np.ndarray, flips: bool = False) -> float:
         # a value that is not finite is explained if the mistake gives one that is not finite either
         units = np.where(~np.isfinite(scene.got) & ~np.isfinite(altered), 0.0, units)
         before = np.median(np.abs(scene.got - scene.exact) / scene.size)
-    # if the median error was smaller before, most values were right, and the median shows nothing
-    counts = np.median if flips and np.median(units) < before else np.max
+    # if the median error hardly falls, a greatest error before is no match for a median one after
+    counts = np.median if flips and np.median(units) <= before / NEAR else np.max
     rest = float(counts(units))
     return rest if math.isfinite(rest) else math.inf

@@ -1,11 +1,13 @@
 """Mistakes in matrix products: the linear layers and the tied head."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from gpt2_parity.mistakes.embedding import positions
 from gpt2_parity.mistakes.registry import FEW, Scene, mistake, narrow, simple
 
 
@@ -87,7 +89,9 @@ def _(scene: Scene) -> Iterator[np.ndarray]:
 
 
 def reweighted(scene: Scene, cast: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The product [batch, n, n_out] with only the weights cast."""
+    """The product [batch, n, n_out] with only the weights cast; of the embedding, that is wte."""
+    if scene.op.kind == "embedding":
+        return cast(scene.params["wte"])[scene.tokens] + positions(scene)
     if scene.op.kind == "head":
         return scene.inputs[0] @ cast(scene.params["wte"]).T
     return linear(scene, scene.inputs[0], cast(scene.params[f"{scene.op.name}/w"]))
@@ -123,14 +127,19 @@ def quantised(
     return np.asarray(rounded, np.float64)
 
 
-def of_few_bits(scene: Scene, levels: tuple[float, ...]) -> Iterator[np.ndarray]:
-    """The product [batch, n, n_out] with weights of so many levels, by the usual choices of scales.
+def inputs_axis(scene: Scene) -> int:
+    """The axis of a weight that belongs to the inputs: the head's is wte, which is transposed."""
+    return 0 if scene.op.kind == "linear" else 1
 
-    For the whole weight, a column or a row; then for groups of the inputs of each output.
+
+def of_few_bits(scene: Scene, levels: tuple[float, ...]) -> Iterator[np.ndarray]:
+    """The result [batch, n, n_out] with weights of so many levels, by the usual choices of scales.
+
+    One for the whole weight, for an output or an input; then for groups of the inputs of an output.
     """
-    inputs = 1 if scene.op.kind == "head" else 0  # the axis of the inputs: the head is wte transposed
-    n_in = scene.inputs[0].shape[-1]
-    choices: list[dict[str, Any]] = [{}, {"axis": 0}, {"axis": 1}]
+    inputs = inputs_axis(scene)
+    n_in = scene.exact.shape[-1] if scene.op.kind == "embedding" else scene.inputs[0].shape[-1]
+    choices: list[dict[str, Any]] = [{}, {"axis": inputs}, {"axis": 1 - inputs}]
     choices += [{"axis": inputs, "group": size} for size in (32, 64, 128) if n_in % size == 0]
     for most in levels:
         for choice in choices:
@@ -141,54 +150,104 @@ def of_few_bits(scene: Scene, levels: tuple[float, ...]) -> Iterator[np.ndarray]
                 )
 
 
-@mistake("int8_weights", "the weights were quantised to int8", *simple_kinds)
+# Whoever multiplies by the reciprocal of a scale rounds some values to the other neighbour.
+few_bits = functools.partial(mistake, flips=True)
+
+
+@few_bits("int8_weights", "the weights were quantised to int8", *simple_kinds, "embedding")
 def _(scene: Scene) -> Iterator[np.ndarray]:
     yield from of_few_bits(scene, (127, 127.5, 128))
 
 
-@mistake("int4_weights", "the weights were quantised to 4 bits", *simple_kinds)
+@few_bits("int4_weights", "the weights were quantised to 4 bits", *simple_kinds, "embedding")
 def _(scene: Scene) -> Iterator[np.ndarray]:
     yield from of_few_bits(scene, (7, 7.5, 8))
 
 
-@mistake("int8_inputs", "the inputs are quantised to int8, with one scale for each token", *simple_kinds)
-def _(scene: Scene) -> Iterator[np.ndarray]:
-    yield from with_int8_inputs(scene, axis=-1)
+MIXING = ("causality", "batch")  # checks that fail by themselves, because tokens change each other
+BY_TENSOR = "with one scale for all tokens of a call: rows and later tokens change each other"
 
 
-@mistake(
-    "int8_inputs_by_tensor",
-    "the inputs are quantised to int8, with one scale for all tokens of a call: rows and later tokens "
-    "change each other",
-    *simple_kinds,
-    breaks=("causality", "batch"),
+@few_bits(
+    "int8_inputs", "the inputs are quantised to int8, with one scale for each token", *simple_kinds
 )
 def _(scene: Scene) -> Iterator[np.ndarray]:
-    yield from with_int8_inputs(scene, axis=None)
+    for narrowed in with_int8_inputs(scene, axis=-1):
+        yield reweighted(narrowed, as_they_are)
 
 
-def with_int8_inputs(scene: Scene, axis: int | None) -> Iterator[np.ndarray]:
-    """The product [batch, n, n_out] of inputs in int8; the weights as they are, or in int8 as well."""
-    parts = np.split(scene.inputs[0], scene.cuts, axis=1)
-    ways: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
-        lambda x: quantised(x, 127, axis),
-        lambda x: in_bytes(x, axis),
-    )
-    for quantise in ways:
-        x = np.concatenate([quantise(part) for part in parts], axis=1)
-        narrow_scene = scene._replace(inputs=[x])
-        for cast in (lambda w: w, *(lambda w, a=a: quantised(w, 127, a) for a in (None, 0, 1))):
-            yield reweighted(narrow_scene, lambda w, cast=cast: np.asarray(cast(w), np.float64))  # type: ignore[misc]
+@few_bits(
+    "int8_products",
+    "weights and inputs are quantised to int8, the inputs with one scale for each token",
+    *simple_kinds,
+    "embedding",
+)
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    for narrowed in with_int8_inputs(scene, axis=-1):
+        yield from with_int8_weights(narrowed)
 
 
-def in_bytes(x: np.ndarray, axis: int | None) -> np.ndarray:
-    """x [...] rounded to 256 levels from its least to its greatest value or 0: as uint8 is."""
+@few_bits(
+    "int8_inputs_by_tensor",
+    f"the inputs are quantised to int8, {BY_TENSOR}",
+    *simple_kinds,
+    breaks=MIXING,
+)
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    for narrowed in with_int8_inputs(scene, axis=None):
+        yield reweighted(narrowed, as_they_are)
+
+
+@few_bits(
+    "int8_products_by_tensor",
+    f"weights and inputs are quantised to int8, the inputs {BY_TENSOR}",
+    *simple_kinds,
+    "embedding",
+    breaks=MIXING,
+)
+def _(scene: Scene) -> Iterator[np.ndarray]:
+    for narrowed in with_int8_inputs(scene, axis=None):
+        yield from with_int8_weights(narrowed)
+
+
+def as_they_are(w: np.ndarray) -> np.ndarray:
+    """A weight [n, m] in float64."""
+    return np.asarray(w, np.float64)
+
+
+def with_int8_inputs(scene: Scene, axis: int | None) -> Iterator[Scene]:
+    """The scene with its inputs in int8, and with them in uint8 around a zero point.
+
+    axis: as in quantised(); one call after the other. An embedding has no inputs.
+    """
+    for quantise in (quantised, quantised_with_zero):
+        if scene.inputs:
+            parts = np.split(scene.inputs[0], scene.cuts, axis=1)
+            x = np.concatenate([quantise(part, 127, axis) for part in parts], axis=1)
+            yield scene._replace(inputs=[x])
+        else:
+            yield scene
+
+
+def with_int8_weights(scene: Scene) -> Iterator[np.ndarray]:
+    """The result [batch, n, n_out] with int8 weights: one scale for an output, for all, for an input."""
+    inputs = inputs_axis(scene)
+    for axis in (inputs, None, 1 - inputs):
+        yield reweighted(scene, lambda w, axis=axis: quantised(w, 127, axis))  # type: ignore[misc]
+
+
+def quantised_with_zero(x: np.ndarray, most: float, axis: int | None = None) -> np.ndarray:
+    """x [...] rounded to 2 most + 2 whole steps from its least value to its greatest, or 0.
+
+    One step for all of x, or for each slice along axis. In float32, as ONNX's DynamicQuantizeLinear.
+    """
     x = np.asarray(x, np.float32)
-    low, high = (np.asarray(end(x, axis=axis, keepdims=True)) for end in (np.min, np.max))
-    low, high = np.minimum(low, 0), np.maximum(high, 0)
-    scale = np.maximum((high - low) / np.float32(255), np.float32(1e-30))
+    low = np.minimum(x.min(axis=axis, keepdims=True), np.float32(0))
+    high = np.maximum(x.max(axis=axis, keepdims=True), np.float32(0))
+    top = np.float32(2 * most + 1)
+    scale = np.maximum((high - low) / top, np.float32(1e-30))
     zero = np.round(-low / scale)
-    return np.asarray((np.clip(np.round(x / scale) + zero, 0, 255) - zero) * scale, np.float64)
+    return np.asarray((np.clip(np.round(x / scale) + zero, 0, top) - zero) * scale, np.float64)
 
 
 def worst_column(scene: Scene) -> tuple[int, np.ndarray]:

@@ -50,7 +50,7 @@ class Mistake(NamedTuple):
 
     flips: the mistake rounds something that was not captured, so a value half way between two neighbours
     may have been rounded the other way. Then the median error counts, not the greatest, if the mistake
-    reduces it.
+    reduces it by a factor of NEAR.
     breaks: checks of what must hold whatever the values are. Their failures are failures of their own.
     """
 

@@ -35,7 +35,8 @@ EVERYWHERE = {
     "epsilon_outside_root variance_ddof_1 rms_norm norm_bare norm_without_gain norm_without_bias",
     "embedding": "no_positions positions_from_1 embedding_scaled positions_all_0 tokens_shifted",
     "products": "no_bias tf32_inputs bfloat16_inputs float16_inputs bfloat16_weights float16_weights "
-    "int8_weights int4_weights int8_inputs int8_inputs_by_tensor head_shifted transposed",
+    "int8_weights int4_weights int8_inputs int8_products int8_inputs_by_tensor "
+    "int8_products_by_tensor head_shifted logits_centred log_probabilities transposed",
     "attention": "no_scale scale_without_root scale_by_n_embd no_mask mask_one_too_far "
     "mask_hides_itself mask_after_softmax order_kqv heads_interleaved heads_not_transposed "
     "float16_softmax bfloat16_softmax float16_cache scale_by_layer exp_by_bits",
@@ -155,17 +156,32 @@ class Hypothesis:
         moved = []
         for draw in range(DRAWS):
             drawn = self.logits(tokens, noise.arithmetic(dtype, np.random.default_rng([0, draw])))
-            moved.append(math.nan if drawn is None else typical(drawn, exact))
+            least = np.min if self.mistake.flips else np.median
+            moved.append(math.nan if drawn is None else least(by_position(drawn, exact)))
         return float(np.max(moved))
+
+    def left(self, got: np.ndarray, logits: np.ndarray, right: np.ndarray) -> float:
+        """What is left of an error if logits are taken for right: the median over all positions.
+
+        If a mistake rounds, a value half way between two neighbours may go either way, and all later
+        positions read it. Then the position counts that agrees best, of those where the error shows.
+        All [batch, n, n_vocab].
+        """
+        errors = by_position(got, logits)
+        if not self.mistake.flips:
+            return float(np.median(errors))
+        before = by_position(got, right)
+        return float(np.min(errors[before >= np.median(before)], initial=math.inf))
+
+
+def by_position(got: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """The greatest difference at each position [batch, n] of logits [batch, n, n_vocab]."""
+    return np.asarray(np.max(np.abs(difference(got, want)), axis=-1))
 
 
 def typical(got: np.ndarray, want: np.ndarray) -> float:
-    """The median over all positions of the greatest difference of logits [batch, n, n_vocab] there.
-
-    If a mistake rounds, a value half way between two neighbours may go either way. The median keeps one
-    such position from deciding for all.
-    """
-    return float(np.median(np.max(np.abs(difference(got, want)), axis=-1)))
+    """The median over all positions of the greatest difference of logits [batch, n, n_vocab] there."""
+    return float(np.median(by_position(got, want)))
 
 
 def explain(loaded: BlackBox, records: Sequence[Record]) -> dict[str, Match]:
@@ -267,17 +283,17 @@ def everywhere(loaded: BlackBox, records: Sequence[Record]) -> dict[str, Match]:
 
 
 def tried(loaded: BlackBox, record: Record) -> Iterator[tuple[Hypothesis, float]]:
-    """Every hypothesis, and the typical difference of the logits that is left under it; inf for NaN."""
+    """Every hypothesis, and what is left under it of the error of the logits; inf for NaN."""
     got = loaded.logits(record)
     for known in (known for known in MISTAKES if known.name in NAMES):
-        # a mistake of the linear layers may or may not be in the head too
-        for kinds in dict.fromkeys([known.kinds, known.kinds[:1]]):
+        # a mistake of the linear layers may or may not be in the head too, and in the embedding
+        for kinds in (known.kinds[:n] for n in range(len(known.kinds), 0, -1)):
             for variant in range(VARIANTS):
                 hypothesis = Hypothesis(loaded, known, kinds, variant)
                 logits = hypothesis.logits(record.tokens, SINGLE)
                 if logits is None:
                     break
-                left = typical(got, logits)
+                left = hypothesis.left(got, logits, record.logits)
                 yield hypothesis, left if math.isfinite(left) else math.inf
 
 
@@ -286,7 +302,8 @@ def match(loaded: BlackBox, record: Record, nearest: Hypothesis) -> Match:
     got, logits = loaded.logits(record), nearest.logits(record.tokens)
     if logits is None:  # it applied to another record, so this should not happen
         return Match("", False, math.nan, math.nan)
-    before, after = typical(got, record.logits), typical(got, logits)
+    before = typical(got, record.logits)
+    after = nearest.left(got, logits, record.logits)
     if not after <= before / FALL:
         return Match(nearest.mistake.name, False, before, after)
     units = after / nearest.noise(record.tokens, logits, loaded.target.dtype)

@@ -86,3 +86,8 @@ def _divergence(got: np.ndarray, want: np.ndarray) -> float:
     small *= d  # d^2 / 2 (1 + d / 3)
     excess = small if np.abs(d).max() < 1e-4 else np.where(np.abs(d) < 1e-4, small, np.expm1(d) - d)
     return float(np.log1p((p * excess).sum()))
+
+
+def rounded(values: np.ndarray) -> list[float]:
+    """Values [n] with three digits: they are shown and not judged."""
+    return [float(f"{value:.3g}") for value in values]

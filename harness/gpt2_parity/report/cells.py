@@ -1,8 +1,11 @@
 """How the page shows single values: a number, a share of a limit, a shaded cell."""
 
+import hashlib
 import math
 import re
 from typing import NamedTuple
+
+from markupsafe import Markup, escape
 
 from gpt2_parity.contract.rows import Row
 
@@ -22,6 +25,11 @@ def number(value: float | None, digits: int = 3) -> str:
     if 100 <= abs(value) < 1000:
         return f"{value:.0f}"
     return re.sub(r"e\+?(-?)0*(\d+)", r"e\1\2", f"{value:.{digits}g}")
+
+
+def anchor(row: Row) -> str:
+    """A measurement's id on the page, from its name: the same in every run of that name."""
+    return "m" + hashlib.sha256("\n".join(row[:8]).encode("utf-8", "replace")).hexdigest()[:8]
 
 
 def quantity(value: float | None, unit: str) -> str:
@@ -47,6 +55,22 @@ def times(ratio: float) -> str:
     if math.isinf(ratio):
         return "no number"
     return f"{ratio:.0%} of the limit" if ratio <= 1 else f"{number(ratio)} times the limit"
+
+
+UNITS = {
+    "rounding units": "1 is the error that rounding alone is expected to make in this operation, from "
+    "its own input, at the declared precision.",
+    "noise units": "1 is the error that honest rounding alone makes in the whole model at the declared "
+    "precision: the median of 8 evaluations with shuffled sums and random rounding.",
+}
+
+
+def units(text: str) -> Markup:
+    """A text, escaped, whose units have their explanation as a tooltip."""
+    found = str(escape(text))
+    for name, why in UNITS.items():
+        found = found.replace(name, f'<abbr title="{why}">{name}</abbr>')
+    return Markup(found)
 
 
 def shaded(text: str) -> Cell:

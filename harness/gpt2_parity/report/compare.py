@@ -11,7 +11,7 @@ tell".
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -33,6 +33,10 @@ KINDS = {"worse": True, "gone": True, "slower": True, "larger": True, "better": 
          "smaller": False, "new": False, "changed": False, "cannot tell": False}  # fmt: skip
 
 
+TIMED = ("slower", "faster", "larger", "smaller", "cannot tell")
+FEW = 3  # changes of one kind and check that are told one by one
+
+
 class Change(NamedTuple):
     """One difference between two runs, or one pair of sample sets too small to tell."""
 
@@ -42,6 +46,15 @@ class Change(NamedTuple):
     before: str
     after: str
     note: str
+
+
+class Cause(NamedTuple):
+    """Changes of one cause, over operations, layers, checks and targets, told once."""
+
+    kind: str  # worse, or better: before, this was wrong
+    who: list[str]  # implementation, device, dtype
+    texts: list[str]  # paragraphs, what introduces the error first
+    n: int  # changes that it explains
 
 
 class Drift(NamedTuple):
@@ -63,6 +76,8 @@ class Comparison(NamedTuple):
     drifts: list[Drift]
     same: int  # measurements whose verdict did not change
     notes: list[str]
+    causes: list[Cause]
+    others: list[Change]  # changes that no cause explains
 
     @property
     def regressed(self) -> bool:
@@ -77,6 +92,8 @@ def compare(before: Path, after: Path) -> Comparison:
     one, two = runs.read([before])[0], runs.read([after])[0]
     names = (str(before), str(after))
     changes: list[Change] = []
+    causes: list[Cause] = []
+    explained: set[Change] = set()
     drifts: list[Drift] = []
     notes: list[str] = []
     same = 0
@@ -85,6 +102,7 @@ def compare(before: Path, after: Path) -> Comparison:
     if one.results and two.results:
         comparable(one.results.environment, two.results.environment, names)
         changes, same = verdicts(one.results.rows, two.results.rows)
+        causes, explained = grouped(one.results.rows, two.results.rows)
         drifts = drift(one.results.rows, two.results.rows)
         if one.results.environment.get("seed") != two.results.environment.get("seed"):
             notes.append("The seeds differ: the case fresh has different tokens in each run.")
@@ -98,7 +116,8 @@ def compare(before: Path, after: Path) -> Comparison:
     faster_or_slower, unchanged, remarks = speeds(one, two, names)
     order = list(KINDS)
     changes = sorted([*changes, *faster_or_slower], key=lambda change: order.index(change.kind))
-    return Comparison(names, changes, drifts, same + unchanged, notes + remarks)
+    others = [change for change in changes if change not in explained]
+    return Comparison(names, changes, drifts, same + unchanged, notes + remarks, causes, others)
 
 
 def comparable(one: dict[str, Any], two: dict[str, Any], names: tuple[str, str]) -> None:
@@ -205,6 +224,57 @@ def verdicts(before: Sequence[Row], after: Sequence[Row]) -> tuple[list[Change],
         if change := changed(a, b):
             changes.append(change)
     return changes, same
+
+
+def grouped(before: Sequence[Row], after: Sequence[Row]) -> tuple[list[Cause], set[Change]]:
+    """The causes of what newly fails and of what no longer does; and the changes that they explain.
+
+    verdict/explain.py finds the causes of each target; where several targets have the same, it is one.
+    Only targets that both runs have: one that is new or gone is a change of its own.
+    """
+    one, two = keyed(before), keyed(after)
+    both = {key[:4] for key in one} & {key[:4] for key in two}
+    causes: list[Cause] = []
+    explained: set[Change] = set()
+    for kind, was, now in (("worse", one, two), ("better", two, one)):
+        failing = [key for key, row in now.items() if row.verdict == "fail" and key[:4] in both]
+        news = [key for key in failing if key not in was or was[key].verdict != "fail"]
+        kept = set(failing) - set(news)
+        causes += causes_of(kind, [now[key] for key in now if key not in kept and key[:4] in both])
+        explained |= {change for key in news if (change := changed(one.get(key), two.get(key)))}
+    return causes, explained
+
+
+def causes_of(kind: str, rows: Sequence[Row]) -> list[Cause]:
+    """The causes of all failures among rows; targets whose operations fail alike have one cause."""
+    alike: dict[Any, dict[str, list[explain.Finding]]] = defaultdict(dict)
+    for name, found in explain.findings(rows).items():
+        named = [each for each in found if each.where] or found
+        alike[tuple((each.where, each.mistake) for each in named)][name] = found
+    failures = Counter(label(row) for row in rows if row.verdict == "fail")
+    return [
+        Cause(
+            kind, list(same), [each.text for each in next(iter(same.values()))],
+            sum(failures[name] for name in same),
+        )
+        for same in alike.values()
+    ]  # fmt: skip
+
+
+def condensed(changes: Sequence[Change]) -> list[Change]:
+    """Changes with those of one kind, target and check as one, if there are more than FEW of them."""
+    groups: dict[tuple[str, str, str], list[Change]] = defaultdict(list)
+    for change in changes:
+        single = change.kind in TIMED or not change.where
+        check = change.where if single else change.where.partition(" ")[0]
+        groups[change.kind, change.who, check].append(change)
+    found = []
+    for (kind, who, check), same in groups.items():
+        if len(same) > FEW:
+            found.append(Change(kind, who, f"{check}: {len(same)} measurements", "", "", same[0].note))
+        else:
+            found += same
+    return found
 
 
 def gone_or_new(kind: str, key: Name, rows: dict[Name, Row]) -> Change:
@@ -384,6 +454,9 @@ def job_summary(found: Comparison) -> str:
     clip = markdown.clip
     lines = [f"# {clip(found.names[0])} and {clip(found.names[1])}", "", verdict(found), ""]
     lines += [f"{clip(note)}\n" for note in found.notes]
+    for cause in found.causes:
+        lines += [f"**{markdown.escape(cause_title(cause))}**", ""]
+        lines += [f"{clip(text)}\n" for text in cause.texts]
     lines += markdown.table(
         ["", "implementation", "what", "before", "after", "note"],
         [[sign(change), *map(clip, change[1:])] for change in found.changes[:MOST]],
@@ -391,7 +464,7 @@ def job_summary(found: Comparison) -> str:
     if len(found.changes) > MOST:
         lines += ["", f"... and {len(found.changes) - MOST} more"]
     if found.drifts:
-        lines += ["", "## Errors within their limits", ""]
+        lines += ["", "## How far errors moved", ""]
         lines += markdown.table(
             DRIFT, [[clip(text) for text in drift_cells(drift)] for drift in found.drifts[:MOST]]
         )
@@ -411,6 +484,12 @@ def verdict(found: Comparison) -> str:
     return f"{'REGRESSION' if found.regressed else 'NO REGRESSION'}: {summary(found)}"
 
 
+def cause_title(cause: Cause) -> str:
+    """Before the paragraphs of a cause: what they explain, and in which targets."""
+    what = "no longer fail; before" if cause.kind == "better" else "newly fail"
+    return f"{cause.n} measurements of {', '.join(cause.who)} {what}:"
+
+
 def sign(change: Change) -> str:
     """The kind of a change after a sign that is readable without colour."""
     return f"{'✘' if KINDS[change.kind] else '✔' if change.kind != 'cannot tell' else '?'} {change.kind}"
@@ -420,7 +499,9 @@ def html(found: Comparison) -> str:
     """The comparison as a page in the style of report.html."""
     return page.template("compare.html.j2").render(
         found=found, verdict=verdict(found), summary=summary(found), header=DRIFT, most=MOST,
+        causes=[(cause_title(cause), cause) for cause in found.causes],
         changes=[(KINDS[c.kind], sign(c), c) for c in found.changes[:MOST]],
+        others=[(KINDS[c.kind], sign(c), c) for c in condensed(found.others)[:MOST]],
         drifts=[drift_cells(drift) for drift in found.drifts],
     )  # fmt: skip
 

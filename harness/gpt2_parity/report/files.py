@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt2_parity.contract.rows import OUTCOMES, Results, Row, exit_code, label
+from gpt2_parity.contract.rows import Results, Row, label
 from gpt2_parity.files import atomic
 from gpt2_parity.report import envelope, page, results, runs
 from gpt2_parity.report.markdown import clip, escape, fit, table
@@ -60,7 +60,7 @@ def job_summary(outcome: Results) -> str:
     """
     rows, names = outcome.rows, columns(outcome.rows)
     title = escape(str(outcome.environment["model"]))
-    verdict = OUTCOMES[exit_code(rows)]
+    verdict = results.outcome(outcome)
     lines = [f"# {verdict}: GPT-2 parity, {title}", "", escape(results.counts(outcome)), ""]
     failures = [row for row in rows if row.verdict == "fail"]
     if failures:

@@ -6,7 +6,7 @@ dark, and adds only translucent shades.
 
 import jinja2
 
-from gpt2_parity.contract.rows import Results, exit_code
+from gpt2_parity.contract.rows import Results
 from gpt2_parity.report import envelope, results
 from gpt2_parity.report.verdicts import STATES, headline, matrix, targets
 from gpt2_parity.verdict import explain
@@ -34,7 +34,7 @@ def html(found: Results) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("notebook.html.j2").render(
-        outcome=("PASS", "FAIL", "NO VERDICT")[exit_code(rows)],
+        outcome=results.outcome(found),
         headline=headline({target.label: target.state for target in judged}),
         counts=results.counts(found),
         model=found.environment.get("model", ""),

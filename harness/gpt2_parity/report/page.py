@@ -8,14 +8,16 @@ import jinja2
 from gpt2_parity.contract.rows import Row
 from gpt2_parity.files import atomic
 from gpt2_parity.report import envelope, plots, results
-from gpt2_parity.report.cells import number
+from gpt2_parity.report.cells import UNITS, number, units
 from gpt2_parity.report.durations import durations
+from gpt2_parity.report.measurements import asked_again, commands, layers, measurements
 from gpt2_parity.report.noise import noise
 from gpt2_parity.report.operations import panels
 from gpt2_parity.report.precision import precision
 from gpt2_parity.report.runs import Run, made_with, merge, models, read
 from gpt2_parity.report.speed import contestants, speed
 from gpt2_parity.report.texts import texts
+from gpt2_parity.report.tokens import strips
 from gpt2_parity.report.verdicts import STATES, TargetSection, headline, matrix, targets, worst
 from gpt2_parity.verdict import explain
 
@@ -33,6 +35,7 @@ def html(runs: Sequence[Run]) -> str:
     rows = merge(runs)
     found = targets(rows)
     timed = contestants(runs)
+    again = commands(runs)
     judged = worst([*((t.label, t.state) for t in found), *((e.label, e.state) for e in timed)])
     return template("report.html.j2").render(
         state=next(iter(judged.values()), "open"),
@@ -48,6 +51,11 @@ def html(runs: Sequence[Run]) -> str:
         keys={part: keys(part, found) for part in ("operations", "noise")},
         panels=panels([(target.style, target.rows) for target in found]),
         noise=noise(found),
+        strips=strips(rows),
+        measurements=measurements(found, again),
+        layers=layers(found),
+        ask_again=lambda target, check: asked_again(again.get(target, ""), check),
+        unit=UNITS,
         envelopes=envelope.sections(rows),
         texts=texts(rows),
         precision=precision(found),
@@ -85,4 +93,5 @@ def template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
+    environment.filters["units"] = units
     return environment.get_template(name)

@@ -10,7 +10,7 @@ import msgspec
 
 from gpt2_parity.checks.registry import CHECKS
 from gpt2_parity.contract.interface import CannotJudge
-from gpt2_parity.contract.rows import STATUSES, VERDICTS, Results, Row, label
+from gpt2_parity.contract.rows import OUTCOMES, STATUSES, VERDICTS, Results, Row, exit_code, label
 from gpt2_parity.files import strict_json
 from gpt2_parity.report import results_v1
 from gpt2_parity.verdict import explain
@@ -151,6 +151,12 @@ def counts(found: Results) -> str:
     return f"{headline(found.rows)}{selection(found.environment)}"
 
 
+def outcome(found: Results) -> str:
+    """PASS, FAIL or NO VERDICT on a run; PASS IN PART if only some checks were made."""
+    word = OUTCOMES[exit_code(found.rows)]
+    return f"{word} IN PART" if word == OUTCOMES[0] and found.environment.get("only") else word
+
+
 def selection(environment: Mapping[str, Any]) -> str:
     """The end of a headline: which checks were made if not all were; "" if all were."""
     by_target = {name: ", ".join(checks) for name, checks in environment.get("only", {}).items()}
@@ -177,6 +183,9 @@ def merged(parts: Sequence[Results]) -> Results:
         made_with[key] = {
             name: value for each in environments for name, value in each.get(key, {}).items()
         }
+    made_with["commands"] = {
+        name: text for each in environments for name, text in each.get("commands", {}).items()
+    }
     made_with["seconds"] = round(sum(each["seconds"] for each in environments), 1)
     made_with["cuda"] = next(
         (e["cuda"] for e in environments if e["cuda"] == "present"), made_with["cuda"]

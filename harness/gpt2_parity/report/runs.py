@@ -121,7 +121,12 @@ def made_with(run: Run) -> Made:
         if environment.get("command"):
             commands.append(str(environment["command"]))
         for name, value in environment.items():
-            if name in ("command", "seconds_by_check", "loads"):  # which have places of their own
+            if name in (
+                "command",
+                "commands",
+                "seconds_by_check",
+                "loads",
+            ):  # which have places of their own
                 continue
             inner = value.items() if isinstance(value, dict) else [("", value)]
             pairs.append((name.replace("_", " "), [(str(key), plain(item)) for key, item in inner]))

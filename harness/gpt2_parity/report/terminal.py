@@ -33,7 +33,8 @@ from gpt2_parity.verdict import explain
 if TYPE_CHECKING:  # a verdict does not need this module
     from gpt2_parity.report.compare import Comparison
 
-WORDS = {0: "[green]PASS[/green]", 1: "[bold red]FAIL[/bold red]", 2: "[yellow]NO VERDICT[/yellow]"}
+COLOURS = {0: "green", 1: "bold red", 2: "yellow"}  # by exit code
+WORDS = {code: f"[{colour}]{OUTCOMES[code]}[/{colour}]" for code, colour in COLOURS.items()}
 FAILED = OUTCOMES[1]
 READABLE = 100  # columns of a paragraph on a wide terminal
 SHOWN = 8  # paragraphs for each target; the files have every failure
@@ -272,31 +273,49 @@ def paint(value: str) -> str:
 
 def verdict(found: Results) -> str:
     """The last line: the outcome and the counts."""
-    return f"{WORDS[exit_code(found.rows)]}: {escape(results.counts(found))}"
+    word = results.outcome(found)
+    colour = COLOURS[exit_code(found.rows)]
+    return f"[{colour}]{word}[/{colour}]: {escape(results.counts(found))}"
 
 
 CHANGES = 40  # changes of a comparison that the terminal shows; its files list more
 
 
-def show_comparison(console: Console, found: "Comparison") -> None:
-    """Print a line for each change, then the verdict."""
+def show_comparison(console: Console, found: "Comparison", whole: bool = False) -> None:
+    """Print the cause of each group of changes, a line for each other change, and the verdict.
+
+    whole: a line for every change instead, however many there are.
+    """
     from gpt2_parity.report import compare
+
+    for cause in found.causes:
+        console.print(
+            f"[bold]{escape(compare.cause_title(cause))}[/bold]", highlight=False, soft_wrap=True
+        )
+        for text in cause.texts[:SHOWN]:
+            write(console, text)
+        if len(cause.texts) > SHOWN:
+            write(console, f"... and {len(cause.texts) - SHOWN} more causes")
+        console.print()
+    changes = found.changes if whole else compare.condensed(found.others)
 
     title = f"{found.names[0]} and {found.names[1]}"
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("", "implementation", "what", "before", "after", "note"):
         table.add_column(name, overflow="fold")
-    for change in found.changes[:CHANGES]:
+    for change in changes if whole else changes[:CHANGES]:
         texts = [compare.sign(change), *change[1:]]
         style = "red" if compare.KINDS[change.kind] else None
         table.add_row(*map(escape, texts), style=style)
-    if found.changes:
+    if changes:
         console.print(table)
-    if len(found.changes) > CHANGES:
-        console.print(f"  ... and {len(found.changes) - CHANGES} more")
-    for drift in found.drifts:
-        moved = f"{drift.n} errors moved, median ratio {drift.ratio:.3g}"
-        console.print(f"  {escape(drift.who)} {drift.check}: {moved}", highlight=False)
+    if len(changes) > CHANGES and not whole:
+        console.print(f"  ... and {len(changes) - CHANGES} more")
+    if found.causes and not whole:
+        console.print("  --all lists every measurement that changed", highlight=False)
+    for who in dict.fromkeys(drift.who for drift in found.drifts):
+        moved = [f"{each.check} {each.ratio:.3g}" for each in found.drifts if each.who == who]
+        write(console, f"{who}: errors moved, median ratio by check: {', '.join(moved)}")
     for note in found.notes:
         write(console, note)
     colour = "bold red" if found.regressed else "green"

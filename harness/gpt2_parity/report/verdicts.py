@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from gpt2_parity.contract.rows import Row, exit_code, label
 from gpt2_parity.report import results
-from gpt2_parity.report.cells import Cell, severity, shaded, times
+from gpt2_parity.report.cells import Cell, anchor, severity, shaded, times
 from gpt2_parity.report.operations import Heat, heat
 from gpt2_parity.verdict import explain
 from gpt2_parity.verdict.attribution import introduces
@@ -33,7 +33,7 @@ class TargetSection(NamedTuple):
     share: str  # the share of its limit that the worst measurement used, and where
     findings: list[explain.Finding]
     heat: Heat | None
-    failures: list[tuple[str, str]]  # where, what
+    failures: list[tuple[str, str, str]]  # permalink, where, what
     more: int  # failures that are not listed
     rows: list[Row]
 
@@ -49,7 +49,8 @@ def targets(rows: Sequence[Row]) -> list[TargetSection]:
         failed = [row for row in own if row.verdict == "fail"]
         failed.sort(key=lambda row: (introduces(row), severity(row)), reverse=True)
         listed = [
-            (explain.location(row), explain.measured_and_seen(row)) for row in failed[: results.MOST]
+            (anchor(row), explain.location(row), explain.measured_and_seen(row))
+            for row in failed[: results.MOST]
         ]
         more = len(failed) - len(listed)
         found.append(

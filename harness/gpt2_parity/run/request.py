@@ -4,9 +4,9 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -42,11 +42,13 @@ class Request(NamedTuple):
     only: Sequence[str] = ()  # the checks to make; empty: all
     scheduler: str = ""  # address of a dask scheduler, whose workers examine; empty: this machine does
     search: float = 0.0  # seconds of each target for the check search
+    corpus: Sequence[Mapping[str, Any]] = ()  # trials that it makes first, as Asked has them
+    corpus_folder: str = ""  # the folder they come from, if one was named
 
     @property
     def asked(self) -> Asked:
         """What decides, apart from the implementation, what is measured."""
-        return Asked(tuple(self.only), self.search, self.seed)
+        return Asked(tuple(self.only), self.search, self.seed, tuple(self.corpus))
 
 
 class Recorded(msgspec.Struct, forbid_unknown_fields=True):
@@ -66,6 +68,8 @@ class Recorded(msgspec.Struct, forbid_unknown_fields=True):
     ledger: str | None
     only: list[str] = []
     search: float = 0.0
+    corpus: list[dict[str, Any]] = []
+    corpus_folder: str = ""
 
     def request(self) -> Request:
         """The request. Raises CannotJudge if its model no longer exists."""
@@ -79,6 +83,8 @@ class Recorded(msgspec.Struct, forbid_unknown_fields=True):
             ledger=Path(self.ledger) if self.ledger else None,
             only=self.only,
             search=self.search,
+            corpus=self.corpus,
+            corpus_folder=self.corpus_folder,
         )
 
 
@@ -99,6 +105,8 @@ def record(request: Request, checkpoint_sha256: dict[str, str]) -> Recorded:
         ledger=str(request.ledger) if request.ledger else None,
         only=list(request.only),
         search=request.search,
+        corpus=[dict(entry) for entry in request.corpus],
+        corpus_folder=request.corpus_folder,
     )
 
 
@@ -152,25 +160,43 @@ def is_journal(folder: Path) -> bool:
 def command(request: Request) -> str:
     """The command line that repeats a run with the same seed.
 
-    "" if no command can: an implementation was passed as an object that is in no file, or only some
-    checks were made.
+    "" if no command can: an implementation was passed as an object that is in no file.
     """
-    if request.only or not all(found.module for found in request.implementations):
+    if not all(found.module for found in request.implementations):
         return ""
-    default, chosen = Resources(), request.resources
     if request.require and len(request.implementations) == 1:
         arguments = ["gate", request.implementations[0].argument, "--require-device", request.require]
     else:
         named = [word for found in request.implementations for word in ("--impl", found.argument)]
         arguments = ["verify", *named]
     arguments += [word for target in request.targets for word in ("--target", str(target))]
-    arguments += ["--model", request.model.argument, "--seed", str(request.seed)]
+    arguments += settings(request)
+    arguments += [word for check in request.only for word in ("--only", check)]
+    return shlex.join(["parity", *arguments])
+
+
+def commands(request: Request) -> dict[str, str]:
+    """By implementation: the command line that runs it alone again, with the same seed.
+
+    A check is asked again with "--target DEVICE-DTYPE --only CHECK" at its end.
+    """
+    return {
+        found.name: shlex.join(["parity", "verify", "--impl", found.argument, *settings(request)])
+        for found in request.implementations
+        if found.module
+    }
+
+
+def settings(request: Request) -> list[str]:
+    """The options that a run of the same measurements needs, as words of a command line."""
+    default, chosen = Resources(), request.resources
+    arguments = ["--model", request.model.argument, "--seed", str(request.seed)]
     arguments += ["--timeout", f"{chosen.seconds:g}"] if chosen.seconds != default.seconds else []
     arguments += ["--memory", f"{chosen.gigabytes:g}"] if chosen.gigabytes != default.gigabytes else []
     arguments += ["--threads", str(chosen.threads)] if chosen.threads else []
     arguments += [] if request.search == SEARCH else ["--search", f"{request.search:g}"]
-    arguments += ["--ledger", str(request.ledger)] if request.ledger else []
-    return shlex.join(["parity", *arguments])
+    arguments += ["--corpus", request.corpus_folder] if request.corpus_folder else []
+    return arguments + (["--ledger", str(request.ledger)] if request.ledger else [])
 
 
 def parse_target(text: str) -> Target:

@@ -24,7 +24,7 @@ from gpt2_parity.run.executor import Executor, LocalExecutor
 from gpt2_parity.run.host import Seen
 from gpt2_parity.run.journal import RunState
 from gpt2_parity.run.preparation import prepare
-from gpt2_parity.run.request import Recorded, Request, begin, command, record
+from gpt2_parity.run.request import Recorded, Request, begin, command, commands, record
 from gpt2_parity.run.schedule import Shares
 from gpt2_parity.verdict import known_failures
 from gpt2_parity.version import __version__
@@ -127,6 +127,7 @@ def how(request: Request, recorded: Recorded, shares: Shares | None) -> dict[str
         facts["side_by_side"] = shares._asdict()
     if text := command(request):
         facts["command"] = text
+    facts["commands"] = commands(request)
     return facts
 
 

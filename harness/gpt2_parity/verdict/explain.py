@@ -76,14 +76,35 @@ def searched(facts: Mapping[str, Any]) -> str:
     if not facts["failed"]:
         return f"{facts['trials']} trials, seed {facts['seed']}"
     parts = [f"{facts['failed']} of {facts['trials']} trials failed, seed {facts['seed']}"]
+    if "corpus" in facts:
+        parts.append(f"of the corpus: {facts['corpus']}")
     if facts.get("not_again"):
         parts.append("the same calls did not fail again: it is rare, or depends on what came before")
-    for each in facts.get("condition", ()):
-        fails, passes = (listed(each[name]) for name in ("fails", "passes"))
-        parts.append(f"fails for {each['axis']} {fails}, passes for {passes}")
+    parts += conditions(facts)
     if "trial" in facts:
         parts.append(f"smallest trial: {calls(facts['trial'])}")
     return "; ".join(parts)
+
+
+def conditions(facts: Mapping[str, Any]) -> list[str]:
+    """The conditions of a failure that a search found: "fails for queries 5 to 7, passes for 4, 8"."""
+    return [
+        f"fails for {each['axis']} {listed(each['fails'])}, passes for {listed(each['passes'])}"
+        for each in facts.get("condition", ())
+    ]
+
+
+def drawn(rows: Iterable[Row]) -> dict[str, str]:
+    """What a search drew, by implementation and target."""
+    found = {}
+    for row in rows:
+        if row.check == "search" and (facts := row.evidence.get("search")):
+            replayed = f"{facts['replayed']} of the corpus, " if "replayed" in facts else ""
+            found[label(row)] = (
+                f"{facts['trials']} trials ({replayed}seed {facts['seed']}) of {facts['calls']} calls, "
+                f"{facts['failed']} failed"
+            )
+    return found
 
 
 def listed(values: list[Any]) -> str:
@@ -192,7 +213,8 @@ PHRASES = (
         lambda e: f"after {_call(e['refused'])} were refused, good tokens fail: {e['good_tokens_fail']}",
     ),
 )
-ELSEWHERE = {  # keys that other functions word
+ELSEWHERE = {  # keys that other functions word, or that only figures show
+    "by_token",
     "version_1",
     "version_1_diagnosis",
     "explained",
@@ -377,7 +399,7 @@ def effect(row: Row) -> str:
 
 def _falls(facts: Mapping[str, Any]) -> str:
     before, after = number(facts["before"], 2), number(facts["after"], 2)
-    return f"the difference at a typical position falls from {before} to {after}"
+    return f"the difference of the logits falls from {before} to {after}"
 
 
 def notes(rows: Iterable[Row]) -> list[str]:
@@ -674,7 +696,8 @@ def mechanism(blame: str, group: list[Row]) -> Finding:
     why = next((text for row in [worst, *group] if (text := diagnosis(row))), "")
     count = f": {len(group)} measurements fail" if len(group) > 1 else ""
     size = f"At worst ({where}): {size.strip().rstrip('.')}."
-    return Finding(blame, f"is at fault{count}.", size, hint(blame, group), worst, why)
+    look = "" if worst.status == "error" else hint(blame, group)  # nothing was computed
+    return Finding(blame, f"is at fault{count}.", size, look, worst, why)
 
 
 def hint(blame: str, group: list[Row]) -> str:

@@ -1,8 +1,10 @@
 """Searches for what no listed case shows: other sizes, lengths, values, histories and many calls.
 
-Trials (trial.py) are drawn by seed (draw.py), made (calls.py) and judged by the float64 truth of their
-own models (truth.py, judge.py) until the budget is spent. What fails is made smaller, and the condition
-under which it fails is found (narrow.py). What was seen right is the envelope (envelope.py).
+The trials of a corpus, which have failed before, come first. Then trials (trial.py) are drawn by seed
+(draw.py), made (calls.py) and judged by the float64 truth of their own models (truth.py, judge.py) until
+the budget is spent. What fails is made smaller, and the condition under which it fails is found
+(narrow.py). What was seen right is the envelope (envelope.py). What a file needs to show a failure
+alone is in alone.py.
 """
 
 import math
@@ -38,10 +40,11 @@ from gpt2_parity.mistakes.registry import Scene
 
 CASE = "search"
 ENOUGH = 8  # failing trials after which the search ends
-NARROWED = 2  # scopes whose first failing trial is made smaller
+NARROWED = 2  # scopes whose failing trial is made smaller
 LEAST = 3.0  # seconds for that, at least
 WHOLE = 40  # steps of a trial that are kept in the evidence
 FALL = 3.0  # the factor by which a mistake that explains an error must at least reduce it
+REPLAYED = -1
 TOO_MANY = 300  # trials after which a scope that none has shown counts as missing
 
 
@@ -58,17 +61,20 @@ def scopes(plan: Plan) -> list[tuple[str, str]]:
     return found
 
 
+def wanted(plan: Plan) -> bool:
+    """Whether to search: every trial is a load, so not where loading is slow.
+
+    A corpus alone takes the first trials besides.
+    """
+    return plan.reloads != SLOW and (plan.asked.search > 0 or bool(plan.asked.corpus))
+
+
 def expected(plan: Plan) -> Iterable[Key]:
-    return [(CASE, *each) for each in scopes(plan)] if searched(plan) else []
-
-
-def searched(plan: Plan) -> bool:
-    """Whether to search: every trial is a load, so not where loading is slow."""
-    return plan.asked.search > 0 and plan.reloads != SLOW
+    return [(CASE, *each) for each in scopes(plan)] if wanted(plan) else []
 
 
 def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
-    if not searched(plan):
+    if not wanted(plan):
         return
     search = Search(loaded, plan)
     search.run()
@@ -77,11 +83,12 @@ def measure(loaded: Loaded, plan: Plan) -> Iterator[Measurement]:
 
 
 class Failure(NamedTuple):
-    """The first trial that showed a failure of a scope."""
+    """The trial that showed a failure of a scope: one of the corpus, or the one that costs least."""
 
-    number: int  # of the trial
+    number: int  # of the trial; REPLAYED for one of the corpus
     trial: Trial
     found: Shown
+    corpus: str = ""  # its name there
 
 
 class Search:
@@ -92,7 +99,8 @@ class Search:
         self.worst: dict[tuple[str, str], Shown] = {}
         self.failures: dict[tuple[str, str], Failure] = {}
         self.envelope = Envelope()
-        self.failed = self.made = 0
+        self.failed = self.made = self.calls = self.replayed = 0
+        self.plainly = False  # whether a trial failed that has no condition
         self.explained: dict[tuple[str, str], Evidence] = {}
         self.mistakes: dict[tuple[str, str], str] = {}
 
@@ -105,15 +113,27 @@ class Search:
             refuses=self.loaded.target.device == "cpu",
         )
 
+    def replay(self) -> None:
+        """Make the trials of the corpus, as far as the implementation offers what they ask for."""
+        offer = self.offer()
+        for entry in self.plan.asked.corpus:
+            trial = draw.asked_of(Trial.of(entry["trial"]), offer)
+            judged = self.attempt(trial) if trial else None
+            if trial and judged is not None and not judged.outside:
+                self.replayed += 1
+                self.keep(REPLAYED, trial, judged, entry["name"])
+
     def run(self) -> None:
-        """Make trials until the budget is spent and each scope was seen, or enough have failed."""
-        budget, wanted = Budget(self.plan.asked.search), set(scopes(self.plan))
+        """Replay the corpus, then make trials until the budget is spent and each scope was seen, or
+        enough have failed."""
+        self.replay()
+        before, budget, wanted = self.failed, Budget(self.plan.asked.search), set(scopes(self.plan))
         for number, trial in enumerate(draw.trials(self.plan.asked.seed, self.offer())):
             judged = self.attempt(trial)
             if judged is not None:
                 self.keep(number, trial, judged)
             everything = wanted <= self.worst.keys() or number >= TOO_MANY
-            if self.failed >= ENOUGH or (budget.spent and everything):
+            if self.failed - before >= ENOUGH or (budget.spent and everything):
                 break
 
     def attempt(self, trial: Trial) -> Judged | None:
@@ -124,27 +144,34 @@ class Search:
             self.envelope.refused.append(str(refusal))
             return None
 
-    def keep(self, number: int, trial: Trial, judged: Judged) -> None:
+    def keep(self, number: int, trial: Trial, judged: Judged, corpus: str = "") -> None:
         """Count a trial and keep its worst values, and its failures."""
         if judged.outside:
             self.envelope.outside += 1
             return
         self.made += 1
+        self.calls += len(trial.steps)
         for found in judged.found:
             key = found.scope, found.metric
             worst = self.worst.get(key)
             if worst is None or not found.value <= worst.value:
                 self.worst[key] = found
-            if found.wrong and key not in self.failures:
-                self.failures[key] = Failure(number, trial, found)
+            if found.wrong and self.tells_more(trial, key):
+                self.failures[key] = Failure(number, trial, found, corpus)
         if any(found.wrong for found in judged.found):
             self.failed += 1
+            self.plainly |= 0 <= number < draw.PLAIN
         else:
             self.envelope.add(trial, judged)
 
+    def tells_more(self, trial: Trial, key: tuple[str, str]) -> bool:
+        """Whether a failing trial is the first of a scope, or costs less than the one before."""
+        before = self.failures.get(key)
+        return before is None or (not before.corpus and trial.work() < before.trial.work())
+
     def narrow(self) -> None:
         """Localise the failures, and make the trial of the most telling ones smaller."""
-        if not self.failures or min(each.number for each in self.failures.values()) < draw.PLAIN:
+        if not self.failures or self.plainly:
             return  # nothing is wrong, or without any condition
         self.localise()
         budget = Budget(max(LEAST, self.plan.asked.search / 2))
@@ -153,22 +180,22 @@ class Search:
             self.explain(key, budget)
 
     def localise(self) -> None:
-        """If no operation has failed, make a failing trial again with taps: one may fail there."""
-        if not self.plan.taps or any(metric == ROUNDING for _, metric in self.failures):
+        """Make the cheapest failing trial again with taps: an operation may fail there."""
+        plain = [each for each in self.failures.values() if each.found.metric == UNITS]
+        if not self.plan.taps or not plain:
             return
-        for failure in [*self.failures.values()]:
-            if not failure.trial.tapped and failure.found.metric == UNITS:
-                trial = failure.trial._replace(tapped=True)
-                judged = self.attempt(trial)
-                for found in judged.found if judged else ():
-                    if found.wrong and found.metric == ROUNDING:
-                        self.worst[found.scope, found.metric] = found
-                        self.failures[found.scope, found.metric] = Failure(failure.number, trial, found)
-                return
+        failure = min(plain, key=lambda each: each.trial.work())
+        trial = failure.trial._replace(tapped=True)
+        judged = None if failure.trial.tapped else self.attempt(trial)
+        for found in judged.found if judged else ():
+            key = found.scope, found.metric
+            if found.wrong and found.metric == ROUNDING and self.tells_more(trial, key):
+                self.worst[key] = found
+                self.failures[key] = failure._replace(trial=trial, found=found)
 
     def explain(self, key: tuple[str, str], budget: Budget) -> None:
         """The smallest trial that shows a failure, its condition and, for an operation, its mistake."""
-        _, trial, found = self.failures[key]
+        _, trial, found, _ = self.failures[key]
 
         def fails(other: Trial) -> bool:
             return self.shows(other, key) is not None
@@ -182,9 +209,28 @@ class Search:
         facts["condition"] = conditions(trial, found.step, fails, budget)
         if len(trial.steps) <= WHOLE:
             facts["trial"] = trial.as_json()
+            facts["shown_by"] = self.shown_by(trial, found)
         self.explained[key] = facts
         if found.scene is not None and math.isfinite(found.value):
             self.mistakes[key] = mistake(found)
+
+    def shown_by(self, trial: Trial, found: Shown) -> Evidence:
+        """The step of a trial that shows its failure, and what of it: what a file must compare.
+
+        compare: "logits", "ids", "gradients", or the name of a tap; "" if a call raises or refuses. An
+        operation's failure is shown by logits if they are wrong too.
+        """
+        facts: Evidence = {"step": found.step, "tapped": trial.tapped, "cache": self.plan.cache}
+        if {"raised", "accepted_a_bad_id"} & found.evidence.keys():
+            return facts | {"compare": ""}
+        if found.metric != ROUNDING:
+            compared = {UNITS: "logits", WRONG: "ids", GRADIENT_UNITS: "gradients"}
+            return facts | {"compare": compared[found.metric]}
+        judged = self.attempt(trial._replace(tapped=False))
+        for other in judged.found if judged else ():
+            if other.metric == UNITS and other.wrong:
+                return facts | {"step": other.step, "tapped": False, "compare": "logits"}
+        return facts | {"compare": found.evidence["operation"]}
 
     def shows(self, trial: Trial, key: tuple[str, str]) -> Shown | None:
         """What a trial shows of a failure; None if it does not fail in this way."""
@@ -193,17 +239,19 @@ class Search:
         return next((each for each in found if (each.scope, each.metric) == key and each.wrong), None)
 
     def measurements(self) -> Iterator[Measurement]:
-        """One for each scope: its worst value in all trials, or its first failure."""
+        """One for each scope: its worst value in all trials, or its failure."""
         for key in scopes(self.plan):
             if key not in self.worst:
                 continue
             found = self.worst[key]
             facts: Evidence = {"seed": self.plan.asked.seed, "seconds": self.plan.asked.search}
-            facts |= {"trials": self.made, "failed": self.failed}
+            facts |= {"trials": self.made, "calls": self.calls, "failed": self.failed}
+            facts |= {"replayed": self.replayed} if self.replayed else {}
             evidence: Evidence = {"search": facts}
             if key in self.failures:
-                number, _, found = self.failures[key]
-                facts |= {"trial_number": number} | self.explained.get(key, {})
+                number, _, found, corpus = self.failures[key]
+                facts |= {"corpus": corpus} if corpus else {"trial_number": number}
+                facts |= self.explained.get(key, {})
                 evidence.update(found.evidence)
             if key == (PREFILL, UNITS):
                 evidence["envelope"] = self.envelope.as_json()

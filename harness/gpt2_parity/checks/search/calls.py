@@ -36,12 +36,13 @@ class Played(NamedTuple):
     answers: list[Reply]  # up to the first that raised
 
 
-def play(under_test: Loaded, trial: Trial) -> Played:
+def play(under_test: Loaded, trial: Trial, params: dict[str, np.ndarray] | None = None) -> Played:
     """Load a trial's model beside the one under test and make its calls.
 
+    params: its weights, if they are known.
     Raises NotLoaded if the implementation does not load a model of these sizes.
     """
-    params = weights(trial.hparams, trial.extremes, trial.seed, under_test.target.dtype)
+    params = params or weights(trial.hparams, trial.extremes, trial.seed, under_test.target.dtype)
     try:
         loaded = under_test.other(params, trial.hparams)
     except (ValueError, NotImplementedError) as error:

@@ -38,26 +38,45 @@ AXES: dict[str, list[list[int]]] = {
     ],
     "chunk": [[1], [2, 3, 4], [5, 6, 7], [8, 9], [*range(10, 18)], [*range(18, 34)], [47, 63, 64, 65]],
     "head": [
-        *([1, 2, 3], [4, 5, 7, 8], [9, 12, 15, 16, 17], [20, 24, 31, 32, 33]),
-        *([40, 48, 63, 64, 65], [64], [72, 80, 96, 100, 127, 128, 129]),
+        *([1, 2, 3], [4, 5, 7, 8], [6, *range(9, 18)], [*range(18, 34)]),
+        *([40, 48, *range(34, 64)], [63, 64, 64, 65], [72, 80, 96, 100, 127, 128, 129]),
     ],
-    "n_head": [[1], [2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 15], [16, 17, 20], [24, 25]],
-    "n_layer": [[1], [1], [2], [2, 3], [4, 5, 7], [8, 9, 11, 12, 13]],
+    "n_head": [[1], [2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 15], [14, 16, 17], [18, 20, 24, 25]],
+    "n_layer": [
+        [1],
+        [1],
+        [2],
+        [2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 11, 12, 13],
+        [16, 17, 20, 24, 32, 33, 36, 48],
+    ],
     "n_vocab": [
-        *([2, 3, 5, 7], [16, 31, 33, 61], [64, 97, 100], [127, 128, 129], [255, 256, 257, 301]),
-        *([500, 511, 512, 513], [1000, 1023, 1024, 1025], [4096, 4097, 5003]),
+        *([2, 3, 5, 7], [9, 16, 31, 33, 61], [64, 97, 100], [127, 128, 129], [255, 256, 257, 301]),
+        *([500, 511, 512, 513], [1000, 1023, 1024, 1025, 2049], [4096, 4097, 5003, 8191, 8193]),
+        [10007, 16383, 16385, 20011, 32767, 50257],
     ],
-    "slack": [[0], [1, 2, 3], [5, 17, 60], [200, 1000]],  # positions left at the end
+    "n_ctx": [  # or as many as are needed, if these are more
+        *([0], [0], [*range(1, 65)], [63, 64, 65, 80, 97, 112, 127, 128, 129, 140]),
+        *([160, 192, 255, 256, 257, 300], [511, 512, 513, 700], [1000, 1023, 1024, 1025, 1100]),
+    ],
     "extreme": [[0], [0], [0], *([i] for i in range(1, len(EXTREMES) + 1)), [-1]],  # -1: two of them
-    "tapped": [[0], [1]],
+    "tapped": [[0], [0], [1]],
 }
-WIDE = (768, 1024, 1280, 1600)  # official n_embd
+WIDE = (256, 384, 512, 640, 768, 768, 1024, 1280, 1600)  # n_embd, official ones among them
 HEADS = 64  # of every official model
 LONG = 1100  # keys: beyond the official n_ctx, and beyond a kernel's 1,024
+CUTS = sorted({2**k + d for k in range(11) for d in (-1, 0, 1)} | {*range(16, LONG, 48), LONG} - {0})
+LARGE, LITTLE = 1.5e5, 2e4  # elements of all hidden states of a prompt
+FEW, MANY = 5, 12  # walks of a trial with taps and without
 FIRST, LATER = 6e7, 4e6  # work of the first trials, and how much more each later one may cost
 SWEEP = 2e9  # work of a sweep, however early it comes
 TRIES = 20
 PLAIN = 2  # trials that plain makes
+FUNCTIONS = {GENERATE: "generate", GRADIENTS: "loss_and_grads"}  # by kind of step
+
+
+More = list[Step]
 
 
 class Offer(NamedTuple):
@@ -81,7 +100,7 @@ def trials(seed: int, offer: Offer) -> Iterator[Trial]:
         make: Callable[[], Trial] = (
             functools.partial(next(sweeps), rng, offer)
             if swept
-            else functools.partial(mixed, rng, offer, next(combined))
+            else functools.partial(mixed, rng, offer, next(combined), LARGE if i % 4 == 0 else LITTLE)
         )
         for _ in range(TRIES):
             trial = make()
@@ -90,15 +109,28 @@ def trials(seed: int, offer: Offer) -> Iterator[Trial]:
                 break
 
 
+def asked_of(trial: Trial, offer: Offer) -> Trial | None:
+    """A trial, without taps if there are none; None if it asks for what is not offered."""
+    kinds = {step.kind for step in trial.steps}
+    pasts = [step.past for step in trial.steps if step.past >= 0]
+    needed = {name for kind, name in FUNCTIONS.items() if kind in kinds}
+    if not needed <= {*offer.offers} or (REFUSED in kinds and not offer.refuses):
+        return None
+    if not offer.branches and len(pasts) > len({*pasts}):
+        return None
+    return trial._replace(tapped=trial.tapped and offer.taps)
+
+
 def plain(rng: random.Random, offer: Offer) -> Iterator[Trial]:
     """The first trials: a small model and all that is offered, without taps and with them.
 
     What fails here fails under no condition.
     """
     steps = [Step(batch=2, n=5), Step(past=0, batch=2, n=3), Step(past=1, batch=2)]
+    steps += [Step(REFUSED, -1, 2, 2), Step(past=2, batch=2)] if offer.refuses else []
     steps += [Step(GENERATE, -1, 2, 5, n_new=3)] if "generate" in offer.offers else []
     steps += [Step(GRADIENTS, -1, 2, 5)] if "loss_and_grads" in offer.offers else []
-    trial = Trial(HParams(61, 12, 24, 3, 2), tuple(steps), (), rng.randrange(2**31))
+    trial = Trial(HParams(61, 14, 24, 3, 2), tuple(steps), (), rng.randrange(2**31))
     yield trial
     yield trial._replace(tapped=offer.taps)
 
@@ -111,19 +143,22 @@ def combinations(rng: random.Random) -> Iterator[dict[str, int]]:
             yield {name: rng.choice(stratum) for name, stratum in zip(strata, row, strict=True)}
 
 
-def mixed(rng: random.Random, offer: Offer, axes: dict[str, int]) -> Trial:
-    """A random history with the given sizes. What would cost too much is made smaller."""
+def mixed(rng: random.Random, offer: Offer, axes: dict[str, int], most: float) -> Trial:
+    """A random history with the given sizes. What would cost too much is made smaller.
+
+    most: elements of all hidden states of a prompt.
+    """
     n_embd = max(axes["head"], -(-LEAST // axes["n_head"])) * axes["n_head"]
     batch, n, chunk, n_layer = axes["batch"], axes["n"], axes["chunk"], axes["n_layer"]
-    if rng.random() < 0.04:  # an official width
+    if rng.random() < 0.06:  # a wide model
         n_embd, n_layer, batch, n = rng.choice(WIDE), 1, min(batch, 3), min(n, 9)
         axes = axes | {"n_head": n_embd // HEADS}
     while n_embd * n_embd * n_layer > 2e5 and n_layer > 1:
         n_layer = (n_layer + 1) // 2
-    while batch > 1 and batch * n * n_embd * n_layer > 1.5e5:
-        if rng.random() < 0.5:
+    while batch * n > 1 and batch * n * max(n_embd * n_layer, axes["n_vocab"] // 6) > most:
+        if batch > 1 and (n == 1 or rng.random() < 0.5):
             batch = (batch + 1) // 2
-        elif n > 1:
+        else:
             n = (n + 1) // 2
     names = [*EXTREMES]
     extremes: tuple[str, ...] = ()
@@ -133,20 +168,47 @@ def mixed(rng: random.Random, offer: Offer, axes: dict[str, int]) -> Trial:
         extremes = tuple(rng.sample(names, 2))
     if ILL_CONDITIONED.intersection(extremes):
         offer = offer._replace(offers=[name for name in offer.offers if name != "loss_and_grads"])
-    steps = history(rng, offer, batch, n, min(chunk, 4 * n))
+    tapped = bool(axes["tapped"]) and offer.taps
+    steps = history(rng, offer, batch, n, min(chunk, 4 * n), FEW if tapped or n_embd > 400 else MANY)
     needed = max(Trial(HParams(2, 1, 1, 1, 1), steps).lengths())
-    hparams = HParams(axes["n_vocab"], needed + axes["slack"], n_embd, axes["n_head"], n_layer)
-    return Trial(hparams, steps, extremes, rng.randrange(2**31), bool(axes["tapped"]) and offer.taps)
+    n_ctx = max(needed, axes["n_ctx"])
+    hparams = HParams(axes["n_vocab"], n_ctx, n_embd, axes["n_head"], n_layer)
+    return Trial(hparams, steps, extremes, rng.randrange(2**31), tapped)
 
 
-def history(rng: random.Random, offer: Offer, batch: int, n: int, chunk: int) -> tuple[Step, ...]:
-    """A prefill, a chunk and a token, and then some of: branches, other prompts with equal beginnings or
-    equal chunks, constant ids, refusals, generate and gradients."""
-    ids = rng.choice(["random"] * 5 + ["zero", "last", "one"])
-    steps = [Step(batch=batch, n=n, ids=ids), Step(past=0, batch=batch, n=chunk)]
-    steps.append(Step(past=1, batch=batch))
-    used = {0, 1}
-    for _ in range(rng.randint(0, 5)):
+def walks(rng: random.Random, offer: Offer, batch: int, n: int, ids: str, count: int) -> More:
+    """Prompts and chunks of other sizes from a text [batch, n]: they need no other truth."""
+    steps: More = []
+    for _ in range(count):
+        rows = rng.choice([1, batch, size_below(rng, batch)])
+        length = size_below(rng, n)
+        first = rng.choice([0, size_below(rng, n)])
+        if 0 < first < n:
+            steps.append(Step(batch=rows, n=first, ids=ids))
+            length = min(length, n - first)
+        steps.append(Step(past=len(steps) - 1 if 0 < first < n else -1, batch=rows, n=length, ids=ids))
+    return steps
+
+
+def size_below(rng: random.Random, most: int) -> int:
+    """A size of 1 to most: any, or by its logarithm."""
+    return rng.randint(1, most) if rng.random() < 0.5 else int(most ** rng.random())
+
+
+def history(
+    rng: random.Random, offer: Offer, batch: int, n: int, chunk: int, count: int
+) -> tuple[Step, ...]:
+    """A prefill, a chunk and a token, walks on their text, and then some of what follows.
+
+    Branches, other prompts with equal beginnings or chunks, refusals, generate and gradients.
+    """
+    ids = rng.choice(["text"] * 7 + ["zero", "last", "one"])
+    steps = [Step(batch=batch, n=n, ids=ids), Step(past=0, batch=batch, n=chunk, ids=ids)]
+    steps.append(Step(past=1, batch=batch, ids=ids))
+    for step in walks(rng, offer, batch, n + chunk + 1, ids, count):
+        steps.append(step._replace(past=len(steps) - 1 if step.past >= 0 else -1))
+    used = {step.past for step in steps}
+    for _ in range(rng.randint(0, 3)):
         kinds = [other_prompt, same_chunk, continued, continued]
         if offer.branches:
             kinds += [branch, branch]
@@ -160,9 +222,6 @@ def history(rng: random.Random, offer: Offer, batch: int, n: int, chunk: int) ->
             used |= {step.past}
             steps.append(step)
     return tuple(steps)
-
-
-More = list[Step]
 
 
 def other_prompt(rng: random.Random, steps: More, used: set[int], offer: Offer) -> More:
@@ -221,10 +280,12 @@ def gradients(rng: random.Random, steps: More, used: set[int], offer: Offer) -> 
 
 def small(rng: random.Random, steps: Sequence[Step], offer: Offer, n_embd: int = 0) -> Trial:
     """A small model for a long history."""
-    head = rng.choice([4, 8, 16])
-    n_head = rng.choice([1, 2, 3])
+    head, n_head = rng.choice([4, 8, 16, rng.randint(4, 33)]), rng.choice([1, 2, 3, rng.randint(1, 12)])
+    if n_embd:
+        n_head = rng.choice([count for count in (1, 2, 3, 4) if n_embd % count == 0])
     needed = max(Trial(HParams(2, 1, 1, 1, 1), tuple(steps)).lengths())
-    hparams = HParams(rng.choice([31, 97, 128]), needed, n_embd or head * n_head, n_head, 1)
+    n_vocab = rng.choice([31, 97, 128, rng.randint(2, 300)])
+    hparams = HParams(n_vocab, needed, n_embd or head * n_head, n_head, 1)
     return Trial(hparams, tuple(steps), (), rng.randrange(2**31), offer.taps and rng.random() < 0.3)
 
 
@@ -250,13 +311,15 @@ def every_key(rng: random.Random, offer: Offer) -> Trial:
 
 
 def every_chunk(rng: random.Random, offer: Offer) -> Trial:
-    """Chunks of every size, after one cache or after each other."""
-    batch, first = rng.choice([1, 1, 2, 3]), rng.choice([1, 5, 16, 33, 64])
-    steps = [Step(batch=batch, n=first)]
-    chunks = list(range(1, rng.choice([12, 20, 34])))
-    rng.shuffle(chunks)
-    for i, chunk in enumerate(chunks):
-        steps.append(Step(past=0 if offer.branches else i, batch=batch, n=chunk))
+    """Chunks of every size, after caches of some lengths or after each other."""
+    batch, most = rng.choice([1, 1, 2, 3]), rng.choice([12, 20, 34])
+    steps: More = []
+    for first in rng.sample([1, 5, 8, 16, 33, 64], 3 if offer.branches else 1):
+        at = len(steps)
+        steps.append(Step(batch=batch, n=first, ids="text"))
+        for chunk in rng.sample(range(1, most), most - 1):
+            past = at if offer.branches else len(steps) - 1
+            steps.append(Step(past=past, batch=batch, n=chunk, ids="text"))
     return small(rng, steps, offer)
 
 
@@ -272,21 +335,56 @@ def square(rng: random.Random, offer: Offer) -> Trial:
 
 
 def far(rng: random.Random, offer: Offer) -> Trial:
-    """A text beyond the official n_ctx."""
-    first = rng.choice([1, 500, 1020, 1023])
-    chunks = [1020, 1, 1, 1, 1, 1, 5, 17, 33, 1, 1] if first == 1 else [1, 2, 1, 1, 5, 17, 33, 1, 1]
-    chunks = [1000, *chunks] if first == 500 else chunks
-    chunks = chunks if first != 500 else [first, 515, *chunks[3:]]
-    steps = [Step(n=first)]
-    steps += [Step(past=i, n=chunk) for i, chunk in enumerate(chunks)]
-    trial = small(rng, steps, offer, 8)
-    return trial._replace(hparams=trial.hparams._replace(n_head=rng.choice([1, 2])))
+    """A text beyond the official n_ctx, cut at boundaries, with chunks of other sizes after each cut."""
+    cuts = sorted({*rng.sample(CUTS, 16), rng.choice([1022, 1023, 1024]), LONG - 3})
+    steps: More = []
+    at, before = -1, 0
+    for cut in cuts:
+        steps.append(Step(past=at, n=cut - before, ids="text"))
+        at, before = len(steps) - 1, cut
+        left = LONG - cut
+        for chunk in rng.sample([1, 2, 3, 5, 7, 8, 9, 16, 17, 33, 64, 65], 3 if offer.branches else 0):
+            steps.append(Step(past=at, n=min(chunk, left), ids="text"))
+    steps.append(Step(past=at, n=LONG - before, ids="text"))
+    return small(rng, steps, offer, 8)
+
+
+def alike(rng: random.Random, offer: Offer) -> Trial:
+    """Prompts of one shape, with equal beginnings of every length, equal prompts, equal chunks after
+    other prompts, and one cache continued again and again."""
+    batch, n = rng.choice([1, 1, 2, 3]), rng.choice([5, 17, 40])
+    steps = [Step(batch=batch, n=n)]
+    steps += [Step(batch=batch, n=n) for _ in range(3)]
+    steps += [Step(batch=batch, n=n, like=0) for _ in range(3)]
+    for shared in sorted({1, 2, 3, 4, 7, 8, 9, 16, 17, 32, 33}):
+        if shared < n:
+            steps.append(Step(batch=batch, n=shared, like=0))
+            steps.append(Step(batch=batch, n=n, like=len(steps) - 1))
+    for chunk in (1, 4, 9, 17) if offer.branches else (9,):
+        at = len(steps)
+        steps.append(Step(past=0, batch=batch, n=chunk))
+        steps += [Step(past=other, batch=batch, n=chunk, like=at) for other in (1, 2, 3)]
+    return small(rng, steps, offer)
 
 
 def many_rows(rng: random.Random, offer: Offer) -> Trial:
-    """More than 1,024 or 2,048 rows of all products."""
-    batch, n = rng.choice([(9, 120), (17, 65), (33, 33), (65, 17), (11, 200), (2, 520), (1, 1030)])
-    return small(rng, [Step(batch=batch, n=n), Step(past=0, batch=batch, n=1)], offer)
+    """As many rows of all products, up to 2,100 and mostly beyond 1,024, in some batch."""
+    rows = rng.choice([rng.randint(64, 1024), rng.randint(1024, 2100), *(1023, 1024, 1025, 2048, 2049)])
+    batch = rng.choice([2, 3, 9, 11, 17, 31, 33, 64, 65])
+    n = min(max(1, round(rows / batch)), 257)
+    steps = [Step(batch=batch, n=n, ids="text"), Step(past=0, batch=batch, n=1, ids="text")]
+    for step in walks(rng, offer, batch, n, "text", FEW):
+        steps.append(step._replace(past=len(steps) - 1 if step.past >= 0 else -1))
+    return small(rng, steps, offer, 16 if rows > 1024 else 0)
+
+
+def values(rng: random.Random, offer: Offer) -> Trial:
+    """Extreme weights on a text that is long enough to show their whole range."""
+    steps = [Step(batch=2, n=40, ids="text"), Step(past=0, batch=2, n=9, ids="text")]
+    trial = small(rng, steps, offer, 48)
+    hparams = trial.hparams._replace(n_head=rng.choice([1, 3, 12]), n_layer=rng.choice([1, 2]))
+    extremes = tuple(rng.sample([*EXTREMES], rng.choice([1, 1, 2])))
+    return trial._replace(hparams=hparams, extremes=extremes)
 
 
 def again(rng: random.Random, offer: Offer) -> Trial:
@@ -307,9 +405,10 @@ def deep(rng: random.Random, offer: Offer) -> Trial:
     )
 
 
-def backward(rng: random.Random, offer: Offer) -> Trial:
+def backward(rng: random.Random, offer: Offer, extreme: str = "") -> Trial:
     """Gradients, on extreme weights too, where they are offered."""
     extremes = rng.choice([(), *((name,) for name in EXTREMES if name not in ILL_CONDITIONED)])
+    extremes = (extreme,) if extreme else extremes
     step = Step(batch=rng.choice([1, 2, 3, 5]), n=rng.choice([2, 3, 9, 17, 33]))
     kind = GRADIENTS if "loss_and_grads" in offer.offers else FORWARD
     trial = small(rng, [step._replace(kind=kind), step], offer)
@@ -328,5 +427,15 @@ def writing(rng: random.Random, offer: Offer) -> Trial:
 
 
 Sweep = Callable[[random.Random, Offer], Trial]
-SWEEPS: list[Sweep] = [every_length, backward, every_chunk, every_batch, square, writing, many_rows]
-SWEEPS += [far, every_key, deep, again]
+SWEEPS: list[Sweep] = [
+    functools.partial(backward, extreme="gelu_inputs"),  # what training runs into
+    every_length,
+    values,
+    backward,
+    every_chunk,
+    every_batch,
+    alike,
+    square,
+    many_rows,
+]
+SWEEPS += [writing, values, far, many_rows, every_key, deep, again]

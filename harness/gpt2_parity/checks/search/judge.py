@@ -62,11 +62,11 @@ class Judged(NamedTuple):
     outside: bool = False  # whether what the dtype lawfully cannot hold was left out
 
 
-def judge(played: Played, cache: str) -> Judged:
-    """Everything that a trial's answers show. cache: as Plan.cache."""
+def judge(played: Played, cache: str, made: list[Truth] | None = None) -> Judged:
+    """Everything that a trial's answers show. cache: as Plan.cache; made: as in truths."""
     dtype, loaded = played.loaded.target.dtype, played.loaded
     ways, written = whole(played), texts(played)
-    known = truths(loaded.params, loaded.hparams, [*ways.values(), *written.values()], dtype)
+    known = truths(loaded.params, loaded.hparams, [*ways.values(), *written.values()], dtype, made)
     if any(outside(each, dtype) for each in known):
         return Judged([], outside=True)
     found = [

@@ -51,6 +51,8 @@ def candidates(trial: Trial) -> Iterator[Trial]:
         yield trial._replace(extremes=())
         for name in trial.extremes if len(trial.extremes) > 1 else ():
             yield trial._replace(extremes=(name,))
+    if trial.tapped:
+        yield trial._replace(tapped=False)
     for name in AXES:
         axis = AXES[name]
         now = axis.get(trial)

@@ -9,22 +9,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt2_parity.contract.architecture import HParams, parameter_shapes
+from gpt2_parity.contract.architecture import HParams
+from gpt2_parity.implementation.extremes import EXTREMES
 
+MOST = 1e13  # floating-point operations of a trial that is read from a file: some minutes
+LARGEST = 2**20  # of each of its numbers
 CALL = 1e6  # floating-point operations in the time that calling one layer takes
 LEAST = 4  # n_embd; a layer norm of two channels has the sign of their difference: rounding decides it
+TAPPED = 2.5  # how much more a trial costs whose operations are judged
 FORWARD, GENERATE, GRADIENTS, REFUSED = "forward", "generate", "gradients", "refused"
+KINDS, IDS = (FORWARD, GENERATE, GRADIENTS, REFUSED), ("random", "text", "zero", "last", "one")
 
 
 class Step(NamedTuple):
-    """One call. Its tokens int32 [batch, n] are random, or begin like those of an earlier step."""
+    """One call. Its tokens int32 [batch, n] are random, or begin like those of an earlier step.
+
+    ids "text": rows and columns of one random text, from as many columns on as are in the cache. The
+    truth of all such steps is that of the longest.
+    """
 
     kind: str = FORWARD
     past: int = -1  # the step whose cache is continued; -1: none
     batch: int = 1
     n: int = 1
     like: int = -1  # the step whose tokens are repeated as far as they reach; -1: none
-    ids: str = "random"  # or "zero", "last" (n_vocab - 1), "one" (the same id throughout)
+    ids: str = "random"  # or "text", "zero", "last" (n_vocab - 1), "one" (the same id throughout)
     n_new: int = 0  # for generate
 
 
@@ -47,10 +56,26 @@ class Trial(NamedTuple):
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> "Trial":
-        """The trial that as_json wrote. Raises TypeError or KeyError for anything else."""
+        """The trial that as_json wrote. Raises TypeError, KeyError or ValueError for anything else."""
         steps = tuple(Step(**step) for step in data["steps"])
         hparams = HParams(**data["hparams"])
-        return cls(hparams, steps, tuple(data["extremes"]), int(data["seed"]), bool(data["tapped"]))
+        trial = cls(hparams, steps, tuple(data["extremes"]), data["seed"], bool(data["tapped"]))
+        if not trial.sound():
+            raise ValueError("it has calls or sizes that no trial has")
+        return trial
+
+    def sound(self) -> bool:
+        """Whether every value is of its kind and in its range, and the contract allows every call."""
+        numbers = [*self.hparams]
+        for i, step in enumerate(self.steps):
+            if step.kind not in KINDS or step.ids not in IDS or max(step.past, step.like) >= i:
+                return False
+            numbers += [step.past + 1, step.like + 1, step.batch, step.n, step.n_new]
+        if not all(type(number) is int and 0 <= number <= LARGEST for number in numbers):
+            return False
+        if type(self.seed) is not int or self.seed < 0 or not EXTREMES.keys() >= {*self.extremes}:
+            return False
+        return min(self.hparams) > 0 and self.possible() and self.work() <= MOST
 
     def lengths(self) -> list[int]:
         """The number of tokens, those in its cache included, after each step."""
@@ -79,8 +104,11 @@ class Trial(NamedTuple):
     def tokens(self) -> list[np.ndarray]:
         """The tokens int32 [batch, n] of each step."""
         made: list[np.ndarray] = []
+        text = self._text()
+        lengths = self.lengths()
         for i, step in enumerate(self.steps):
-            ids = self._ids(i, step)
+            before = lengths[step.past] if step.past >= 0 else 0
+            ids = self._ids(i, step, text[: step.batch, before : before + step.n])
             if step.like >= 0:
                 other = made[step.like]
                 rows, columns = (min(pair) for pair in zip(ids.shape, other.shape, strict=True))
@@ -88,31 +116,49 @@ class Trial(NamedTuple):
             made.append(ids)
         return made
 
-    def _ids(self, i: int, step: Step) -> np.ndarray:
+    def _text(self) -> np.ndarray:
+        """The text of the steps that follow it, int32 [batch, n]; a longer one begins like it."""
+        follow = [
+            (step.batch, n)
+            for step, n in zip(self.steps, self.lengths(), strict=True)
+            if step.ids == "text"
+        ]
+        batch, n = (max(sizes, default=0) for sizes in zip(*follow, strict=True)) if follow else (0, 0)
+        rows = [
+            np.random.default_rng([self.seed, row, 1]).integers(0, self.hparams.n_vocab, n)
+            for row in range(batch)
+        ]
+        return np.array(rows, np.int32).reshape(batch, n)
+
+    def _ids(self, i: int, step: Step, text: np.ndarray) -> np.ndarray:
         shape, n_vocab = (step.batch, step.n), self.hparams.n_vocab
         rng = np.random.default_rng([self.seed, i])
         match step.ids:
+            case "text":
+                return text.copy()
             case "zero":
                 return np.zeros(shape, np.int32)
             case "last":
                 return np.full(shape, n_vocab - 1, np.int32)
             case "one":
-                return np.full(shape, rng.integers(n_vocab), np.int32)
+                return np.full(shape, self.seed % n_vocab, np.int32)
         return rng.integers(0, n_vocab, shape).astype(np.int32)
 
     def work(self) -> float:
         """What it costs, in floating-point operations, its truth and noise included; roughly."""
-        n_params = sum(int(np.prod(shape)) for shape in parameter_shapes(self.hparams).values())
-        _, _, n_embd, n_head, n_layer = self.hparams
+        n_vocab, n_ctx, n_embd, n_head, n_layer = self.hparams
+        n_params = (n_vocab + n_ctx + 2) * n_embd + n_layer * (12 * n_embd + 13) * n_embd
         total = 60.0 * n_params  # weights are drawn and converted
         lengths = self.lengths()
         for step, length in zip(self.steps, lengths, strict=True):
             passes = {GRADIENTS: 40.0, FORWARD: 7.0, GENERATE: 14.0, REFUSED: 0.0}[step.kind]
+            if step.ids != "random" and step.kind == FORWARD:
+                passes = 2.0  # many steps, and one truth
             new = step.batch * (length - (lengths[step.past] if step.past >= 0 else 0))
             total += CALL * n_layer + passes * new * (
                 2.0 * n_params + n_layer * length * (4.0 * n_embd + 60.0 * n_head)
             )
-        return total
+        return total * (TAPPED if self.tapped else 1)
 
 
 def paths(steps: Sequence[Step]) -> list[list[int]]:

@@ -45,10 +45,11 @@ def truths(
     hparams: HParams,
     texts: Iterable[np.ndarray],
     dtype: str,
+    made: list[Truth] | None = None,
 ) -> list[Truth]:
-    """The truth of each text int32 [batch, n], in their order."""
+    """The truth of each text int32 [batch, n], in their order. made: those known, to which it adds."""
     asked = list(texts)
-    made: list[Truth] = []
+    made = [] if made is None else made
     found: dict[int, Truth] = {}
     for i in sorted(range(len(asked)), key=lambda i: -asked[i].size):
         known = next((each for t in made if (each := t.of(asked[i])) is not None), None)
