@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import gpt2_parity
-from gpt2_parity.checks.search import Envelope, Search
+from gpt2_parity.checks.search import Search
 from gpt2_parity.checks.search.judge import Judged
 from gpt2_parity.checks.search.trial import Step, Trial
 from gpt2_parity.contract.architecture import HParams
@@ -367,12 +367,10 @@ def test_a_search_is_named_once():
 
 
 def test_trials_that_may_overflow_are_counted_and_not_judged():
-    search = Search.__new__(Search)
-    search.made, search.envelope = 0, Envelope()
+    search = Search(None, None)  # keep needs neither model nor plan
     trial = Trial(HParams(31, 5, 8, 2, 1), (Step(n=5),), ("gains",))
     search.keep(0, trial, Judged([], outside=True))
     assert (search.made, search.envelope.outside, search.envelope.trials) == (0, 1, 0)
-    search.worst, search.failures, search.failed = {}, {}, 0
     search.keep(1, trial, Judged([]))
     assert (search.made, search.envelope.outside, search.envelope.trials) == (1, 1, 1)
     assert search.envelope.as_json()["extremes"]["gains"] == 1
