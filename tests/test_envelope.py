@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import gpt2_parity
-from gpt2_parity.checks.search import Envelope, Search
+from gpt2_parity.checks.search import Search
 from gpt2_parity.checks.search.judge import Judged
 from gpt2_parity.checks.search.trial import Step, Trial
 from gpt2_parity.contract.architecture import HParams
@@ -189,6 +189,19 @@ def test_what_could_not_be_asked_is_told(rows, text):
     assert text not in words(found())
 
 
+@pytest.mark.parametrize(
+    ("runs", "text"),
+    [
+        ([[5, 5]], "5 keys"),
+        ([[1, 2], [4, 6]], "1, 2 and 4 to 6 keys"),
+        ([[1, 9], [11, 11], [13, 13], [1023, 1024]], "1 to 9 and some up to 1,024 keys"),
+        ([[1, 2], [4, 4], [6, 6], [8, 9]], "1 to 9 keys (6 values)"),
+    ],
+)
+def test_an_axis_in_few_words(runs, text):
+    assert explain.reach("keys", runs) == text
+
+
 def test_without_a_search_nothing_beyond_the_listed_cases_is_claimed():
     assert envelope.lines([PASS]) == [("", [explain.NOT_SEARCHED])]
     others = [PASS, PASS._replace(implementation="other")]
@@ -354,12 +367,10 @@ def test_a_search_is_named_once():
 
 
 def test_trials_that_may_overflow_are_counted_and_not_judged():
-    search = Search.__new__(Search)
-    search.made, search.envelope = 0, Envelope()
+    search = Search(None, None)  # keep needs neither model nor plan
     trial = Trial(HParams(31, 5, 8, 2, 1), (Step(n=5),), ("gains",))
     search.keep(0, trial, Judged([], outside=True))
     assert (search.made, search.envelope.outside, search.envelope.trials) == (0, 1, 0)
-    search.worst, search.failures, search.failed = {}, {}, 0
     search.keep(1, trial, Judged([]))
     assert (search.made, search.envelope.outside, search.envelope.trials) == (1, 1, 1)
     assert search.envelope.as_json()["extremes"]["gains"] == 1

@@ -759,8 +759,11 @@ def reach(name: str, runs: Sequence[Sequence[int]]) -> str:
     (low, dense), high = runs[0], runs[-1][1]
     count = ""
     if len(runs) <= FEW_RUNS:
-        *texts, last = [f"{a:,}" if a == b else f"{a:,} to {b:,}" for a, b in runs]
-        values = f"{', '.join(texts)} and {last}" if texts else last
+        texts = []
+        for a, b in runs:
+            texts += [f"{a:,} to {b:,}"] if b > a + 1 else [f"{x:,}" for x in range(a, b + 1)]
+        *others, last = texts
+        values = f"{', '.join(others)} and {last}" if others else last
     elif dense - low >= FEW_RUNS:
         values = f"{low:,} to {dense:,} and some up to {high:,}"
     else:
