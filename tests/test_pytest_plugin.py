@@ -53,7 +53,8 @@ def test_there_is_a_test_for_each_target_and_check_with_its_seconds_and_class(tm
     assert "mine.py::parity[cpu-float32-kv_cache] PASSED" in done.stdout
     names = [f"parity[cpu-float32-{check}]" for check in ("load", *CHECKS)]
     assert outcomes(tmp_path / "junit.xml") == dict.fromkeys(names, "passed") | {
-        "parity[cpu-float32-gradients]": "skipped"  # the specimen has no loss_and_grads
+        "parity[cpu-float32-gradients]": "skipped",  # the specimen has no loss_and_grads
+        "parity[cpu-float32-own_weights]": "skipped",  # nor weights
     }
     environment = results.load(tmp_path / "out").environment
     assert "only" not in environment
