@@ -20,7 +20,7 @@ import numpy as np
 from gpt2_parity.contract.architecture import HParams, Op
 from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.limits import NOISE
-from gpt2_parity.mistakes.registry import FEW, MISTAKES, Match, Mistake, Scene, mistake, narrow
+from gpt2_parity.mistakes.registry import FEW, MISTAKES, NEAR, Match, Mistake, Scene, mistake, narrow
 from gpt2_parity.reference import noise, oracle
 from gpt2_parity.reference.distance import difference
 from gpt2_parity.reference.records import Record
@@ -279,7 +279,12 @@ def everywhere(loaded: BlackBox, records: Sequence[Record]) -> dict[str, Match]:
     nearest = next((hypothesis for hypothesis in left if left[hypothesis] <= 1.2 * least), None)
     if nearest is None:
         return {}
-    return {record.name: match(loaded, record, nearest) for record in records}
+    found = {record.name: match(loaded, record, nearest) for record in records}
+    if nearest.mistake.flips and any(each.explains for each in found.values()):
+        # a value that was rounded the other way moves the scale that all positions share
+        near = all(each.after <= each.before / NEAR for each in found.values())
+        found = {name: each._replace(explains=each.explains or near) for name, each in found.items()}
+    return found
 
 
 def tried(loaded: BlackBox, record: Record) -> Iterator[tuple[Hypothesis, float]]:
