@@ -277,6 +277,16 @@ def test_a_rare_fault_is_told_to_be_rare(prepared):
     assert any("did not fail again" in text for text in texts)
 
 
+def test_what_fails_no_more_once_it_is_smaller_is_told_to_be_rare(prepared, monkeypatch):
+    monkeypatch.setattr(
+        search, "smallest", lambda trial, *_: trial._replace(steps=(Step(),), extremes=())
+    )
+    fault = conditioned(lambda at, x: at.n_past > 2 and x.shape[0] > 3, gelu=nothing)
+    rows = searched(fault, prepared, seconds=0.6)
+    assert "error" not in {row.status for row in rows}
+    assert any("did not fail again" in explain.detail(row) for row in rows if row.verdict == "fail")
+
+
 def test_an_error_for_valid_sizes_is_a_failure(prepared):
     class Picky(Plain):
         __name__ = "picky"

@@ -195,16 +195,16 @@ class Search:
 
     def explain(self, key: tuple[str, str], budget: Budget) -> None:
         """The smallest trial that shows a failure, its condition and, for an operation, its mistake."""
-        _, trial, found, _ = self.failures[key]
+        trial = self.failures[key].trial
 
         def fails(other: Trial) -> bool:
             return self.shows(other, key) is not None
 
-        if not fails(trial):
+        trial = smallest(trial, fails, budget) if fails(trial) else trial
+        found = self.shows(trial, key)
+        if found is None:  # it fails by chance, or because of earlier calls
             self.explained[key] = {"not_again": True}
             return
-        trial = smallest(trial, fails, budget)
-        found = self.shows(trial, key) or found
         facts: Evidence = {"step": found.step}
         facts["condition"] = conditions(trial, found.step, fails, budget)
         if len(trial.steps) <= WHOLE:
