@@ -158,7 +158,8 @@ def test_a_failure_becomes_a_file_that_fails_alone_and_passes_when_it_is_right(
     for file in files:
         wrong = alone(file)
         assert wrong.returncode == 1
-        assert ("FAIL" in wrong.stdout) or ("batch too large" in wrong.stderr)
+        assert "FAIL" in wrong.stdout
+        assert ("batch too large" in wrong.stdout) == (name == "an error")
         right = tmp_path / "right.py"
         right.write_text(SPECIMEN if name != "no cache" else cacheless())
         done = alone(file, right)
@@ -254,10 +255,11 @@ def test_a_failure_that_does_not_come_again_is_told_and_not_written(prepared, tm
     assert not (tmp_path / "rare.corpus").exists()
 
 
-def test_what_does_not_fail_alone_is_not_written(prepared, tmp_path, monkeypatch):
+@pytest.mark.parametrize("code", [SPECIMEN, "import nothing_of_this_name"], ids=["right", "broken"])
+def test_what_does_not_fail_alone_is_not_written(prepared, tmp_path, monkeypatch, code):
     path = module(tmp_path, "wrong", ORIGINALS + FEW_QUERIES)
     rows, found = searched(path, prepared, monkeypatch, [FAULTS["queries"][1]])
-    path.write_text(SPECIMEN)  # as if it failed only beside what had been loaded before
+    path.write_text(code)  # as if it failed only beside what had been loaded before
     kept = corpus.keep(rows, found, tmp_path / "wrong.corpus", 60)
     assert [each.outcome for each in kept] == [corpus.NOT_ALONE]
     assert not (tmp_path / "wrong.corpus").exists()
