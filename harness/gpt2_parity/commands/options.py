@@ -64,8 +64,8 @@ SearchOption = Annotated[
     float | None,
     typer.Option(
         metavar="SECONDS",
-        help="Seconds to search, in each target, for sizes, values and histories that are wrong; 0: not "
-        "at all. Default: 10, or PARITY_SEARCH.",
+        help="Seconds to search, in each target, for sizes, values and histories that are wrong; 0: "
+        "only a corpus is replayed. Default: 10, or PARITY_SEARCH.",
         min=0,
     ),
 ]

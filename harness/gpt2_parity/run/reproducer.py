@@ -53,6 +53,7 @@ for name in [name[6:] for name in data if name.startswith("truth/")]:
 print("FAIL" if n_wrong else "right")
 sys.exit(1 if n_wrong else 0)
 '''
+FAILS = "FAIL"  # what it prints
 BY_PATH = """path = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else file.parent / {path!r}).resolve()
 sys.path.append(str(path.parent))
 spec = importlib.util.spec_from_file_location("implementation", path)
@@ -74,6 +75,11 @@ def last(logits, n):
     return (logits if isinstance(logits, np.ndarray) else impl.numpy(logits))[:, -n:]
 
 """
+RAISES = """try:
+    {call}
+except (Exception, SystemExit) as error:
+    print("FAIL: it raised", repr(error))
+    sys.exit(1)"""
 REFUSES = """
 
 def must_refuse(*given):
@@ -140,6 +146,8 @@ def lines(trial: Trial, shown: Mapping[str, Any]) -> list[str]:
         if step.kind == FORWARD and i in last_use:
             names[i] = next(each for each in CACHES if each not in names.values())
         made.append(line(i, step, past, names.get(i, "_"), shown))
+    if not shown["compare"] and steps[last].kind != REFUSED:
+        made[-1] = RAISES.format(call=made[-1].replace("\n", "\n    "))
     if steps[last].kind == FORWARD and shown["compare"] == "logits":
         made.append('got["logits"] = logits')
     return made
