@@ -30,7 +30,7 @@ import numpy as np
 import conditioned
 from conditioned import ConditionedFault, Facts
 from gpt2_parity.checks.search import draw
-from gpt2_parity.checks.search.calls import play
+from gpt2_parity.checks.search.calls import NotLoaded, play
 from gpt2_parity.checks.search.draw import Offer
 from gpt2_parity.checks.search.judge import ROUNDING, Judged, judge
 from gpt2_parity.checks.search.trial import Trial
@@ -97,12 +97,15 @@ def wrong(judged: Judged) -> set[tuple[str, str]]:
 
 
 def attempt(fault: ConditionedFault, met: Met) -> Killed | None:
-    """A fault's result in a trial; None if it is not seen."""
+    """A fault's result in a trial; None if it is not seen, or refuses to load the trial's model."""
     if met.judged.outside or not any(map(fault.condition, met.facts)):
         return None
     under = loaded(fault.plant(met.calls))
     with np.errstate(all="ignore"):
-        found = wrong(judge(play(under, met.trial, met.params), KEPT, [*met.truths]))
+        try:
+            found = wrong(judge(play(under, met.trial, met.params), KEPT, [*met.truths]))
+        except NotLoaded:
+            return None
         found -= wrong(met.judged)
         if not found:
             return None

@@ -132,7 +132,7 @@ class Trial(NamedTuple):
         for step, length in zip(self.steps, lengths, strict=True):
             passes = {GRADIENTS: 40.0, FORWARD: 7.0, GENERATE: 14.0, REFUSED: 0.0}[step.kind]
             if step.ids != "random" and step.kind == FORWARD:
-                passes = 2.0  # many steps, and one truth
+                passes = 1.0  # many steps, and one truth
             new = step.batch * (length - (lengths[step.past] if step.past >= 0 else 0))
             total += CALL * n_layer + passes * new * (
                 2.0 * n_params + n_layer * length * (4.0 * n_embd + 60.0 * n_head)
