@@ -73,11 +73,11 @@ def loaded(implementation: Any) -> Loaded:
     return Loaded(implementation, None, TARGET, {}, None, [])  # type: ignore[arg-type]  # no model yet
 
 
-def trials(seed: int, budget: float) -> Iterator[Met]:
-    """The trials that fit into a budget, in seconds."""
+def trials(seed: int, budget: float, count: int | None = None) -> Iterator[Met]:
+    """The trials that fit into a budget, in seconds; at most so many."""
     numpy, spent, calls = loaded(find("numpy").load()), 0.0, 0
     drawn = draw.trials(seed, OFFER)
-    for number in itertools.count():
+    for number in itertools.count() if count is None else range(count):
         start = time.process_time()
         trial = next(drawn)
         judge(play(numpy, trial), KEPT)
@@ -138,11 +138,13 @@ class Result(NamedTuple):
     killed: list[Killed | None]
 
 
-def search(seed: int, faults: Sequence[ConditionedFault], budget: float) -> Result:
+def search(
+    seed: int, faults: Sequence[ConditionedFault], budget: float, count: int | None = None
+) -> Result:
     """Search for all faults at once."""
     killed: dict[int, Killed] = {}
     alarms, seconds, at, number = [], 0.0, {}, -1
-    for met in trials(seed, budget):
+    for met in trials(seed, budget, count):
         number, seconds = met.number, met.seconds
         at[str(number + 1)] = round(seconds, 3)
         alarms += [
