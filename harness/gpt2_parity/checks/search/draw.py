@@ -66,14 +66,15 @@ WIDE = (
     1280,
     1600,
 )  # n_embd, official ones among them
+WIDEST = (900, 1024, 1280, 1536, 1600)
 HEADS = 64  # of every official model
 LONG = 1100  # keys: beyond the official n_ctx, and beyond a kernel's 1,024
 NEAR_POWERS = {2**k + d for k in range(1, 12) for d in (-1, 0, 1)}
 CUTS = [*NEAR_POWERS, *range(16, 257, 16), *range(320, LONG - 9, 64)]
 ROWS = [*NEAR_POWERS, *range(16, 257, 16), *range(320, 2100, 64)]
-LARGE, LITTLE = 1.5e5, 2e4  # elements of all hidden states of a prompt
+ELEMENTS = (1.5e5, 2e3, 2e4)  # of all hidden states of a prompt, in turn
 FEW, MANY = 5, 12  # walks of a trial with taps and without
-FIRST, LATER = 6e7, 4e6  # work of the first trials, and how much more each later one may cost
+FIRST, LATER = 6e7, 8e6  # work of the first trials, and how much more each later one may cost
 SWEEP = 1e10  # work of a sweep, however early it comes
 TRIES = 20
 PLAIN = 2  # trials that plain makes
@@ -103,7 +104,7 @@ def trials(seed: int, offer: Offer) -> Iterator[Trial]:
         make: Callable[[], Trial] = (
             functools.partial(next(sweeps), rng, offer)
             if swept
-            else functools.partial(mixed, rng, offer, next(combined), LARGE if i % 4 == 0 else LITTLE)
+            else functools.partial(mixed, rng, offer, next(combined), ELEMENTS[i % 4])
         )
         for _ in range(TRIES):
             trial = make()
@@ -134,11 +135,14 @@ def deck(rng: random.Random, values: Sequence[int]) -> Iterator[int]:
 def combinations(rng: random.Random) -> Iterator[dict[str, int]]:
     """Values by axis, such that every pair of strata occurs, again and again with other values."""
     decks = {name: [deck(rng, values) for values in strata] for name, strata in AXES.items()}
-    wide = deck(rng, WIDE)
+    wide, widest = deck(rng, WIDE), deck(rng, WIDEST)
     while True:
         for row in AllPairs([rng.sample(some, len(some)) for some in decks.values()]):
             axes = {name: next(values) for name, values in zip(decks, row, strict=True)}
-            yield axes | ({"n_embd": next(wide)} if rng.random() < 0.06 else {})
+            chance = rng.random()
+            if chance < 0.06:
+                axes["n_embd"] = next(widest if chance < 0.01 else wide)
+            yield axes
 
 
 def mixed(rng: random.Random, offer: Offer, axes: dict[str, int], most: float) -> Trial:
@@ -380,9 +384,9 @@ def many_rows(rng: random.Random, offer: Offer) -> Trial:
 def values(rng: random.Random, offer: Offer) -> Trial:
     """Extreme weights on a text that is long enough to show their whole range."""
     steps = [Step(batch=2, n=40, ids="text"), Step(past=0, batch=2, n=9, ids="text")]
-    trial = small(rng, steps, offer, 48)
+    trial = small(rng, steps, offer, 48)._replace(tapped=offer.taps)
     hparams = trial.hparams._replace(n_head=rng.choice([1, 3, 12]), n_layer=rng.choice([1, 2]))
-    extremes = tuple(rng.sample([*EXTREMES], rng.choice([1, 1, 2])))
+    extremes = tuple(rng.sample([*EXTREMES], rng.choice([1, 2])))
     return trial._replace(hparams=hparams, extremes=extremes)
 
 

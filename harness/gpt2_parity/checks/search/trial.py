@@ -12,7 +12,7 @@ import numpy as np
 from gpt2_parity.contract.architecture import HParams
 
 CALL = 1e6  # floating-point operations in the time that calling one layer takes
-TAPPED = 2.5  # how much more a trial costs whose operations are judged
+TAPPED = 2.0  # how much more a trial costs whose operations are judged
 FORWARD, GENERATE, GRADIENTS, REFUSED = "forward", "generate", "gradients", "refused"
 
 
@@ -127,7 +127,7 @@ class Trial(NamedTuple):
         """What it costs, in floating-point operations, its truth and noise included; roughly."""
         n_vocab, n_ctx, n_embd, n_head, n_layer = self.hparams
         n_params = (n_vocab + n_ctx + 2) * n_embd + n_layer * (12 * n_embd + 13) * n_embd
-        total = 60.0 * n_params  # weights are drawn and converted
+        total = 25.0 * n_params  # weights are drawn and converted
         lengths = self.lengths()
         for step, length in zip(self.steps, lengths, strict=True):
             passes = {GRADIENTS: 40.0, FORWARD: 7.0, GENERATE: 14.0, REFUSED: 0.0}[step.kind]
