@@ -49,8 +49,6 @@ AXES: dict[str, list[list[int]]] = {
             [1000, 1023, 1024, 1025, 1100],
         ),
     ],
-    "extreme": [[0], [0], [0], *([i] for i in range(1, len(EXTREMES) + 1)), [-1]],  # -1: two of them
-    "tapped": [[0], [0], [1]],
 }
 WIDE = (
     225,
@@ -66,6 +64,7 @@ WIDE = (
     1280,
     1600,
 )  # n_embd, official ones among them
+NARROW = 400  # n_embd of other models, at most
 WIDEST = (900, 1024, 1280, 1536, 1600)
 HEADS = 64  # of every official model
 LONG = 1100  # keys: beyond the official n_ctx, and beyond a kernel's 1,024
@@ -150,11 +149,14 @@ def mixed(rng: random.Random, offer: Offer, axes: dict[str, int], most: float) -
 
     most: elements of all hidden states of a prompt.
     """
-    n_embd = axes["head"] * axes["n_head"]
+    head, n_head = axes["head"], axes["n_head"]
+    while head * n_head > NARROW:
+        head, n_head = rng.choice([(head, (n_head + 1) // 2), ((head + 1) // 2, n_head)])
+    n_embd = head * n_head
     batch, n, chunk, n_layer = axes["batch"], axes["n"], axes["chunk"], axes["n_layer"]
     if "n_embd" in axes:
         n_embd, n_layer, batch, n = axes["n_embd"], 1, min(batch, 3), min(n, 9)
-        axes = axes | {"n_head": math.gcd(n_embd, n_embd // HEADS)}
+        n_head = math.gcd(n_embd, n_embd // HEADS)
     while n_embd * n_embd * n_layer > 2e5 and n_layer > 1:
         n_layer = (n_layer + 1) // 2
     while batch * n > 1 and batch * n * max(n_embd * n_layer, axes["n_vocab"] // 6) > most:
@@ -162,19 +164,14 @@ def mixed(rng: random.Random, offer: Offer, axes: dict[str, int], most: float) -
             batch = (batch + 1) // 2
         else:
             n = (n + 1) // 2
-    names = [*EXTREMES]
-    extremes: tuple[str, ...] = ()
-    if axes["extreme"] > 0:
-        extremes = (names[axes["extreme"] - 1],)
-    elif axes["extreme"] < 0:
-        extremes = tuple(rng.sample(names, 2))
+    extremes = tuple(rng.sample([*EXTREMES], rng.choice([0, 0, 0, 0, 0, 1, 1, 1, 2])))
     if ILL_CONDITIONED.intersection(extremes):
         offer = offer._replace(offers=[name for name in offer.offers if name != "loss_and_grads"])
-    tapped = bool(axes["tapped"]) and offer.taps
+    tapped = offer.taps and rng.random() < 0.2
     steps = history(rng, offer, batch, n, min(chunk, 4 * n), FEW if tapped or n_embd > 400 else MANY)
     needed = max(Trial(HParams(2, 1, 1, 1, 1), steps).lengths())
     n_ctx = max(needed, axes["n_ctx"])
-    hparams = HParams(axes["n_vocab"], n_ctx, n_embd, axes["n_head"], n_layer)
+    hparams = HParams(axes["n_vocab"], n_ctx, n_embd, n_head, n_layer)
     return Trial(hparams, steps, extremes, rng.randrange(2**31), tapped)
 
 
