@@ -101,6 +101,15 @@ def faults(session: nox.Session) -> None:
     session.run(str(python), "tests/score.py", *words, env=kernels(session, python), external=True)
 
 
+@nox.session(default=False, venv_backend="none")
+def conditions(session: nox.Session) -> None:
+    """Score the search by faults that need a condition; `-- --count 2000 --seeds 4 --budget 10,60`."""
+    session.run(sys.executable, "-m", "nox", "-s", "tests", "--install-only", external=True)
+    python = Path(".nox", "tests", "bin", "python")
+    words = session.posargs or ["--count", "2000", "--seeds", "4"]
+    session.run(str(python), "tests/conditions.py", *words, external=True)
+
+
 @nox.session(default=False)
 def gallery(session: nox.Session) -> None:
     """Make example reports in out/gallery by real runs; `-- --picture` for the README's picture."""

@@ -59,7 +59,7 @@ def flash(self, q, keys, values, at, block=32):
         p, old = np.exp(scores - now), np.exp(most - now)
         total, y = total * old + p.sum(axis=-1, keepdims=True), y * old + p @ values[:, :, part]
         most = now
-    return self.show(self.merge_heads(y / total, at), at)
+    return self.merge_heads(y / total, at)
 
 
 def one_query_alone(self, q, keys, values, at):
@@ -79,7 +79,7 @@ def one_query_alone(self, q, keys, values, at):
         y = np.concatenate(rows, axis=2)
     else:
         return Plain.attention(self, q, keys, values, at)
-    return self.show(self.merge_heads(y, at), at)
+    return self.merge_heads(y, at)
 
 
 # ---- whole passes

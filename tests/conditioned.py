@@ -488,8 +488,8 @@ def of_values(rng: random.Random) -> ConditionedFault:
     sign = rng.choice(valued.signs)
     c = math.exp(rng.uniform(math.log(valued.least), math.log(valued.most)))
     spoilt = rng.choice([*SPOILT])
-    if valued.operation == "scores":
-        spoilt = "NaN" if sign == "< -c" else spoilt  # what else is small has no weight
+    if sign == "< -c" and (valued.operation == "scores" or (valued.operation == "gelu" and c > 3)):
+        spoilt = "NaN"  # otherwise it has no weight in the result
     right = getattr(Plain, valued.operation)
     spoil = SPOILT[spoilt]
 

@@ -30,7 +30,7 @@ import numpy as np
 import conditioned
 from conditioned import ConditionedFault, Facts
 from gpt2_parity.checks.search import draw
-from gpt2_parity.checks.search.calls import play
+from gpt2_parity.checks.search.calls import NotLoaded, play
 from gpt2_parity.checks.search.draw import Offer
 from gpt2_parity.checks.search.judge import ROUNDING, Judged, judge
 from gpt2_parity.checks.search.trial import Trial
@@ -73,11 +73,11 @@ def loaded(implementation: Any) -> Loaded:
     return Loaded(implementation, None, TARGET, {}, None, [])  # type: ignore[arg-type]  # no model yet
 
 
-def trials(seed: int, budget: float) -> Iterator[Met]:
-    """The trials that fit into a budget, in seconds."""
+def trials(seed: int, budget: float, count: int | None = None) -> Iterator[Met]:
+    """The trials that fit into a budget, in seconds; at most so many."""
     numpy, spent, calls = loaded(find("numpy").load()), 0.0, 0
     drawn = draw.trials(seed, OFFER)
-    for number in itertools.count():
+    for number in itertools.count() if count is None else range(count):
         start = time.process_time()
         trial = next(drawn)
         judge(play(numpy, trial), KEPT)
@@ -97,12 +97,15 @@ def wrong(judged: Judged) -> set[tuple[str, str]]:
 
 
 def attempt(fault: ConditionedFault, met: Met) -> Killed | None:
-    """A fault's result in a trial; None if it is not seen."""
+    """A fault's result in a trial; None if it is not seen, or refuses to load the trial's model."""
     if met.judged.outside or not any(map(fault.condition, met.facts)):
         return None
     under = loaded(fault.plant(met.calls))
     with np.errstate(all="ignore"):
-        found = wrong(judge(play(under, met.trial, met.params), KEPT, [*met.truths]))
+        try:
+            found = wrong(judge(play(under, met.trial, met.params), KEPT, [*met.truths]))
+        except NotLoaded:
+            return None
         found -= wrong(met.judged)
         if not found:
             return None
@@ -135,11 +138,13 @@ class Result(NamedTuple):
     killed: list[Killed | None]
 
 
-def search(seed: int, faults: Sequence[ConditionedFault], budget: float) -> Result:
+def search(
+    seed: int, faults: Sequence[ConditionedFault], budget: float, count: int | None = None
+) -> Result:
     """Search for all faults at once."""
     killed: dict[int, Killed] = {}
     alarms, seconds, at, number = [], 0.0, {}, -1
-    for met in trials(seed, budget):
+    for met in trials(seed, budget, count):
         number, seconds = met.number, met.seconds
         at[str(number + 1)] = round(seconds, 3)
         alarms += [

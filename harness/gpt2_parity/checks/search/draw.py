@@ -11,6 +11,7 @@ Trials begin cheap and become dearer, whatever the budget: a larger budget only 
 
 import functools
 import itertools
+import math
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
@@ -29,7 +30,7 @@ from gpt2_parity.checks.search.trial import (
 from gpt2_parity.contract.architecture import HParams
 from gpt2_parity.implementation.extremes import EXTREMES, ILL_CONDITIONED
 
-# Each axis by stratum; a trial takes a random value of its stratum.
+# Each axis by stratum; a trial takes the next value of its stratum, in random order.
 AXES: dict[str, list[list[int]]] = {
     "batch": [[1], [2, 3, 4], [5, 6, 7, 8, 9], [*range(10, 18)], [*range(18, 34)], [40, 47, 63, 64, 65]],
     "n": [
@@ -39,38 +40,49 @@ AXES: dict[str, list[list[int]]] = {
     "chunk": [[1], [2, 3, 4], [5, 6, 7], [8, 9], [*range(10, 18)], [*range(18, 34)], [47, 63, 64, 65]],
     "head": [
         *([1, 2, 3], [4, 5, 7, 8], [6, *range(9, 18)], [*range(18, 34)]),
-        *([40, 48, *range(34, 64)], [63, 64, 64, 65], [72, 80, 96, 100, 127, 128, 129]),
+        *([*range(34, 62)], [62, 63, 64, 65, 66], [72, *range(75, 126, 5), 112, 126, 127, 128, 129]),
     ],
-    "n_head": [[1], [2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 15], [14, 16, 17], [18, 20, 24, 25]],
-    "n_layer": [
-        [1],
-        [1],
-        [2],
-        [2, 3],
-        [4, 5, 6, 7],
-        [8, 9, 11, 12, 13],
-        [16, 17, 20, 24, 32, 33, 36, 48],
-    ],
+    "n_head": [[1], [2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 15], [14, 16, 17], [*range(18, 26)]],
+    "n_layer": [[1], [1], [1], [2], [2, 3], [*range(4, 8)], [*range(8, 16)], [*range(16, 49)]],
     "n_vocab": [
-        *([2, 3, 5, 7], [9, 16, 31, 33, 61], [64, 97, 100], [127, 128, 129], [255, 256, 257, 301]),
-        *([500, 511, 512, 513], [1000, 1023, 1024, 1025, 2049], [4096, 4097, 5003, 8191, 8193]),
-        [10007, 16383, 16385, 20011, 32767, 50257],
+        *([2, 3, 5, 7], [9, 15, 16, 17, 31, 33, 61], [63, 64, 65, 97, 100], [127, 128, 129, 192, 208]),
+        *([255, 256, 257, 301], [500, 511, 512, 513, 768, 1000], [1023, 1024, 1025, 2047, 2049, 3001]),
+        [4095, 4096, 4097, 5003, 8191, 8193, 10007, 16383, 16385, 20011, 32767, 32769, 50257, 50304],
     ],
     "n_ctx": [  # or as many as are needed, if these are more
-        *([0], [0], [*range(1, 65)], [63, 64, 65, 80, 97, 112, 127, 128, 129, 140]),
-        *([160, 192, 255, 256, 257, 300], [511, 512, 513, 700], [1000, 1023, 1024, 1025, 1100]),
+        *([0], [0], [*range(1, 65)], [63, 64, 65, *range(80, 125, 16), 127, 128, 129, 140]),
+        *(
+            [*range(144, 257, 16), 255, 257],
+            [300, 511, 512, 513, 700, 768],
+            [1000, 1023, 1024, 1025, 1100],
+        ),
     ],
-    "extreme": [[0], [0], [0], *([i] for i in range(1, len(EXTREMES) + 1)), [-1]],  # -1: two of them
-    "tapped": [[0], [0], [1]],
 }
-WIDE = (256, 384, 512, 640, 768, 768, 1024, 1280, 1600)  # n_embd, official ones among them
+WIDE = (
+    225,
+    256,
+    384,
+    512,
+    513,
+    640,
+    768,
+    769,
+    900,
+    1024,
+    1280,
+    1600,
+)  # n_embd, official ones among them
+NARROW = 400  # n_embd of other models, at most
+WIDEST = (900, 1024, 1280, 1536, 1600)
 HEADS = 64  # of every official model
 LONG = 1100  # keys: beyond the official n_ctx, and beyond a kernel's 1,024
-CUTS = sorted({2**k + d for k in range(11) for d in (-1, 0, 1)} | {*range(16, LONG, 48), LONG} - {0})
-LARGE, LITTLE = 1.5e5, 2e4  # elements of all hidden states of a prompt
+NEAR_POWERS = {2**k + d for k in range(1, 12) for d in (-1, 0, 1)}
+CUTS = [*NEAR_POWERS, *range(16, 257, 16), *range(320, LONG - 9, 64)]
+ROWS = [*NEAR_POWERS, *range(16, 257, 16), *range(320, 2100, 64)]
+ELEMENTS = (1.5e5, 2e3, 2e4)  # of all hidden states of a prompt, in turn
 FEW, MANY = 5, 12  # walks of a trial with taps and without
-FIRST, LATER = 6e7, 4e6  # work of the first trials, and how much more each later one may cost
-SWEEP = 2e9  # work of a sweep, however early it comes
+FIRST, LATER = 6e7, 8e6  # work of the first trials, and how much more each later one may cost
+SWEEP = 1e10  # work of a sweep, however early it comes
 TRIES = 20
 PLAIN = 2  # trials that plain makes
 FUNCTIONS = {GENERATE: "generate", GRADIENTS: "loss_and_grads"}  # by kind of step
@@ -100,7 +112,7 @@ def trials(seed: int, offer: Offer) -> Iterator[Trial]:
         make: Callable[[], Trial] = (
             functools.partial(next(sweeps), rng, offer)
             if swept
-            else functools.partial(mixed, rng, offer, next(combined), LARGE if i % 4 == 0 else LITTLE)
+            else functools.partial(mixed, rng, offer, next(combined), ELEMENTS[i % 4])
         )
         for _ in range(TRIES):
             trial = make()
@@ -135,12 +147,23 @@ def plain(rng: random.Random, offer: Offer) -> Iterator[Trial]:
     yield trial._replace(tapped=offer.taps)
 
 
+def deck(rng: random.Random, values: Sequence[int]) -> Iterator[int]:
+    """Values without end in random order; none comes again before all others."""
+    while True:
+        yield from rng.sample(values, len(values))
+
+
 def combinations(rng: random.Random) -> Iterator[dict[str, int]]:
     """Values by axis, such that every pair of strata occurs, again and again with other values."""
+    decks = {name: [deck(rng, values) for values in strata] for name, strata in AXES.items()}
+    wide, widest = deck(rng, WIDE), deck(rng, WIDEST)
     while True:
-        strata = {name: rng.sample(some, len(some)) for name, some in AXES.items()}
-        for row in AllPairs(list(strata.values())):
-            yield {name: rng.choice(stratum) for name, stratum in zip(strata, row, strict=True)}
+        for row in AllPairs([rng.sample(some, len(some)) for some in decks.values()]):
+            axes = {name: next(values) for name, values in zip(decks, row, strict=True)}
+            chance = rng.random()
+            if chance < 0.06:
+                axes["n_embd"] = next(widest if chance < 0.01 else wide)
+            yield axes
 
 
 def mixed(rng: random.Random, offer: Offer, axes: dict[str, int], most: float) -> Trial:
@@ -148,11 +171,14 @@ def mixed(rng: random.Random, offer: Offer, axes: dict[str, int], most: float) -
 
     most: elements of all hidden states of a prompt.
     """
-    n_embd = max(axes["head"], -(-LEAST // axes["n_head"])) * axes["n_head"]
+    head, n_head = axes["head"], axes["n_head"]
+    while head * n_head > NARROW:
+        head, n_head = rng.choice([(head, (n_head + 1) // 2), ((head + 1) // 2, n_head)])
+    n_embd = max(head, -(-LEAST // n_head)) * n_head
     batch, n, chunk, n_layer = axes["batch"], axes["n"], axes["chunk"], axes["n_layer"]
-    if rng.random() < 0.06:  # a wide model
-        n_embd, n_layer, batch, n = rng.choice(WIDE), 1, min(batch, 3), min(n, 9)
-        axes = axes | {"n_head": n_embd // HEADS}
+    if "n_embd" in axes:
+        n_embd, n_layer, batch, n = axes["n_embd"], 1, min(batch, 3), min(n, 9)
+        n_head = math.gcd(n_embd, n_embd // HEADS)
     while n_embd * n_embd * n_layer > 2e5 and n_layer > 1:
         n_layer = (n_layer + 1) // 2
     while batch * n > 1 and batch * n * max(n_embd * n_layer, axes["n_vocab"] // 6) > most:
@@ -160,19 +186,14 @@ def mixed(rng: random.Random, offer: Offer, axes: dict[str, int], most: float) -
             batch = (batch + 1) // 2
         else:
             n = (n + 1) // 2
-    names = [*EXTREMES]
-    extremes: tuple[str, ...] = ()
-    if axes["extreme"] > 0:
-        extremes = (names[axes["extreme"] - 1],)
-    elif axes["extreme"] < 0:
-        extremes = tuple(rng.sample(names, 2))
+    extremes = tuple(rng.sample([*EXTREMES], rng.choice([0, 0, 0, 0, 0, 1, 1, 1, 2])))
     if ILL_CONDITIONED.intersection(extremes):
         offer = offer._replace(offers=[name for name in offer.offers if name != "loss_and_grads"])
-    tapped = bool(axes["tapped"]) and offer.taps
+    tapped = offer.taps and rng.random() < 0.2
     steps = history(rng, offer, batch, n, min(chunk, 4 * n), FEW if tapped or n_embd > 400 else MANY)
     needed = max(Trial(HParams(2, 1, 1, 1, 1), steps).lengths())
     n_ctx = max(needed, axes["n_ctx"])
-    hparams = HParams(axes["n_vocab"], n_ctx, n_embd, axes["n_head"], n_layer)
+    hparams = HParams(axes["n_vocab"], n_ctx, n_embd, n_head, n_layer)
     return Trial(hparams, steps, extremes, rng.randrange(2**31), tapped)
 
 
@@ -336,17 +357,19 @@ def square(rng: random.Random, offer: Offer) -> Trial:
 
 def far(rng: random.Random, offer: Offer) -> Trial:
     """A text beyond the official n_ctx, cut at boundaries, with chunks of other sizes after each cut."""
-    cuts = sorted({*rng.sample(CUTS, 16), rng.choice([1022, 1023, 1024]), LONG - 3})
+    tapped = offer.taps and rng.random() < 0.15
+    cuts = sorted({cut for cut in [*CUTS, *rng.sample(range(1, LONG), 40)] if cut < LONG - 9})
+    cuts = sorted({*rng.sample(cuts, 9), rng.choice([1023, 1024])}) if tapped else cuts
     steps: More = []
     at, before = -1, 0
     for cut in cuts:
         steps.append(Step(past=at, n=cut - before, ids="text"))
         at, before = len(steps) - 1, cut
-        left = LONG - cut
-        for chunk in rng.sample([1, 2, 3, 5, 7, 8, 9, 16, 17, 33, 64, 65], 3 if offer.branches else 0):
-            steps.append(Step(past=at, n=min(chunk, left), ids="text"))
+        for _ in range(0 if tapped or not offer.branches else 2):
+            steps.append(Step(past=at, n=size_below(rng, min(256, LONG - cut)), ids="text"))
     steps.append(Step(past=at, n=LONG - before, ids="text"))
-    return small(rng, steps, offer, 8)
+    trial = small(rng, steps, offer, 8)._replace(tapped=tapped)
+    return trial._replace(hparams=trial.hparams._replace(n_head=rng.choice([1, 1, 2])))
 
 
 def alike(rng: random.Random, offer: Offer) -> Trial:
@@ -368,22 +391,23 @@ def alike(rng: random.Random, offer: Offer) -> Trial:
 
 
 def many_rows(rng: random.Random, offer: Offer) -> Trial:
-    """As many rows of all products, up to 2,100 and mostly beyond 1,024, in some batch."""
-    rows = rng.choice([rng.randint(64, 1024), rng.randint(1024, 2100), *(1023, 1024, 1025, 2048, 2049)])
-    batch = rng.choice([2, 3, 9, 11, 17, 31, 33, 64, 65])
-    n = min(max(1, round(rows / batch)), 257)
+    """As many rows of all products, up to 2,100, in batches of another size."""
+    batch, n = rng.choice([(65, 33), (33, 65), (17, 125), (9, 240)])
     steps = [Step(batch=batch, n=n, ids="text"), Step(past=0, batch=batch, n=1, ids="text")]
-    for step in walks(rng, offer, batch, n, "text", FEW):
-        steps.append(step._replace(past=len(steps) - 1 if step.past >= 0 else -1))
-    return small(rng, steps, offer, 16 if rows > 1024 else 0)
+    for rows in rng.sample(ROWS, 40):
+        batches = [b for b in range(1, batch + 1) if rows % b == 0 and rows // b <= n]
+        if batches:
+            each = rng.choice(batches)
+            steps.append(Step(batch=each, n=rows // each, ids="text"))
+    return small(rng, steps, offer, 16)
 
 
 def values(rng: random.Random, offer: Offer) -> Trial:
     """Extreme weights on a text that is long enough to show their whole range."""
     steps = [Step(batch=2, n=40, ids="text"), Step(past=0, batch=2, n=9, ids="text")]
-    trial = small(rng, steps, offer, 48)
+    trial = small(rng, steps, offer, 48)._replace(tapped=offer.taps)
     hparams = trial.hparams._replace(n_head=rng.choice([1, 3, 12]), n_layer=rng.choice([1, 2]))
-    extremes = tuple(rng.sample([*EXTREMES], rng.choice([1, 1, 2])))
+    extremes = tuple(rng.sample([*EXTREMES], rng.choice([1, 2])))
     return trial._replace(hparams=hparams, extremes=extremes)
 
 
@@ -399,7 +423,7 @@ def deep(rng: random.Random, offer: Offer) -> Trial:
     steps = [Step(batch=2, n=5), Step(past=0, batch=2, n=3), Step(past=1, batch=2)]
     trial = small(rng, steps, offer)
     if rng.random() < 0.5:
-        return trial._replace(hparams=trial.hparams._replace(n_layer=rng.choice([12, 24, 25, 36, 48])))
+        return trial._replace(hparams=trial.hparams._replace(n_layer=rng.randint(3, 48)))
     return trial._replace(
         hparams=trial.hparams._replace(n_vocab=rng.choice([50257, 50304, 32768, 65537]))
     )
@@ -438,4 +462,4 @@ SWEEPS: list[Sweep] = [
     square,
     many_rows,
 ]
-SWEEPS += [writing, values, far, many_rows, every_key, deep, again]
+SWEEPS += [writing, values, far, every_key, deep, again]

@@ -16,7 +16,7 @@ MOST = 1e13  # floating-point operations of a trial that is read from a file: so
 LARGEST = 2**20  # of each of its numbers
 CALL = 1e6  # floating-point operations in the time that calling one layer takes
 LEAST = 4  # n_embd; a layer norm of two channels has the sign of their difference: rounding decides it
-TAPPED = 2.5  # how much more a trial costs whose operations are judged
+TAPPED = 2.0  # how much more a trial costs whose operations are judged
 FORWARD, GENERATE, GRADIENTS, REFUSED = "forward", "generate", "gradients", "refused"
 KINDS, IDS = (FORWARD, GENERATE, GRADIENTS, REFUSED), ("random", "text", "zero", "last", "one")
 
@@ -148,12 +148,12 @@ class Trial(NamedTuple):
         """What it costs, in floating-point operations, its truth and noise included; roughly."""
         n_vocab, n_ctx, n_embd, n_head, n_layer = self.hparams
         n_params = (n_vocab + n_ctx + 2) * n_embd + n_layer * (12 * n_embd + 13) * n_embd
-        total = 60.0 * n_params  # weights are drawn and converted
+        total = 25.0 * n_params  # weights are drawn and converted
         lengths = self.lengths()
         for step, length in zip(self.steps, lengths, strict=True):
             passes = {GRADIENTS: 40.0, FORWARD: 7.0, GENERATE: 14.0, REFUSED: 0.0}[step.kind]
             if step.ids != "random" and step.kind == FORWARD:
-                passes = 2.0  # many steps, and one truth
+                passes = 1.0  # many steps, and one truth
             new = step.batch * (length - (lengths[step.past] if step.past >= 0 else 0))
             total += CALL * n_layer + passes * new * (
                 2.0 * n_params + n_layer * length * (4.0 * n_embd + 60.0 * n_head)
