@@ -25,7 +25,7 @@ from gpt2_parity.implementation import discovery
 from gpt2_parity.implementation.discovery import IMPLS, Found
 from gpt2_parity.implementation.without_cache import with_cache
 from gpt2_parity.model import catalogue
-from gpt2_parity.run import corpus, in_process
+from gpt2_parity.run import corpus, in_process, reproducer
 from gpt2_parity.run import request as requests
 from gpt2_parity.run.request import Request
 
@@ -263,6 +263,20 @@ def test_what_does_not_fail_alone_is_not_written(prepared, tmp_path, monkeypatch
     kept = corpus.keep(rows, found, tmp_path / "wrong.corpus", 60)
     assert [each.outcome for each in kept] == [corpus.NOT_ALONE]
     assert not (tmp_path / "wrong.corpus").exists()
+
+
+def test_the_calls_branch_and_drop_caches_as_the_trial_does():
+    steps = (Step(), Step(past=0), Step(), Step(past=0), Step(past=1), Step(past=3), Step())
+    shown = {"step": 5, "compare": "logits", "tapped": False, "cache": "kept"}
+    assert reproducer.lines(Trial(SIZES, steps), shown) == [
+        'logits, cache = impl.forward(model, data["tokens/0"])',
+        'logits, cache_2 = impl.forward(model, data["tokens/1"], cache)',
+        'logits, _ = impl.forward(model, data["tokens/2"])',
+        'logits, cache = impl.forward(model, data["tokens/3"], cache)',
+        'logits, _ = impl.forward(model, data["tokens/4"], cache_2)',
+        'logits, _ = impl.forward(model, data["tokens/5"], cache)',
+        'got["logits"] = logits',
+    ]
 
 
 GOOD = Trial(SIZES, PREFILL).as_json()

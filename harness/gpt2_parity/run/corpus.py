@@ -121,7 +121,7 @@ def write(row: Row, found: Found, folder: Path, seconds: float) -> Kept:
 
 
 def fails(path: Path, found: Found, seconds: float) -> bool:
-    """Whether a reproducer, run in a process of its own, says that it fails; a traceback does not."""
+    """Whether a reproducer, run in a process of its own, says that it fails. A traceback does not."""
     file = reproducer.source(found)
     command = [sys.executable, str(path), str(file or found.module)]
     environment = os.environ | {supervisor.MARK: "reproducer"}  # a file that verifies itself must not
