@@ -45,7 +45,7 @@ AXES: dict[str, list[list[int]]] = {
     "n_head": [[1], [2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 15], [14, 16, 17], [*range(18, 26)]],
     "n_layer": [[1], [1], [1], [2], [2, 3], [*range(4, 8)], [*range(8, 16)], [*range(16, 49)]],
     "n_vocab": [
-        *([2, 3, 5, 7], [9, 15, 16, 17, 31, 33, 61], [63, 64, 65, 97, 100], [127, 128, 129, 192, 208]),
+        *([*range(2, 9)], [*range(9, 63)], [63, 64, 65, 97, 100], [127, 128, 129, 192, 208]),
         *([255, 256, 257, 301], [500, 511, 512, 513, 768, 1000], [1023, 1024, 1025, 2047, 2049, 3001]),
         [4095, 4096, 4097, 5003, 8191, 8193, 10007, 16383, 16385, 20011, 32767, 32769, 50257, 50304],
     ],
@@ -366,7 +366,8 @@ def far(rng: random.Random, offer: Offer) -> Trial:
         steps.append(Step(past=at, n=cut - before, ids="text"))
         at, before = len(steps) - 1, cut
         for _ in range(0 if tapped or not offer.branches else 2):
-            steps.append(Step(past=at, n=size_below(rng, min(256, LONG - cut)), ids="text"))
+            n = rng.choice([size_below(rng, 256), rng.choice(CUTS)])
+            steps.append(Step(past=at, n=min(n, LONG - cut), ids="text"))
     steps.append(Step(past=at, n=LONG - before, ids="text"))
     trial = small(rng, steps, offer, 8)._replace(tapped=tapped)
     return trial._replace(hparams=trial.hparams._replace(n_head=rng.choice([1, 1, 2])))
@@ -414,7 +415,7 @@ def values(rng: random.Random, offer: Offer) -> Trial:
 def again(rng: random.Random, offer: Offer) -> Trial:
     """One call over and over, so that what is wrong once in hundreds of calls shows."""
     batch, n = rng.choice([(1, 1), (1, 8), (2, 3)])
-    steps = [Step(batch=batch, n=n)] + [Step(batch=batch, n=n, like=0) for _ in range(150)]
+    steps = [Step(batch=batch, n=n)] + [Step(batch=batch, n=n, like=0) for _ in range(310)]
     return small(rng, steps, offer)
 
 
