@@ -269,7 +269,8 @@ def test_the_command_repeats_the_run(runs):
     frame = results.read(runs["fault"])
     command = frame.attrs["command"]
     assert command == (
-        "parity verify --impl erf_gelu.py --impl numpy --target cpu-float32 --model micro --seed 7"
+        "parity verify --impl erf_gelu.py --impl numpy --target cpu-float32 --model micro --seed 7 "
+        "--search 0"
     )
     assert command in Page((runs["fault"] / "report.html").read_text()).words
     again = here(*command.split()[1:], "--out", "again", cwd=runs["fault"].parent)
