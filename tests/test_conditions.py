@@ -132,8 +132,9 @@ def test_an_implementation_that_has_numpy_raise_does_not_stop_the_judge():
         np.seterr(all="raise")
         return Plain.weights(params, hparams, dtype)
 
-    under = conditions.loaded(Plain.with_("raises", weights=weights_and_raise, softmax=quiet_softmax))
-    trial = Trial(HPARAMS, (Step(n=9), Step(past=0, n=3)), ("attention_scores",), 1, tapped=True)
+    wrapped = {"weights": weights_and_raise, "softmax": quiet_softmax}
+    under = conditions.loaded(Plain.with_("raises", **wrapped))
+    trial = Trial(HPARAMS, (Step(n=9),), ("gelu_inputs", "attention_scores"), 1, tapped=True)
     with np.errstate():
         judged = judge(play(under, trial), KEPT)
     assert not [found for found in judged.found if found.wrong]
