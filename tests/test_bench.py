@@ -264,7 +264,7 @@ def test_the_command_writes_both_files_and_shows_the_table(tmp_path, prepared):
     document = json.loads((out / BENCH).read_text())
     assert document["schema"] == 2
     assert done.stdout.count(": prefill 128, round 1 of 6\n") == 1  # a line, though no terminal
-    assert "other: loading and verifying\n" in done.stdout
+    assert "numpy: loading and verifying\n" in done.stdout
     assert document["environment"]["command"].startswith("parity bench --impl numpy")
     assert {row["verdict"] for row in document["rows"]} <= {"verified", "skipped"}
     jsonschema.Draft202012Validator(SCHEMA).validate(document)

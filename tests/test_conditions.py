@@ -125,3 +125,21 @@ def test_kernels_that_take_another_path_for_other_shapes_are_right(name):
     )
     judged = judge(play(under, trial), KEPT)
     assert not [found for found in judged.found if found.wrong]
+
+
+def test_an_implementation_that_has_numpy_raise_does_not_stop_the_judge():
+    def weights_and_raise(params, hparams, dtype):
+        np.seterr(all="raise")
+        return Plain.weights(params, hparams, dtype)
+
+    wrapped = {"weights": weights_and_raise, "softmax": quiet_softmax}
+    under = conditions.loaded(Plain.with_("raises", **wrapped))
+    trial = Trial(HPARAMS, (Step(n=9),), ("gelu_inputs", "attention_scores"), 1, tapped=True)
+    with np.errstate():
+        judged = judge(play(under, trial), KEPT)
+    assert not [found for found in judged.found if found.wrong]
+
+
+def quiet_softmax(scores, at):
+    with np.errstate(all="ignore"):
+        return Plain.softmax(scores, at)

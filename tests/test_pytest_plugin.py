@@ -55,6 +55,7 @@ def test_there_is_a_test_for_each_target_and_check_with_its_seconds_and_class(tm
     assert outcomes(tmp_path / "junit.xml") == dict.fromkeys(names, "passed") | {
         "parity[cpu-float32-gradients]": "skipped",  # the specimen has no loss_and_grads
         "parity[cpu-float32-own_weights]": "skipped",  # nor weights
+        "parity[cpu-float32-search]": "skipped",  # PARITY_SEARCH=0
     }
     environment = results.load(tmp_path / "out").environment
     assert "only" not in environment
@@ -112,7 +113,7 @@ def test_under_xdist_nothing_is_made_twice_and_failures_are_explained(tmp_path, 
     path.write_text(path.read_text() + NOTES)
     (tmp_path / "test_own.py").write_text(OWN)
     chosen = ("--parity-impl", path.name, "--parity-out", "out", "--junitxml", "junit.xml")
-    done = pytest_in(tmp_path, "-n", 2, *chosen, "-k", "local or causality or own")
+    done = pytest_in(tmp_path, "-n", 2, *chosen, "-k", "local or causality or test_own")
     assert done.returncode == 1
     assert "erf instead of tanh GELU explains it" in done.stdout
     assert f"FAILED {path.name}::parity[cpu-float32-local]" in done.stdout

@@ -187,6 +187,8 @@ def mixed(rng: random.Random, offer: Offer, axes: dict[str, int], most: float) -
         else:
             n = (n + 1) // 2
     extremes = tuple(rng.sample([*EXTREMES], rng.choice([0, 0, 0, 0, 0, 1, 1, 1, 2])))
+    if n_embd < 3:  # the layer norm of two channels is their order, which rounding may decide
+        extremes = ()
     if ILL_CONDITIONED.intersection(extremes):
         offer = offer._replace(offers=[name for name in offer.offers if name != "loss_and_grads"])
     tapped = offer.taps and rng.random() < 0.2

@@ -62,6 +62,7 @@ class Judged(NamedTuple):
     outside: bool = False  # whether what the dtype lawfully cannot hold was left out
 
 
+@np.errstate(all="ignore")  # loading the trial's model may have set NumPy to raise
 def judge(played: Played, cache: str, made: list[Truth] | None = None) -> Judged:
     """Everything that a trial's answers show. cache: as Plan.cache; made: as in truths."""
     dtype, loaded = played.loaded.target.dtype, played.loaded
