@@ -64,6 +64,7 @@ def play(under_test: Loaded, trial: Trial, params: dict[str, np.ndarray] | None 
     return played
 
 
+@np.errstate(all="ignore")  # as in every check: loading may have set NumPy to raise
 def ask(loaded: Loaded, step: Step, tokens: np.ndarray, past: Any, tapped: bool) -> tuple[Reply, Any]:
     """One call: its answer, and the cache after it. Raises what the implementation raises."""
     match step.kind:
