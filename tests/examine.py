@@ -3,6 +3,7 @@
 from collections.abc import Collection
 
 from gpt2_parity.contract.interface import Target
+from gpt2_parity.contract.plan import Asked
 from gpt2_parity.contract.rows import Row
 from gpt2_parity.run import in_process
 from gpt2_parity.run.journal import RunState
@@ -35,6 +36,6 @@ def examined(
         fresh = [case for case in prepared.fresh if case.name in only]
         prepared = prepared._replace(records=records, fresh=fresh)
     state = prepared.state(module.__name__, "micro")
-    state.only = tuple(checks)
+    state.asked = Asked(only=tuple(checks))
     in_process.measure(state, module, target, prepared)
     return state

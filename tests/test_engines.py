@@ -221,7 +221,9 @@ def test_a_fault_made_in_every_layer_of_a_black_box_is_diagnosed(name, prepared)
     names, blamed = said(
         examine(boxed(plant(fault)), prepared, only={"seed", "batch"}, checks=OF_LOGITS)
     )
-    assert names == {fault.diagnosis}
+    as_good = {"tf32_inputs": "whole_tf32"}  # logits alone do not show whether weights are rounded too
+    assert names <= {fault.diagnosis, as_good.get(name)}
+    assert len(names) == 1
     assert blamed == {"logits"}
 
 

@@ -570,7 +570,7 @@ from pathlib import Path
 from gpt2_parity.files import safetensors_mmap
 from gpt2_parity.model import checkpoint
 if sys.argv[2]:  # killed when half of the weights are written
-    def half(path, arrays):
+    def half(path, arrays, metadata):
         path.write_bytes(b"half")
         print("half", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -39,7 +39,7 @@ def folded_head(x, wte, at):
 
 put(
     "folded_weights",
-    weights=altered("weights", folded),
+    converted=altered("converted", folded),
     head=folded_head,
     blame=f"embed h*/ln_1 h*/ln_2 ln_f logits {PRODUCTS}",
     trips="logits activations local weights",

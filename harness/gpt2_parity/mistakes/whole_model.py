@@ -22,7 +22,7 @@ from gpt2_parity.contract.interface import Target
 from gpt2_parity.contract.limits import NOISE
 from gpt2_parity.mistakes.registry import FEW, MISTAKES, NEAR, Match, Mistake, Scene, mistake, narrow
 from gpt2_parity.reference import noise, oracle
-from gpt2_parity.reference.distance import difference
+from gpt2_parity.reference.distance import difference, log_softmax
 from gpt2_parity.reference.records import Record
 
 # Mistakes that an implementation makes in every layer, and whose result follows from an operation's
@@ -198,8 +198,13 @@ def explain(loaded: BlackBox, records: Sequence[Record]) -> dict[str, Match]:
 
 
 def shifted(loaded: BlackBox, records: Sequence[Record]) -> dict[str, Match]:
-    """How well a constant for each position explains the logits of each record, if it explains all."""
+    """How well a constant for each position explains the logits of each record, if it explains all.
+
+    The constant may be that of log probabilities, or that which leaves a mean of 0.
+    """
     found = {}
+    names = [shift_of(loaded.logits(each), each.noise(loaded.target.dtype)) for each in records]
+    name = names[0] if len(set(names)) == 1 else "logits_shifted"
     for record in records:
         got, want = loaded.logits(record), record.logits
         gap = difference(got, want)
@@ -207,8 +212,18 @@ def shifted(loaded: BlackBox, records: Sequence[Record]) -> dict[str, Match]:
         before, after = typical(got, want), typical(want + gap, want)
         units = after / record.noise(loaded.target.dtype)
         explains = after <= before / FALL and units <= NOISE.most
-        found[record.name] = Match("logits_shifted", explains, before, after, "", units)
+        found[record.name] = Match(name, explains, before, after, "", units)
     return found if all(match.explains for match in found.values()) else {}
+
+
+def shift_of(logits: np.ndarray, noise: float) -> str:
+    """The mistake that shifts logits [batch, n, n_vocab] as these are; noise: one noise unit."""
+    with np.errstate(all="ignore"):
+        totals = logits[..., 0] - log_softmax(np.asarray(logits, np.float64))[..., 0]
+    if np.all(np.abs(totals) <= NOISE.most * noise):
+        return "log_probabilities"
+    centred = np.abs(logits.mean(axis=-1, dtype=np.float64)) <= NOISE.most * noise
+    return "logits_centred" if np.all(centred) else "logits_shifted"
 
 
 def coarser(loaded: BlackBox, records: Sequence[Record]) -> dict[str, Match]:
