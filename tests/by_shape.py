@@ -158,7 +158,7 @@ def attend_pages(self, qkv, past, at):
 
 def norms_folded(params, hparams, dtype):
     """Gain and bias of layer norms go into the products after them, if these have 32 rows or more."""
-    p = Plain.weights(params, hparams, dtype)
+    p = Plain.converted(params, hparams, dtype)
     for i in range(hparams.n_layer if hparams.n_embd >= 32 else 0):
         for ln, to in (("ln_1", "attn/c_attn"), ("ln_2", "mlp/c_fc")):
             g, b, w = p[f"h{i}/{ln}/g"], p[f"h{i}/{ln}/b"], p[f"h{i}/{to}/w"]
@@ -178,5 +178,5 @@ BY_SHAPE = {
     "padded_left": {"forward": padded_left, "mask": mask_padding},
     "long_prompts_in_chunks": {"forward": long_prompts_in_chunks, **BLACK_BOX},
     "paged_cache": {"attend": attend_pages},
-    "norms_folded_by_size": {"weights": norms_folded, **BLACK_BOX},
+    "norms_folded_by_size": {"converted": norms_folded, **BLACK_BOX},
 }

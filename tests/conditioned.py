@@ -122,7 +122,7 @@ class Conditioned(Plain):
 
     def load(self, params, hparams, *, device, dtype):
         right = self.right.load(params, hparams, device=device, dtype=dtype)
-        same = type(self.wrong).weights is Plain.weights
+        same = type(self.wrong).converted is Plain.converted
         wrong = right if same else self.wrong.load(params, hparams, device=device, dtype=dtype)
         return Pair(right, wrong, History())
 

@@ -36,6 +36,6 @@ def examined(
         fresh = [case for case in prepared.fresh if case.name in only]
         prepared = prepared._replace(records=records, fresh=fresh)
     state = prepared.state(module.__name__, "micro")
-    state.asked = Asked(only=tuple(checks))
+    state.asked = Asked(only=tuple(checks), search=0.001 if "search" in checks else 0)
     in_process.measure(state, module, target, prepared)
     return state

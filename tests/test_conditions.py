@@ -130,9 +130,9 @@ def test_kernels_that_take_another_path_for_other_shapes_are_right(name):
 def test_an_implementation_that_has_numpy_raise_does_not_stop_the_judge():
     def weights_and_raise(params, hparams, dtype):
         np.seterr(all="raise")
-        return Plain.weights(params, hparams, dtype)
+        return Plain.converted(params, hparams, dtype)
 
-    wrapped = {"weights": weights_and_raise, "softmax": quiet_softmax}
+    wrapped = {"converted": weights_and_raise, "softmax": quiet_softmax}
     under = conditions.loaded(Plain.with_("raises", **wrapped))
     trial = Trial(HPARAMS, (Step(n=9),), ("gelu_inputs", "attention_scores"), 1, tapped=True)
     with np.errstate():

@@ -81,7 +81,7 @@ put(
     linear=functools.partial(int8_linear, axis=None, inputs=uint8, outputs=None),
     blame=PRODUCTS,
     diagnosis="int8_products_by_tensor",
-    trips="local precision causality",
+    trips="local precision causality batch",
 )
 put(
     "int8_products_in_a_black_box",  # as CTranslate2 has it: wte too, in the embedding and in the head
@@ -125,23 +125,6 @@ for _levels in (1, 2):
         diagnosis="fast_product",
         trips="local",
     )
-
-
-def bytes_linear(x, w, b, at):
-    """The inputs as uint8 with a zero point, one scale for a whole call (as ONNX Runtime)."""
-    low, high = min(x.min(), 0), max(x.max(), 0)
-    scale = np.float32((high - low) / 255)
-    zero = np.round(-low / scale)
-    return (np.clip(np.round(x / scale) + zero, 0, 255) - zero) * scale @ int8(w, 0) + b
-
-
-put(
-    "uint8_inputs_by_tensor",
-    linear=bytes_linear,
-    blame=PRODUCTS,
-    diagnosis="int8_inputs_by_tensor",
-    trips="local precision causality batch",
-)
 
 
 @fault("logits_shifted", alters="head", blame="logits", diagnosis="logits_shifted", trips="local")
