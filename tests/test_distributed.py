@@ -152,7 +152,7 @@ def local(mine, prepared):
 
 
 def machines(verdict):
-    """The machine of each target, without versions: of those a process knows what it has imported so far."""
+    """The machine of each target, without versions: a process knows those imported by then."""
     return {
         name: {key: value for key, value in host.items() if key != "versions"}
         for name, host in verdict.environment["hosts"].items()
