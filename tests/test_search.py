@@ -252,6 +252,25 @@ def test_what_fails_without_taps_only_is_blamed_on_the_call(prepared):
     assert {row.blame for row in rows if row.verdict == "fail"} <= {"forward", "cache"}
 
 
+def test_a_cache_of_blocks_without_what_came_before_them_is_found(prepared):
+    """Blocks of 16 tokens are found again by their own tokens and place."""
+
+    class Blocks(Plain):
+        __name__ = "blocks"
+
+        def forward(self, model, tokens, past=None, tap=None):
+            if past is not None or tap is not None or len(tokens) > 1:
+                return super().forward(model, tokens, past, tap)
+            parts, cache, store = [], None, self.memory.setdefault(id(model), {})
+            for at in range(0, tokens.shape[1], 16):
+                block = tokens[:, at : at + 16]
+                logits, cache = super().forward(model, block, cache)
+                parts.append(store.setdefault((at, block.tobytes()), logits))
+            return np.concatenate(parts, axis=1), cache
+
+    assert "prefill" in failed(searched(Blocks(), prepared, seconds=0.5))
+
+
 def test_what_always_fails_ends_the_search_at_once(prepared, monkeypatch):
     monkeypatch.setattr(search, "ENOUGH", 2)
     rows = searched(Plain.with_("zero", gelu=nothing), prepared, seconds=60)

@@ -23,6 +23,7 @@ from gpt2_parity.checks.search.trial import (
     GENERATE,
     GRADIENTS,
     LEAST,
+    OTHER_FIRST,
     REFUSED,
     Step,
     Trial,
@@ -376,8 +377,11 @@ def far(rng: random.Random, offer: Offer) -> Trial:
 
 
 def alike(rng: random.Random, offer: Offer) -> Trial:
-    """Prompts of one shape, with equal beginnings of every length, equal prompts, equal chunks after
-    other prompts, and one cache continued again and again."""
+    """Prompts of one shape that have much in common: what a cache of prompts may confuse.
+
+    Equal beginnings of every length, equal prompts, equal rests after another first token, equal chunks
+    after other prompts, and one cache continued again and again.
+    """
     batch, n = rng.choice([1, 1, 2, 3]), rng.choice([5, 17, 40])
     steps = [Step(batch=batch, n=n)]
     steps += [Step(batch=batch, n=n) for _ in range(3)]
@@ -390,6 +394,8 @@ def alike(rng: random.Random, offer: Offer) -> Trial:
         at = len(steps)
         steps.append(Step(past=0, batch=batch, n=chunk))
         steps += [Step(past=other, batch=batch, n=chunk, like=at) for other in (1, 2, 3)]
+    at = len(steps)
+    steps += [Step(n=70), Step(n=70, like=at, ids=OTHER_FIRST), Step(n=70, like=at), Step(past=at + 1)]
     return small(rng, steps, offer)
 
 
@@ -458,11 +464,11 @@ SWEEPS: list[Sweep] = [
     functools.partial(backward, extreme="gelu_inputs"),  # what training runs into
     every_length,
     values,
-    backward,
+    alike,
     every_chunk,
     every_batch,
-    alike,
+    backward,
     square,
     many_rows,
 ]
-SWEEPS += [writing, values, far, every_key, deep, again]
+SWEEPS += [writing, alike, values, far, every_key, deep, again]

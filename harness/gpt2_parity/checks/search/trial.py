@@ -18,7 +18,11 @@ CALL = 1e6  # floating-point operations in the time that calling one layer takes
 LEAST = 4  # n_embd; a layer norm of two channels has the sign of their difference: rounding decides it
 TAPPED = 2.0  # how much more a trial costs whose operations are judged
 FORWARD, GENERATE, GRADIENTS, REFUSED = "forward", "generate", "gradients", "refused"
-KINDS, IDS = (FORWARD, GENERATE, GRADIENTS, REFUSED), ("random", "text", "zero", "last", "one")
+OTHER_FIRST = "other_first"  # ids: those of the step like, but for the first of each row
+KINDS, IDS = (
+    (FORWARD, GENERATE, GRADIENTS, REFUSED),
+    ("random", "text", "zero", "last", "one", OTHER_FIRST),
+)
 
 
 class Step(NamedTuple):
@@ -113,6 +117,8 @@ class Trial(NamedTuple):
                 other = made[step.like]
                 rows, columns = (min(pair) for pair in zip(ids.shape, other.shape, strict=True))
                 ids[:rows, :columns] = other[:rows, :columns]
+            if step.ids == OTHER_FIRST:
+                ids[:, 0] = (ids[:, 0] + 1) % self.hparams.n_vocab
             made.append(ids)
         return made
 
