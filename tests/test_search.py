@@ -433,6 +433,8 @@ def test_what_the_local_check_has_blamed_is_not_blamed_again(prepared):
     assert blamed == {f"h{i}/mlp/gelu" for i in range(4)}
     inherited = {row.blame for row in state.rows if row.check == "search" and row.verdict == "fail"}
     assert inherited == {"h*/mlp/gelu"}
+    [findings] = explain.findings(state.rows).values()
+    assert [finding.where for finding in findings if "introduces" in finding.claim] == ["h*/mlp/gelu"]
 
 
 def test_a_model_that_is_not_loaded_is_told(prepared):

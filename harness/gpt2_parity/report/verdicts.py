@@ -10,7 +10,7 @@ from gpt2_parity.report import results
 from gpt2_parity.report.cells import Cell, anchor, severity, shaded, times
 from gpt2_parity.report.operations import Heat, heat
 from gpt2_parity.verdict import explain
-from gpt2_parity.verdict.attribution import introduces
+from gpt2_parity.verdict.attribution import introduced, introduces
 
 STATES = {  # state -> sign, text; in the order in which the page shows them
     "wrong": ("✘", "wrong"),
@@ -103,7 +103,7 @@ def share(rows: list[Row]) -> str:
     if not judged:
         return explain.detail(rows[0])
     ends = [row for row in judged if row.check in ("process", "load")]
-    causes = [row for row in judged if row.verdict == "fail" and introduces(row)]
+    causes = introduced(row for row in judged if row.verdict == "fail")
     row = max(ends or causes or judged, key=severity)
     check, case = row.check.replace("_", " "), row.case if row.case != row.check else ""
     if math.isinf(severity(row)):

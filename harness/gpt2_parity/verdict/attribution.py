@@ -26,25 +26,30 @@ def blame(rows: list[Row]) -> list[Row]:
     Rows that were lost when the process ended blame only the process.
     """
     failed = [row for row in rows if row.verdict == "fail" and row.status != "lost"]
-    introduced = [row for row in failed if introduces(row)]
-    if any(row.check == "local" for row in introduced):  # a search then finds the same again
-        introduced = [row for row in introduced if row.check == "local"]
-    faulty = list(dict.fromkeys(blamed(row, rows) for row in introduced))
+    at_fault = introduced(failed)
+    faulty = list(dict.fromkeys(blamed(row, rows) for row in at_fault))
     faulty = faulty or mechanism(rows, failed)
     inherited = ", ".join(collapse(faulty, n_layer(rows)))
-    own = broken(failed)
+    own, which = broken(failed), {id(row) for row in at_fault}
 
     def mark(row: Row) -> Row:
         if row.verdict != "fail":
             return row
         if row.status == "lost":
             return row._replace(blame="process")
-        if row in introduced:
+        if id(row) in which:
             return row._replace(blame=blamed(row, rows))
         apart = CHECKS[row.check].blames if row.check in own else ""
         return row._replace(blame=own_blame(row) or apart or inherited)
 
     return [mark(row) for row in rows]
+
+
+def introduced(failed: Iterable[Row]) -> list[Row]:
+    """The failures that introduce an error; those of a search only if no listed case shows any."""
+    found = [row for row in failed if introduces(row)]
+    listed = [row for row in found if row.check == "local"]
+    return listed or found
 
 
 def broken(failed: Sequence[Row]) -> set[str]:

@@ -15,7 +15,15 @@ from gpt2_parity.contract.architecture import graph, kind_of
 from gpt2_parity.contract.dtypes import UNIT_ROUNDOFF
 from gpt2_parity.contract.rows import Row, label
 from gpt2_parity.mistakes import registry
-from gpt2_parity.verdict.attribution import DECODE, broken, collapse, introduces, n_layer, own_blame
+from gpt2_parity.verdict.attribution import (
+    DECODE,
+    broken,
+    collapse,
+    introduced,
+    introduces,
+    n_layer,
+    own_blame,
+)
 
 # -- one row
 
@@ -555,10 +563,11 @@ def found_in(failed: list[Row], layers: int, products: int) -> list[Finding]:
     coarse, failed = coarser(failed, layers, products)
     ends = [row for row in failed if row.check == "process"]
     lost = [row for row in failed if row.status == "lost"] if ends else []
+    which = {id(row) for row in introduced(failed)}
     for row in failed:
         if row in lost or row in ends:
             continue
-        if introduces(row):
+        if id(row) in which:
             groups[cause_of(row)].append(row)
         else:
             rest.append(row)
